@@ -1,0 +1,75 @@
+"""Writing beside and renaming, so that a killed process leaves the old file or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tocom_export.errors import OutputError
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write to; renamed to ``target`` when the block ends well.
+
+    Raises:
+        OutputError: the folder can't be written, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror}.") from error
+    beside = Path(name)
+    try:
+        yield beside
+        os.chmod(beside, 0o666 & ~_umask())
+        os.replace(beside, target)
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """The same for a folder; an old ``target`` is removed once the new one is complete.
+
+    Raises:
+        OutputError: the folder can't be written, or the disk is full.
+    """
+    target = target.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror}.") from error
+    retired = beside.with_name(beside.name + ".old")
+    try:
+        yield beside
+        os.chmod(beside, 0o777 & ~_umask())
+        if target.exists():
+            os.replace(target, retired)
+        try:
+            os.replace(beside, target)
+        except OSError:
+            if retired.exists():
+                os.replace(retired, target)
+            raise
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask, which the temporary files above don't follow by themselves."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

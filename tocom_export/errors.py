@@ -1,0 +1,92 @@
+"""Every error a user can meet.
+
+::
+
+    TocomError
+    ├── InputError                  bad usage or bad input: exit status 2
+    │   ├── UnknownModelError       no such model name
+    │   ├── UnsupportedModelError   a part of the model that a VitSpec can't express
+    │   ├── DegreeError             a degree or a list of degrees out of range
+    │   ├── CheckpointError         a weights file that is broken or of another model
+    │   ├── BankError               a ToCom bank that is broken or of another model
+    │   ├── BundleError             a bundle that is broken, changed or incomplete
+    │   ├── ImageError              an image file or an image batch that can't be used
+    │   ├── DataError               a folder of training or test images that can't be used
+    │   ├── OutputError             a place that can't be written
+    │   └── MissingPackageError     an optional dependency that isn't installed
+    ├── ProviderError               the runtime did not give what was asked of it: exit status 1
+    └── CheckFailed                 an engine that disagrees with the model: exit status 1
+
+A message is one or two lines: which file or option, what is wrong with it, what to do.
+"""
+
+from __future__ import annotations
+
+
+class TocomError(Exception):
+    """Base of all errors of this package; ``exit_status`` is the command line's."""
+
+    exit_status = 1
+
+
+class InputError(TocomError):
+    """Bad usage or bad input."""
+
+    exit_status = 2
+
+
+class UnknownModelError(InputError):
+    """No model goes by that name."""
+
+
+class UnsupportedModelError(InputError):
+    """The model has a part that a :class:`~tocom_export.VitSpec` can't express."""
+
+    def __init__(self, model: str, part: str) -> None:
+        super().__init__(f"{model}: {part} is not supported; plain ViT and DeiT models are.")
+        self.part = part
+
+
+class DegreeError(InputError):
+    """A degree is not a whole number within the range it must lie in."""
+
+
+class CheckpointError(InputError):
+    """A weights file can't be read, or doesn't fit the model."""
+
+
+class BankError(InputError):
+    """A ToCom bank can't be read, or doesn't fit the model."""
+
+
+class BundleError(InputError):
+    """A bundle can't be opened, or isn't what its manifest says."""
+
+
+class ImageError(InputError):
+    """An image file can't be read, or a batch has the wrong shape or dtype."""
+
+
+class DataError(InputError):
+    """A data set's folder is missing or holds no images."""
+
+
+class OutputError(InputError):
+    """A file or folder can't be written."""
+
+
+class MissingPackageError(InputError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; pip install 'tocom-export[{extra}]' brings it."
+        )
+
+
+class ProviderError(TocomError):
+    """The runtime gave another execution provider than the one asked for."""
+
+
+class CheckFailed(TocomError):
+    """An engine's outputs differ from the model's."""

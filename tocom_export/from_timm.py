@@ -1,0 +1,114 @@
+"""Reading a VitSpec off a live timm model.
+
+Looks at attributes and class names alone, so this module needs neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tocom_export.errors import UnsupportedModelError
+from tocom_export.spec import Activation, VitSpec
+
+
+def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
+    """The spec of a timm ``VisionTransformer`` or ``VisionTransformerDistilled``.
+
+    Args:
+        vit: the model, on any device (``meta`` will do).
+        name: what to call it; default: the name timm created it under.
+
+    Raises:
+        UnsupportedModelError: names the first part that a spec can't express.
+    """
+    kind = _kind(vit)
+    cfg = getattr(vit, "pretrained_cfg", None) or {}
+    name = name or cfg.get("architecture") or kind
+
+    def need(condition: bool, part: str) -> None:
+        if not condition:
+            raise UnsupportedModelError(name, part)
+
+    need(kind in ("VisionTransformer", "VisionTransformerDistilled"), f"model class {kind}")
+    need(type(vit).__module__.startswith("timm."), f"model class {kind} from outside timm")
+    distilled = kind == "VisionTransformerDistilled"
+    need(vit.pos_embed is not None, "a model without position embedding")
+    need(_kind(vit.patch_embed) == "PatchEmbed", f"patch embedding {_kind(vit.patch_embed)}")
+    need(_kind(vit.patch_embed.norm) == "Identity", "a norm in the patch embedding")
+    need(vit.attn_pool is None, "attention pooling")
+    need(vit.global_pool in ("token", "avg"), f"pooling {vit.global_pool!r}")
+    need(not vit.pool_include_prefix, "pooling that includes the prefix tokens")
+    need(_kind(vit.patch_drop) == "Identity", "patch dropout")
+
+    blocks = list(vit.blocks)
+    for block in blocks:
+        attn, mlp = block.attn, block.mlp
+        need(_kind(block) == "Block", f"block {_kind(block)}")
+        need(_kind(attn) == "Attention", f"attention {_kind(attn)}")
+        need(getattr(attn, "gate", None) is None, "gated attention")
+        need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")
+        need(attn.num_heads * attn.head_dim == vit.embed_dim, "attention of another width")
+        need(_kind(mlp) == "Mlp", f"MLP {_kind(mlp)}")
+        need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
+        need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
+        need(_kind(block.ls1) in ("Identity", "LayerScale"), f"layer scale {_kind(block.ls1)}")
+    first = blocks[0]
+    norms = [n for b in blocks for n in (b.norm1, b.norm2)]
+    final_norm = next((n for n in ("norm", "fc_norm") if _kind(getattr(vit, n)) != "Identity"), None)
+    if final_norm:
+        norms.append(getattr(vit, final_norm))
+    pre_norm = _kind(vit.norm_pre) != "Identity"
+    if pre_norm:
+        norms.append(vit.norm_pre)
+    qk_norm = _kind(first.attn.q_norm) != "Identity"
+    if qk_norm:
+        norms += [n for b in blocks for n in (b.attn.q_norm, b.attn.k_norm)]
+    for norm in norms:
+        need(_kind(norm) == "LayerNorm", f"norm {_kind(norm)}")
+        need(norm.weight is not None and norm.bias is not None, "a LayerNorm without weight or bias")
+        need(norm.eps == first.norm1.eps, "LayerNorms of different epsilon")
+
+    return VitSpec(
+        model=name,
+        image_size=tuple(vit.patch_embed.img_size),
+        patch_size=tuple(vit.patch_embed.patch_size),
+        channels=vit.patch_embed.proj.in_channels,
+        width=vit.embed_dim,
+        depth=len(blocks),
+        heads=first.attn.num_heads,
+        mlp_width=first.mlp.fc1.out_features,
+        classes=vit.num_classes,
+        eps=first.norm1.eps,
+        activation=_activation(name, first.mlp.act),
+        qkv_bias=first.attn.qkv.bias is not None,
+        linear_bias=first.attn.proj.bias is not None,
+        patch_bias=vit.patch_embed.proj.bias is not None,
+        class_token=vit.cls_token is not None,
+        distilled=distilled,
+        registers=0 if vit.reg_token is None else vit.reg_token.shape[1],
+        prefix_positions=not vit.no_embed_class,
+        pre_norm=pre_norm,
+        layer_scale=_kind(first.ls1) == "LayerScale",
+        qk_norm=qk_norm,
+        pool=vit.global_pool,
+        final_norm=final_norm,  # type: ignore[arg-type]
+    )
+
+
+def _kind(module: Any) -> str:
+    return type(module).__name__
+
+
+def _activation(model: str, module: Any) -> Activation:
+    kind = _kind(module)
+    if kind == "GELU" and getattr(module, "approximate", "none") == "tanh":
+        return "gelu_tanh"
+    names: dict[str, Activation] = {
+        "GELU": "gelu",
+        "GELUTanh": "gelu_tanh",
+        "QuickGELU": "quick_gelu",
+        "ReLU": "relu",
+    }
+    if kind not in names:
+        raise UnsupportedModelError(model, f"activation {kind}")
+    return names[kind]

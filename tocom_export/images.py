@@ -1,0 +1,101 @@
+"""From image files to the arrays a model takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.errors import ImageError, InputError, MissingPackageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The image statistics that a model was trained with; timm's names and meanings."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_pct: float = 1.0
+    """Share of the resized shorter side that the centre crop keeps."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of all fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: a field is unknown or of a wrong type.
+        """
+        try:
+            read = cls(
+                **{**data, "mean": tuple(map(float, data["mean"])), "std": tuple(map(float, data["std"]))}
+            )
+            if read.interpolation in ("bilinear", "bicubic") and 0 < float(read.crop_pct) <= 1:
+                return read
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise InputError(f"image statistics can't be {dict(data)!r}.")
+
+    def load(self, path: Path, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """One image file as a normalised array (3, height, width).
+
+        Resizes the shorter side to ``size / crop_pct``, crops the centre, normalises.
+
+        Raises:
+            ImageError: the file is missing or is no image.
+            MissingPackageError: Pillow is not installed.
+        """
+        try:
+            from PIL import Image
+        except ImportError:
+            raise MissingPackageError("pillow", "cpu") from None
+        height, width = size
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except FileNotFoundError:
+            raise ImageError(f"{path}: no such file.") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise ImageError(f"{path} is not an image that can be read.") from None
+        scale = max(height / image.height, width / image.width) / self.crop_pct
+        resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        if resized != image.size:
+            kind = Image.Resampling[self.interpolation.upper()]
+            image = image.resize(resized, kind)
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, np.float32) / 255
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        normalised: npt.NDArray[np.float32] = ((pixels - mean) / std).transpose(2, 0, 1)
+        return np.ascontiguousarray(normalised)
+
+    def load_batch(
+        self, paths: Iterable[Path], size: tuple[int, int]
+    ) -> npt.NDArray[np.float32]:
+        """Image files as one batch (B, 3, height, width)."""
+        return np.stack([self.load(path, size) for path in paths])
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files under a folder, in the order of their names.
+
+    Raises:
+        ImageError: the folder is missing or holds no image.
+    """
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ImageError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder.")
+    return found

@@ -1,0 +1,1 @@
+"""PyTorch: the compressed model, training its bank, evaluating. Needs the ``torch`` extra."""

@@ -1,0 +1,137 @@
+"""The compressed ViT in PyTorch: the definition that engines are judged against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tocom_export.errors import UnsupportedModelError
+from tocom_export.from_timm import spec_from_timm
+from tocom_export.method import Method
+from tocom_export.schedule import TokenSchedule
+from tocom_export.spec import VitSpec
+from tocom_export.training.reduce import merge, prune
+
+
+class SidePaths(Protocol):
+    """What a bank adds to a layer's queries and values: ``ΔW x`` as a low-rank path."""
+
+    def __call__(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From the layer's normalised input (B, N, C) to what q and v gain, each (B, N, C)."""
+        ...
+
+
+class CompressedVit(nn.Module):
+    """A timm ViT run at any degree, its own code and weights untouched.
+
+    The wrapped model's submodules do the work; only attention is spelt out here, because
+    merging needs its keys (pruning its class attention) and the bank its queries and values.
+
+    Args:
+        vit: a timm ``VisionTransformer`` or ``VisionTransformerDistilled``.
+        method: how tokens are removed, and whether attention is proportional to token size.
+        name: what to call the model; default: timm's name for it.
+
+    Raises:
+        UnsupportedModelError: a part of the model that can't be exported either.
+    """
+
+    def __init__(self, vit: nn.Module, method: Method | None = None, name: str | None = None):
+        super().__init__()
+        self.spec: VitSpec = spec_from_timm(vit, name)
+        self.method = method or Method("tome")
+        if self.method.name == "evit" and not self.spec.class_token:
+            raise UnsupportedModelError(self.spec.model, "EViT without a class token")
+        self.vit: Any = vit
+
+    def forward(
+        self,
+        images: Tensor,
+        degree: int | Sequence[int] = 0,
+        side: SidePaths | None = None,
+    ) -> Tensor:
+        """Logits (B, classes) of images (B, channels, height, width).
+
+        Args:
+            degree: one for all layers, or one per layer.
+            side: the bank's low-rank paths; None runs the weights as they are.
+        """
+        return self.head(*self.features(images, degree, side))
+
+    def features(
+        self,
+        images: Tensor,
+        degree: int | Sequence[int] = 0,
+        side: SidePaths | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last layer's normalised tokens (B, N', C), and their sizes (B, N', 1) if merged."""
+        vit = self.vit
+        schedule = TokenSchedule.of(self.spec, degree)
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # (B, N, C)
+        size: Tensor | None = None
+        for layer, (block, remove) in enumerate(zip(vit.blocks, schedule.removed, strict=True)):
+            normed = block.norm1(x)
+            gain = side(layer, normed) if side else None
+            out, keys, class_attention = self._attention(block.attn, normed, size, gain, remove)
+            x = x + block.drop_path1(block.ls1(out))
+            if remove and self.method.name == "tome":
+                if size is None:
+                    size = torch.ones_like(x[..., :1])
+                assert keys is not None
+                x, size = merge(x, size, keys, remove, self.spec.prefix)  # (B, N - r, C)
+            elif remove:
+                assert class_attention is not None
+                x = prune(x, class_attention, remove, self.spec.prefix)  # (B, N - r, C)
+            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return vit.norm(x), size
+
+    def head(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """From the features to logits; averages weigh a merged token by its size."""
+        vit = self.vit
+        if self.spec.pool == "token" or size is None:
+            logits: Tensor = vit.forward_head(x)
+            return logits
+        size = size[:, self.spec.prefix :]
+        x = (x[:, self.spec.prefix :] * size).sum(dim=1) / size.sum(dim=1)
+        logits = vit.head(vit.head_drop(vit.fc_norm(x)))
+        return logits
+
+    def _attention(
+        self,
+        attn: Any,
+        x: Tensor,
+        size: Tensor | None,
+        gain: tuple[Tensor, Tensor] | None,
+        remove: int,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Attention's output (B, N, C), and what removing tokens needs of it.
+
+        That is the keys averaged over heads (B, N, D) for merging, the class token's
+        attention averaged over heads (B, N) for pruning, None for what isn't needed.
+        """
+        batch, tokens, width = x.shape
+        heads = (batch, tokens, attn.num_heads, attn.head_dim)
+        q, k, v = attn.qkv(x).split(width, dim=-1)
+        if gain is not None:
+            q, v = q + gain[0], v + gain[1]
+        q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))  # (B, H, N, D)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+
+        bias = None
+        if size is not None and self.method.proportional:
+            bias = size.log().to(q.dtype).reshape(batch, 1, 1, tokens)
+        out = F.scaled_dot_product_attention(
+            q, k, v, bias, dropout_p=attn.attn_drop.p if self.training else 0.0
+        )
+        out = attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(batch, tokens, width)))
+
+        if not remove:
+            return out, None, None
+        if self.method.name == "tome":
+            return out, k.mean(dim=1), None
+        scores = (q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)  # (B, H, 1, N)
+        return out, None, scores.softmax(dim=-1).mean(dim=1)[:, 0]

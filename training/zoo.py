@@ -1,0 +1,70 @@
+"""Getting a timm model: by its name, or built from a VitSpec."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import timm
+import torch
+from timm.layers import LayerNorm, get_act_layer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tocom_export.errors import UnknownModelError
+from tocom_export.from_timm import spec_from_timm
+from tocom_export.spec import VitSpec
+
+
+def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
+    """A freshly initialised timm model of that architecture.
+
+    The inverse of :func:`~tocom_export.from_timm.spec_from_timm`.
+    """
+    kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
+    model: nn.Module = kind(
+        img_size=spec.image_size,
+        patch_size=spec.patch_size,
+        in_chans=spec.channels,
+        num_classes=spec.classes,
+        global_pool=spec.pool,
+        embed_dim=spec.width,
+        depth=spec.depth,
+        num_heads=spec.heads,
+        mlp_ratio=spec.mlp_width / spec.width,
+        qkv_bias=spec.qkv_bias,
+        qk_norm=spec.qk_norm,
+        proj_bias=spec.linear_bias,
+        init_values=1e-5 if spec.layer_scale else None,
+        class_token=spec.class_token,
+        no_embed_class=not spec.prefix_positions,
+        reg_tokens=spec.registers,
+        pre_norm=spec.pre_norm,
+        final_norm=spec.final_norm is not None,
+        fc_norm=spec.final_norm == "fc_norm",
+        drop_path_rate=drop_path,
+        norm_layer=partial(LayerNorm, eps=spec.eps),
+        act_layer=get_act_layer(spec.activation),
+    )
+    if spec.patch_bias == (model.patch_embed.proj.bias is None):  # timm ties it to pre_norm
+        old = model.patch_embed.proj
+        model.patch_embed.proj = nn.Conv2d(  # type: ignore[union-attr]
+            spec.channels, spec.width, old.kernel_size, old.stride, bias=spec.patch_bias
+        )
+    return model.eval()
+
+
+def spec_of_name(name: str) -> VitSpec:
+    """The spec of a timm model, without making its weights.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        UnsupportedModelError: it has, but a spec can't express it.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture[:12]}*")[:3]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise UnknownModelError(f"--model {name}: timm has no model of that name.{hint}")
+    with torch.device("meta"):
+        return spec_from_timm(timm.create_model(architecture, pretrained=False), name=architecture)
