@@ -52,7 +52,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     retired = beside.with_name(beside.name + ".old")
     try:
         yield beside
-        os.chmod(beside, 0o777 & ~_umask())
+        mask = _umask()
+        os.chmod(beside, 0o777 & ~mask)
+        for file in beside.iterdir():  # libraries may have written theirs as 0600
+            os.chmod(file, 0o666 & ~mask)
         if target.exists():
             os.replace(target, retired)
         try:

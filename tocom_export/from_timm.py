@@ -35,15 +35,15 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
     need(vit.pos_embed is not None, "a model without position embedding")
     need(_kind(vit.patch_embed) == "PatchEmbed", f"patch embedding {_kind(vit.patch_embed)}")
     need(_kind(vit.patch_embed.norm) == "Identity", "a norm in the patch embedding")
-    need(vit.attn_pool is None, "attention pooling")
+    need(getattr(vit, "attn_pool", None) is None, "attention pooling")
     need(vit.global_pool in ("token", "avg"), f"pooling {vit.global_pool!r}")
     need(not vit.pool_include_prefix, "pooling that includes the prefix tokens")
     need(_kind(vit.patch_drop) == "Identity", "patch dropout")
 
     blocks = list(vit.blocks)
     for block in blocks:
-        attn, mlp = block.attn, block.mlp
         need(_kind(block) == "Block", f"block {_kind(block)}")
+        attn, mlp = block.attn, block.mlp
         need(_kind(attn) == "Attention", f"attention {_kind(attn)}")
         need(getattr(attn, "gate", None) is None, "gated attention")
         need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tocom_export.atomic import replaced
+from tocom_export.errors import InputError
 from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
+from tocom_export.spec import VitSpec
 from tocom_export.training.data import TrainData
 from tocom_export.training.loop import Recipe, Report, fit
 from tocom_export.training.model import CompressedVit
@@ -49,3 +55,31 @@ def finetune(
     with replaced(out) as beside:
         save_file(tensors, beside, info.to_metadata())
     state_file.unlink()
+
+
+def read_spec(file: Path) -> VitSpec:
+    """A model spec from a JSON file.
+
+    Raises:
+        InputError: the file is missing, or is no spec.
+    """
+    try:
+        return VitSpec.from_json(json.loads(file.read_text("utf-8")))
+    except OSError as error:
+        raise InputError(f"{file}: can't be read: {error.strerror}.") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is not JSON ({error}).") from None
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def with_classes(
+    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]] | None, classes: int
+) -> tuple[VitSpec, Mapping[str, npt.NDArray[Any]] | None]:
+    """Spec and weights for another number of classes: a head of another size is left out."""
+    if spec.classes == classes:
+        return spec, tensors
+    spec = dataclasses.replace(spec, classes=classes)
+    if tensors is not None:
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(("head.", "head_dist."))}
+    return spec, tensors

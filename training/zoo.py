@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import numpy.typing as npt
 import timm
 import torch
 from timm.layers import LayerNorm, get_act_layer
@@ -11,8 +13,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom_export.errors import UnknownModelError
+from tocom_export.errors import CheckpointError, UnknownModelError
 from tocom_export.from_timm import spec_from_timm
+from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
 
 
@@ -68,3 +71,33 @@ def spec_of_name(name: str) -> VitSpec:
         raise UnknownModelError(f"--model {name}: timm has no model of that name.{hint}")
     with torch.device("meta"):
         return spec_from_timm(timm.create_model(architecture, pretrained=False), name=architecture)
+
+
+def preprocess_of_name(name: str) -> Preprocess:
+    """The image statistics that timm keeps for a model, ``name`` or ``name.tag``."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        return Preprocess()
+    return Preprocess(
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        crop_pct=cfg.crop_pct,
+        interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",
+    )
+
+
+def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
+    """timm's pretrained weights for a model, downloaded or from its cache.
+
+    Raises:
+        CheckpointError: they can't be had; says how to go on without them.
+    """
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # hub, network and cache errors share no base class
+        reason = str(error).splitlines()[0][:120]
+        raise CheckpointError(
+            f"the pretrained weights of {name} can't be downloaded ({reason}). "
+            "Give a file with --checkpoint FILE."
+        ) from None
+    return {key: tensor.numpy() for key, tensor in model.state_dict().items()}

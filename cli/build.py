@@ -1,0 +1,188 @@
+"""``tocom-export build``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tocom_export.cli.common import (
+    DEGREE,
+    FILE,
+    Command,
+    Degrees,
+    Output,
+    common_options,
+    megabytes,
+    output_of,
+)
+from tocom_export.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    from tocom_export.build import BuildPlan
+    from tocom_export.bundle import Bundle
+    from tocom_export.engines.compare import Comparison
+
+
+@click.command("build", cls=Command)
+@click.option("--source", type=DEGREE, help="Degree the checkpoint was trained at; default: "
+              "what its metadata say, else 0.")
+@click.option("--targets", type=Degrees(), default="4,8,12,16", show_default=True,
+              help="Degrees to export: 4,8,12,16 or 0-16 or 0,4-16:4.")
+@click.option("--model", metavar="NAME", help="A timm model name, or 'reference' (the default: "
+              "the model that ships inside the package).")
+@click.option("--checkpoint", type=FILE, metavar="FILE", help=".safetensors, .pth or .bin with "
+              "the model's weights; default: timm's pretrained weights.")
+@click.option("--bank", metavar="FILE", help="ToCom bank, ours (.safetensors) or the authors' "
+              "layout (.pth); default for 'reference': the shipped one; 'none': no compensation.")
+@click.option("--scale", type=float, default=0.1, show_default=True, help="ToCom scale.")
+@click.option("--method", type=click.Choice(["tome", "evit"]), help="Merge or prune; default: "
+              "the bank's.")
+@click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True,
+              help="What to write.")
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
+              help="Type of the weights and of the arithmetic.")
+@click.option("--out", type=FILE, metavar="DIR", help="Default: ./<model>-source<R>.")
+@click.option("--verify/--no-verify", default=None, help="Run every engine against the PyTorch "
+              "model; default where torch is installed.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@common_options
+def build_command(
+    source: int | None,
+    targets: tuple[int, ...],
+    model: str | None,
+    checkpoint: Path | None,
+    bank: str | None,
+    scale: float,
+    method: str | None,
+    engine: str,
+    precision: str,
+    out: Path | None,
+    verify: bool | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """Write engines for some degrees from a checkpoint and a ToCom bank.
+
+    \b
+    Example:
+      tocom-export build --source 0 --targets 4,8,12,16
+      tocom-export build --model deit_base_patch16_224 \\
+          --checkpoint mine.safetensors --bank bank.safetensors
+    """
+    from tocom_export.build import write_bundle
+    from tocom_export.cli.resolve import installed, plan_build
+
+    output = output_of(as_json, verbose, quiet)
+    started = time.perf_counter()
+    if verify and not installed("torch", "timm", "onnxruntime"):
+        raise InputError(
+            "--verify needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
+        )
+    plan = plan_build(
+        model=model, checkpoint_file=checkpoint, bank_name=bank, method_name=method,
+        source=source, targets=targets, scale=scale,
+    )
+    out = out or Path(f"{plan.spec.model}-source{plan.source}")
+    if dry_run:
+        files = plan.files()
+        output.document({"bundle": str(out), "files": files})
+        output.table(["would be written"], [[out / name] for name in files], "")
+        return
+
+    checks: list[Comparison] = []
+
+    def check(bundle: Bundle) -> None:
+        checks.extend(_check(plan, bundle, verify, output))
+
+    with output.progress("writing", len(plan.files())) as advance:
+        bundle = write_bundle(plan, out, force=force, progress=advance, check=check)
+    _report(plan, bundle, checks, time.perf_counter() - started, output)
+
+
+def _check(
+    plan: BuildPlan, bundle: Bundle, verify: bool | None, output: Output
+) -> list[Comparison]:
+    """Run every engine once; against the PyTorch model where that can be had.
+
+    Raises:
+        CheckFailed: an engine differs from the model, or its logits are not finite.
+    """
+    from tocom_export.cli.resolve import installed
+
+    if verify is False:
+        return []
+    if not installed("onnxruntime"):
+        output.note("Not checked: onnxruntime is not installed (pip install 'tocom-export[cpu]').")
+        return []
+    from tocom_export.engines.compare import compare, sample_images
+
+    reference = None
+    if installed("torch", "timm"):
+        from tocom_export.training.reference import Reference
+
+        reference = Reference(bundle, plan.bank)
+    checks = []
+    images = sample_images(bundle.spec)
+    with output.progress("checking", len(bundle.targets)) as advance:
+        for comparison in compare(bundle, images, reference):
+            advance(f"r{comparison.target:02d}")
+            checks.append(comparison)
+    if failed := [c for c in checks if not c.passed]:
+        worst = failed[0]
+        raise CheckFailed(
+            f"the engine at degree {worst.target} differs from the PyTorch model on "
+            f"{worst.beyond} of {worst.images} images (max |Δ| {worst.max_difference}, "
+            f"{worst.tolerance} allowed); no bundle was written. Please report this."
+        )
+    return checks
+
+
+def _report(
+    plan: BuildPlan, bundle: Bundle, checks: list[Comparison], seconds: float, output: Output
+) -> None:
+    from tocom_export.schedule import TokenSchedule
+
+    by_target = {check.target: check for check in checks}
+    dense = TokenSchedule.of(bundle.spec, 0).multiply_adds(bundle.spec)
+    total = sum(record.bytes for record in bundle.files.values())
+    rows, documents = [], []
+    for target, tokens in bundle.targets.items():
+        cost = TokenSchedule.of(bundle.spec, target).multiply_adds(bundle.spec)
+        check = by_target.get(target)
+        documents.append({
+            "target": target,
+            "graph": str(bundle.graph(target)),
+            "tokens": list(tokens),
+            "multiply_adds": cost,
+            "check": check.to_json() if check else None,
+        })
+        delta = "-" if check is None or check.max_difference is None else f"{check.max_difference:.1e}"
+        agree = "-" if check is None or check.agreement is None else f"{check.agreement:.0f} %"
+        rows.append([bundle.graph(target).name, target, f"{bundle.spec.tokens} → {tokens[-1]}",
+                     f"{cost / 1e6:.1f} M", f"{dense / cost:.2f}×", delta, agree])
+    output.document({
+        "bundle": str(bundle.path),
+        "model": bundle.spec.model,
+        "source": bundle.source,
+        "scale": bundle.scale,
+        "compensated": bundle.compensated,
+        "method": bundle.method.name,
+        "bytes": total,
+        "seconds": round(seconds, 3),
+        "targets": documents,
+    })
+    columns = ["engine", "degree", "tokens", "multiply-adds", "fewer by", "max |Δ|", "same top-1"]
+    title = f"{bundle.spec.model}, source {bundle.source}" + (
+        f", ToCom scale {bundle.scale}" if bundle.compensated else ", not compensated"
+    )
+    output.table(columns, rows, title)
+    if checks and checks[0].max_difference is None:
+        output.note("Engines run and give numbers; torch is not installed to compare them with.")
+    output.note(f"Wrote {bundle.path}: {megabytes(total)} in {seconds:.1f} s.")

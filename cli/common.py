@@ -1,0 +1,128 @@
+"""What all commands share: verbosity, JSON, progress, and errors as exit statuses."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tocom_export.errors import DegreeError, TocomError
+from tocom_export.schedule import MAX_DEGREE, parse_degrees
+
+F = TypeVar("F", bound=Callable[..., Any])
+Advance = Callable[[str], None]
+
+
+class Output:
+    """Where a command's words go: results to stdout, everything else to stderr."""
+
+    def __init__(self, as_json: bool, verbosity: int) -> None:
+        self.as_json, self.verbosity = as_json, verbosity
+
+    def note(self, text: str) -> None:
+        """One line that a person would want to know; ``-q`` hides it."""
+        if self.verbosity >= 0:
+            click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        """One line for ``-v``."""
+        if self.verbosity > 0:
+            click.echo(text, err=True)
+
+    def document(self, data: Any) -> None:
+        """The result of a command under ``--json``: one document on stdout."""
+        if self.as_json:
+            click.echo(json.dumps(data, indent=2))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> None:
+        """A table on stdout, unless ``--json``; the first column is text, the others numbers."""
+        if self.as_json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))  # no markup in file names or shapes
+        Console(highlight=False, soft_wrap=True).print(table)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """A bar on stderr where that is a terminal; call what is yielded before each step."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        hidden = self.verbosity < 0 or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(title, total=total)
+            started = False
+
+            def advance(step: str) -> None:
+                nonlocal started
+                bar.update(task, advance=int(started), description=f"{title} {step}")
+                started = True
+
+            yield advance
+
+
+class Command(click.Command):
+    """Turns the package's own errors into messages; a traceback only with ``-vv``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TocomError as error:
+            if ctx.params.get("verbose", 0) > 1:
+                traceback.print_exc()
+            failure = click.ClickException(str(error))
+            failure.exit_code = error.exit_status
+            raise failure from error
+
+
+def common_options(function: F) -> F:
+    """``--json``, ``-v`` and ``-q``; see :func:`output_of`."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
+        click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    ):
+        function = option(function)
+    return function
+
+
+def output_of(as_json: bool, verbose: int, quiet: bool) -> Output:
+    """The output that the three common options ask for."""
+    return Output(as_json, -1 if quiet else verbose)
+
+
+class Degrees(click.ParamType):
+    """A list of degrees: ``4,8,12,16`` or ``0-16`` or ``0,4-16:4``."""
+
+    name = "LIST"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(parse_degrees(value))
+        except DegreeError as error:
+            self.fail(str(error), param, ctx)
+
+
+DEGREE = click.IntRange(0, MAX_DEGREE)
+FILE = click.Path(path_type=Path)
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.1f} MB"

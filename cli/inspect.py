@@ -1,0 +1,163 @@
+"""``tocom-export inspect``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tocom_export.cli.common import FILE, Command, Output, common_options, megabytes, output_of
+from tocom_export.errors import BundleError, InputError
+
+
+@click.command("inspect", cls=Command)
+@click.argument("path", type=FILE)
+@click.option("--layers", is_flag=True, help="Also what is in each layer.")
+@common_options
+def inspect_command(
+    path: Path, layers: bool, as_json: bool, verbose: int, quiet: bool
+) -> None:
+    """Say what a bundle, an engine, a bank or a checkpoint is.
+
+    A bundle's files are compared with the hashes in its manifest.
+
+    \b
+    Example:
+      tocom-export inspect reference-source0 --layers
+      tocom-export inspect reference-source0/r08.onnx
+    """
+    output = output_of(as_json, verbose, quiet)
+    if path.is_dir():
+        _bundle(path, layers, output)
+    elif not path.exists():
+        raise InputError(f"{path}: no such file or folder.")
+    elif path.suffix == ".onnx":
+        _graph(path, layers, output)
+    elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        _weights(path, layers, output)
+    else:
+        raise InputError(
+            f"{path}: bundles (folders), .onnx, .safetensors, .pth, .pt and .bin are inspected."
+        )
+
+
+def _show(output: Output, title: str, facts: dict[str, Any]) -> None:
+    """Facts as two columns."""
+    rows = [(name, value) for name, value in facts.items() if value is not None]
+    output.table([title, ""], rows, "")
+
+
+def _bundle(path: Path, layers: bool, output: Output) -> None:
+    from tocom_export.bundle import Bundle
+    from tocom_export.schedule import TokenSchedule
+
+    bundle = Bundle.open(path, hashes=True)
+    output.document({"kind": "bundle", "path": str(path), **bundle.to_json()})
+    spec = bundle.spec
+    _show(output, "bundle", {
+        "model": spec.model,
+        "images": f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}",
+        "shape": f"{spec.depth} layers, {spec.width} wide, {spec.heads} heads, {spec.tokens} tokens",
+        "classes": spec.classes,
+        "method": bundle.method.name,
+        "source degree": bundle.source,
+        "compensated": f"yes, scale {bundle.scale}" if bundle.compensated else "no",
+        "precision": bundle.precision,
+        "size": megabytes(sum(f.bytes for f in bundle.files.values())),
+        "hashes": "all as in the manifest",
+    })
+    rows = []
+    for target, tokens in bundle.targets.items():
+        cost = TokenSchedule.of(spec, target).multiply_adds(spec)
+        shown = " ".join(map(str, tokens)) if layers else f"{spec.tokens} → {tokens[-1]}"
+        own = sum(bundle.files[f.name].bytes for f in bundle.weight_files(target)[1:])
+        rows.append([bundle.graph(target).name, target, shown, f"{cost / 1e6:.1f} M",
+                     megabytes(own)])
+    columns = ["engine", "degree", "tokens after each layer" if layers else "tokens",
+               "multiply-adds", "own weights"]
+    output.table(columns, rows, "")
+
+
+def _graph(path: Path, layers: bool, output: Output) -> None:
+    import onnx_ir as ir
+
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many types on a broken file
+        raise BundleError(f"{path} is not an ONNX model ({str(error)[:80]}).") from None
+    counts = Counter(node.op_type for node in model.graph)
+    tensors = [v.const_value for v in model.graph.initializers.values()]
+    files = sorted({str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)})
+    facts = {
+        "inputs": {v.name: str(v.shape) for v in model.graph.inputs},
+        "outputs": {v.name: str(v.shape) for v in model.graph.outputs},
+        "opset": model.opset_imports.get(""),
+        "nodes": len(model.graph),
+        "weights": sum(isinstance(t, ir.ExternalTensor) for t in tensors),
+        "weight files": files,
+        **model.metadata_props,
+    }
+    scopes = Counter((node.name or "").rpartition("/")[0] for node in model.graph)
+    extra = {"operators": dict(counts.most_common()), "scopes": dict(scopes)} if layers else {}
+    output.document({"kind": "engine", "path": str(path), **facts, **extra})
+    _show(output, "engine", facts)
+    if layers:
+        output.table(["operator", "nodes"], counts.most_common(), "")
+        output.table(["part", "nodes"], list(scopes.items()), "")
+
+
+def _weights(path: Path, layers: bool, output: Output) -> None:
+    from tocom_export.bank import FACTORS, ToComBank
+    from tocom_export.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(path)
+    names = list(checkpoint.tensors)
+    if sorted(names) == sorted(FACTORS) or any("_tocom." in name for name in names):
+        _bank(path, ToComBank.load(path), layers, output)
+        return
+    info = checkpoint.info
+    shapes = {name: list(t.shape) for name, t in checkpoint.tensors.items()}
+    facts = {
+        "model": info.spec.model if info.spec else None,
+        "source degree": info.source,
+        "method": info.method.name if info.method else None,
+        "classes": len(info.classes) if info.classes else None,
+        "tensors": len(shapes),
+        "parameters": sum(t.size for t in checkpoint.tensors.values()),
+        "dtypes": ", ".join(sorted({str(t.dtype) for t in checkpoint.tensors.values()})),
+        "size": megabytes(path.stat().st_size),
+    }
+    output.document({"kind": "checkpoint", "path": str(path), **facts,
+                     **({"tensors": shapes} if layers else {})})
+    _show(output, "checkpoint", facts)
+    if layers:
+        output.table(["tensor", "shape"], list(shapes.items()), "")
+
+
+def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
+    import numpy as np
+
+    facts = {
+        "model": bank.model or None,
+        "method": bank.method.name,
+        "layers": bank.depth,
+        "width": bank.width,
+        "groups": bank.groups,
+        "rank": bank.rank,
+        "parameters": bank.parameters,
+        "size": megabytes(path.stat().st_size),
+    }
+    norms = []
+    if layers:
+        for layer in range(bank.depth):
+            gaps = bank.gap(layer, 0, bank.groups, 1.0)
+            norms.append([round(float(np.linalg.norm(gap)), 4) for gap in gaps])
+    output.document({"kind": "bank", "path": str(path), **facts,
+                     **({"gap_norms": norms} if layers else {})})
+    _show(output, "bank", facts)
+    if layers:
+        rows = [[f"layer {layer}", *pair] for layer, pair in enumerate(norms)]
+        title = f"Frobenius norm of the gap 0 → {bank.groups} at scale 1"
+        output.table(["", "query", "value"], rows, title)

@@ -1,0 +1,69 @@
+"""The entry point ``tocom-export``; commands are imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from tocom_export._version import __version__
+
+COMMANDS = {
+    "build": "Write engines for some degrees from a checkpoint and a ToCom bank.",
+    "inspect": "Say what a bundle, an engine, a bank or a checkpoint is.",
+    "verify": "Hold every engine of a bundle against the PyTorch model.",
+    "run": "Classify image files with one engine of a bundle.",
+    "train": "Distil a ToCom bank from a model and its pre-training images.",
+    "finetune": "Train a model at a source degree.",
+}
+"""Name and one line of help of each command, in the order of ``--help``."""
+
+
+class Cli(click.Group):
+    """Imports a command's module on first use, and keeps errors to a line or two."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tocom_export.cli.{name}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **kwargs))
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "tocom-export"
+            click.echo(f"Error: {error.format_message()}\nSee '{path} --help'.", err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            click.echo(f"Error: {error.format_message()}", err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Stopped.", err=True)
+            sys.exit(130)
+
+
+@click.group(
+    cls=Cli,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: tocom-export build --source 0 --targets 4,8,12,16",
+)
+@click.version_option(__version__, prog_name="tocom-export")
+def cli() -> None:
+    """One trained Vision Transformer, exported at many costs without retraining."""
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

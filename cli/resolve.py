@@ -1,0 +1,125 @@
+"""From a command's options to a model, its weights and its bank."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+from tocom_export.bank import ToComBank
+from tocom_export.build import BuildPlan
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.errors import BankError, InputError
+from tocom_export.images import Preprocess
+from tocom_export.info import ModelInfo
+from tocom_export.method import Method
+from tocom_export.models import (
+    REFERENCE,
+    REFERENCE_BANK,
+    REFERENCE_CHECKPOINT,
+    is_known,
+    known_model,
+)
+from tocom_export.spec import VitSpec
+
+
+def installed(*packages: str) -> bool:
+    """Whether all of these can be imported, without importing them."""
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def spec_of(model: str) -> tuple[VitSpec, Preprocess]:
+    """Spec and image statistics of a model name; asks timm for one that we don't list."""
+    if model == REFERENCE:
+        model_info = Checkpoint.open(REFERENCE_CHECKPOINT).info
+        if model_info.spec is None or model_info.preprocess is None:
+            raise InputError(f"{REFERENCE_CHECKPOINT} has lost its metadata; install again.")
+        return model_info.spec, model_info.preprocess
+    if not is_known(model) and installed("torch", "timm"):
+        from tocom_export.training.zoo import preprocess_of_name, spec_of_name
+
+        return spec_of_name(model), preprocess_of_name(model)
+    return known_model(model)
+
+
+def open_model(model: str | None, file: Path | None) -> tuple[VitSpec, Checkpoint, Preprocess]:
+    """The weights that ``--model`` and ``--checkpoint`` ask for, checked against their spec."""
+    if file is None and model not in (None, REFERENCE):
+        spec, preprocess = spec_of(model)
+        if not installed("torch", "timm"):
+            raise InputError(
+                f"--model {model}: give its weights with --checkpoint FILE; downloading timm's "
+                "pretrained ones needs torch and timm (pip install 'tocom-export[torch]')."
+            )
+        from tocom_export.training.zoo import pretrained_tensors
+
+        checkpoint = Checkpoint(Path(model), pretrained_tensors(model), ModelInfo())
+        return checkpoint.fit(spec), checkpoint, preprocess
+    checkpoint = Checkpoint.open(file or REFERENCE_CHECKPOINT)
+    info = checkpoint.info
+    if info.spec is None:
+        spec, preprocess = spec_of(model or REFERENCE)
+    elif model not in (None, info.spec.model):
+        raise InputError(
+            f"--model {model}, but {file} says it is {info.spec.model}; leave --model out."
+        )
+    else:
+        spec, preprocess = info.spec, Preprocess()
+    return checkpoint.fit(spec), checkpoint, info.preprocess or preprocess
+
+
+def open_bank(bank: str | None, spec: VitSpec) -> ToComBank | None:
+    """The bank that ``--bank`` asks for; None for ``none``."""
+    if bank == "none":
+        return None
+    if bank is None and spec.model != REFERENCE:
+        raise BankError(
+            f"--bank: {spec.model} has no bank of its own; give FILE (tocom-export train makes "
+            "one), or 'none' for uncompensated engines."
+        )
+    return ToComBank.load(Path(bank) if bank else REFERENCE_BANK)
+
+
+def choose_method(name: str | None, bank: ToComBank | None, info: ModelInfo) -> Method:
+    """``--method``, else the bank's, else the checkpoint's, else ToMe."""
+    known = [m for m in (bank and bank.method, info.method) if m]
+    if name is None:
+        return known[0] if known else Method("tome")
+    return next((m for m in known if m.name == name), Method(name))  # type: ignore[arg-type]
+
+
+def plan_build(
+    *,
+    model: str | None,
+    checkpoint_file: Path | None,
+    bank_name: str | None,
+    method_name: str | None,
+    source: int | None,
+    targets: tuple[int, ...],
+    scale: float,
+) -> BuildPlan:
+    """What ``build`` would do, everything about it checked; writes nothing."""
+    if not math.isfinite(scale):
+        raise InputError(f"--scale {scale} is not a number to multiply by.")
+    spec, checkpoint, preprocess = open_model(model, checkpoint_file)
+    known_source = checkpoint.info.source
+    if None not in (source, known_source) and source != known_source:
+        raise InputError(
+            f"--source {source}, but {checkpoint.file} was trained at degree {known_source} by "
+            "its metadata; leave --source out."
+        )
+    bank = open_bank(bank_name, spec)
+    method = choose_method(method_name, bank, checkpoint.info)
+    if bank is not None:
+        bank.check(spec, method, f"--bank {bank_name or 'of the package'}")
+    return BuildPlan(
+        spec=spec,
+        checkpoint=checkpoint,
+        bank=bank,
+        method=method,
+        source=source if source is not None else (known_source or 0),
+        targets=targets,
+        scale=scale,
+        preprocess=preprocess,
+        classes=checkpoint.info.classes,
+    )

@@ -1,0 +1,101 @@
+"""Engines held against the PyTorch model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.bundle import Bundle
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.spec import VitSpec
+
+Images = npt.NDArray[np.float32]
+RELATIVE_TOLERANCE = 1e-4
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one engine's logits compare with the model's on the same images."""
+
+    target: int
+    images: int
+    max_difference: float | None
+    """Largest |Δ| of a logit; None where there was no model to compare with."""
+    tolerance: float | None
+    """What |Δ| may be: 1e-4 of the largest logit unless given."""
+    beyond: int
+    """Images with a |Δ| beyond the tolerance."""
+    agreement: float | None
+    """Share of images with the model's top-1 class, percent."""
+    finite: bool
+    """Whether all logits are numbers."""
+
+    @property
+    def passed(self) -> bool:
+        """Finite, and beyond the tolerance on at most one image in twenty.
+
+        Two pairs of tokens can be equally similar to within rounding, and each side may then
+        merge another one: a rare image differs without either being wrong.
+        """
+        return self.finite and self.beyond <= self.images // 20
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of all fields and the verdict."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+def compare(
+    bundle: Bundle,
+    images: Images,
+    reference: Callable[[int, Images], Images] | None,
+    atol: float | None = None,
+) -> Iterator[Comparison]:
+    """Run every engine of a bundle on images (B, C, H, W), one comparison each.
+
+    Args:
+        reference: (target, images) → the model's logits; None checks for NaN alone.
+        atol: what |Δ| may be; default ``1e-4 · max |logit|``.
+    """
+    batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
+    for target in bundle.targets:
+        engine = OnnxEngine(bundle, target)
+        got = np.concatenate([engine.run(batch) for batch in batches])
+        finite = bool(np.isfinite(got).all())
+        if reference is None:
+            yield Comparison(target, len(images), None, None, 0, None, finite)
+            continue
+        wanted = np.concatenate([reference(target, batch) for batch in batches])
+        tolerance = RELATIVE_TOLERANCE * float(np.abs(wanted).max()) if atol is None else atol
+        difference = np.abs(got - wanted).max(axis=1)
+        agree = got.argmax(axis=1) == wanted.argmax(axis=1)
+        yield Comparison(
+            target=target,
+            images=len(images),
+            max_difference=float(difference.max()),
+            tolerance=tolerance,
+            beyond=int((~(difference <= tolerance)).sum()),
+            agreement=100 * float(agree.mean()),
+            finite=finite,
+        )
+
+
+def sample_images(spec: VitSpec, count: int = 20, seed: int = 0) -> Images:
+    """Images with structure (B, C, H, W): smooth blobs under fine noise.
+
+    Plain noise makes all tokens alike, and hides a wrong merge.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = spec.image_size
+    rows = np.linspace(0, 6.99, height).astype(int)
+    columns = np.linspace(0, 6.99, width).astype(int)
+    coarse = rng.standard_normal((count, spec.channels, 7, 7))
+    blobs = coarse[:, :, rows][:, :, :, columns]
+    ramp = np.linspace(-1, 1, width) * rng.standard_normal((count, spec.channels, 1, 1))
+    noise = 0.1 * rng.standard_normal((count, spec.channels, height, width))
+    return (blobs + ramp + noise).astype(np.float32)

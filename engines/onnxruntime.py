@@ -1,0 +1,96 @@
+"""One degree of a bundle in ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.bundle import Bundle
+from tocom_export.errors import BundleError, ImageError, MissingPackageError, ProviderError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+class OnnxEngine:
+    """A bundle's graph at one target degree, ready to run. Safe to share among threads.
+
+    The weights are mapped from the bundle's files and not repacked, so that engines of one
+    bundle share them in memory.
+
+    Args:
+        bundle: an opened bundle.
+        target: one of its degrees.
+        provider: where to run. One that the runtime does not give is an error; it would
+            otherwise fall back to the CPU in silence.
+        threads: threads within an operator; None leaves it to the runtime.
+
+    Raises:
+        DegreeError: the bundle has no such target.
+        MissingPackageError: ONNX Runtime is not installed.
+        ProviderError: the provider asked for is not what the session got.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: int,
+        *,
+        provider: Provider = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            extra = "cpu" if provider == "cpu" else "gpu"
+            raise MissingPackageError("onnxruntime", extra) from None
+        graph = bundle.graph(target)
+        self.spec = bundle.spec
+        self.target = target
+        wanted = _PROVIDERS[provider]
+        if wanted not in onnxruntime.get_available_providers():
+            have = ", ".join(n for n, full in _PROVIDERS.items()
+                             if full in onnxruntime.get_available_providers())
+            raise ProviderError(
+                f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}."
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Prepacking copies every weight into private memory; without it all engines of a
+        # bundle run from the same mapped pages, at the same speed.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=[wanted])
+        except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
+            reason = str(error).splitlines()[0][:200]
+            raise BundleError(f"{graph}: ONNX Runtime can't open it ({reason}).") from error
+        if wanted != self._session.get_providers()[0]:
+            raise ProviderError(
+                f"--provider {provider}: ONNX Runtime gave {self._session.get_providers()[0]} "
+                f"instead; are the libraries that {wanted} needs installed?"
+            )
+
+    def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
+
+        Raises:
+            ImageError: the array has another shape or dtype, or is empty.
+        """
+        expected = (self.spec.channels, *self.spec.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
+            raise ImageError(
+                f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) "
+                "with B ≥ 1 is expected."
+            )
+        if images.dtype != np.float32:
+            raise ImageError(f"images are {images.dtype}; float32 is expected.")
+        logits: npt.NDArray[np.float32] = self._session.run(None, {"images": images})[0]
+        return logits

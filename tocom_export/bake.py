@@ -1,0 +1,42 @@
+"""Compensated weights: a checkpoint's, plus the bank's gap from source to target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.bank import ToComBank
+from tocom_export.spec import VitSpec
+
+Array = npt.NDArray[Any]
+
+
+def qkv_name(layer: int) -> str:
+    """The one tensor of a layer that a bank changes."""
+    return f"blocks.{layer}.attn.qkv.weight"
+
+
+def bake(
+    tensors: Mapping[str, Array], spec: VitSpec, bank: ToComBank, source: int, target: int,
+    scale: float, dtype: npt.DTypeLike = np.float32,
+) -> dict[str, Array]:
+    """The tensors that differ at ``target``: the fused qkv weight (3C, C) of every layer.
+
+    Rows 0..C-1 are the query's and gain Δq, rows 2C..3C-1 the value's and gain Δv; the key's
+    rows are the checkpoint's. Summed in float64, then rounded once to ``dtype``. The values
+    are absolute: nothing about a former degree is left in them.
+    """
+    width = spec.width
+    baked = {}
+    for layer in range(spec.depth):
+        name = qkv_name(layer)
+        original = tensors[name]
+        gap_q, gap_v = bank.gap(layer, source, target, scale)
+        merged = original.astype(dtype)
+        merged[:width] = (original[:width] + gap_q).astype(dtype)
+        merged[2 * width :] = (original[2 * width :] + gap_v).astype(dtype)
+        baked[name] = merged
+    return baked

@@ -1,0 +1,207 @@
+"""The ToCom bank: one low-rank step per pair of adjacent degrees (paper, section 4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tocom_export.atomic import replaced
+from tocom_export.errors import BankError, CheckpointError, DegreeError
+from tocom_export.info import METADATA_KEY
+from tocom_export.method import Method
+from tocom_export.pickles import load_pickle
+from tocom_export.schedule import MAX_DEGREE
+from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
+
+Array = npt.NDArray[Any]
+FACTORS = ("q.down", "q.up", "v.down", "v.up")
+
+
+@dataclass(frozen=True, eq=False)
+class ToComBank:
+    """Low-rank factors of the query and value steps of all layers.
+
+    Group ``g`` of a layer is the step from degree ``g`` to ``g + 1``; ``G`` of them, 16 in
+    the paper. ``L`` layers, rank ``h``, width ``C``.
+    """
+
+    q_down: Array
+    """(L, G, h, C), floating point; likewise ``v_down``."""
+    q_up: Array
+    """(L, G, C, h); likewise ``v_up``."""
+    v_down: Array
+    v_up: Array
+    method: Method
+    """The method that the bank was trained with."""
+    model: str = ""
+    """The model that it was trained on."""
+
+    def __post_init__(self) -> None:
+        layers, groups, rank, width = self.q_down.shape
+        down, up = (layers, groups, rank, width), (layers, groups, width, rank)
+        for name, factor in self.factors().items():
+            expected = down if name.endswith("down") else up
+            if factor.shape != expected:
+                raise BankError(f"bank: {name} has shape {factor.shape}, expected {expected}.")
+            if not np.isfinite(factor).all():
+                raise BankError(f"bank: {name} holds NaN or infinite values.")
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, ``L``."""
+        return int(self.q_down.shape[0])
+
+    @property
+    def groups(self) -> int:
+        """Number of steps; degrees run over 0..groups."""
+        return int(self.q_down.shape[1])
+
+    @property
+    def rank(self) -> int:
+        """Rank of one step, ``h``."""
+        return int(self.q_down.shape[2])
+
+    @property
+    def width(self) -> int:
+        """Channels, ``C``."""
+        return int(self.q_down.shape[3])
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        return sum(f.size for f in self.factors().values())
+
+    def factors(self) -> dict[str, Array]:
+        """The four arrays under the names they have in a file."""
+        return dict(zip(FACTORS, (self.q_down, self.q_up, self.v_down, self.v_up), strict=True))
+
+    def gap(
+        self, layer: int, source: int, target: int, scale: float
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """What a layer's query and value weights gain between two degrees, each (C, C) float64.
+
+        ``+s Σ B_g A_g`` over the steps from source up to target, ``-s Σ`` of the same steps
+        on the way down (paper, eq. 5 and 6).
+
+        Raises:
+            DegreeError: a degree outside 0..groups.
+        """
+        for degree in (source, target):
+            if not 0 <= degree <= self.groups:
+                raise DegreeError(f"degree {degree} is outside the bank's 0..{self.groups}.")
+        low, high = sorted((source, target))
+        signed = scale if target > source else -scale
+
+        def total(down: Array, up: Array) -> npt.NDArray[np.float64]:
+            a = down[layer, low:high].astype(np.float64).reshape(-1, self.width)  # (n·h, C)
+            b = up[layer, low:high].astype(np.float64)  # (n, C, h)
+            b = b.transpose(1, 0, 2).reshape(self.width, -1)  # (C, n·h)
+            return np.asarray(signed * (b @ a))
+
+        return total(self.q_down, self.q_up), total(self.v_down, self.v_up)
+
+    def check(self, spec: VitSpec, method: Method, origin: str = "bank") -> None:
+        """Raise BankError where the bank doesn't fit a model, saying both sides.
+
+        Args:
+            origin: what to call the bank in the message; its file, for one.
+        """
+        sides = (
+            ("width", self.width, spec.width),
+            ("depth", self.depth, spec.depth),
+            ("groups", self.groups, MAX_DEGREE),
+            ("method", self.method.name, method.name),
+        )
+        for what, ours, theirs in sides:
+            if ours != theirs:
+                raise BankError(
+                    f"{origin}: the bank has {what} {ours}, but {spec.model} needs {theirs}; "
+                    "use a bank that was trained for this model."
+                )
+
+    def save(self, file: Path) -> None:
+        """Write the bank as safetensors, atomically."""
+        meta = {
+            "kind": "bank",
+            "method": self.method.name,
+            "proportional": self.method.proportional,
+            "model": self.model,
+            "width": self.width,
+            "depth": self.depth,
+            "groups": self.groups,
+            "rank": self.rank,
+        }
+        with replaced(file) as beside:
+            save_file(self.factors(), beside, {METADATA_KEY: json.dumps(meta, sort_keys=True)})
+
+    @classmethod
+    def load(cls, file: Path) -> ToComBank:
+        """Read a bank: ours (.safetensors), or the authors' layout (.pth, needs torch).
+
+        Raises:
+            BankError: the file is not a bank.
+            MissingPackageError: a .pth file, and torch is not installed.
+        """
+        try:
+            if file.suffix == ".safetensors":
+                return cls._from_safetensors(file)
+            return _from_authors(file, load_pickle(file))
+        except CheckpointError as error:
+            raise BankError(str(error)) from None
+
+    @classmethod
+    def _from_safetensors(cls, file: Path) -> ToComBank:
+        stored, metadata = read_header(file)
+        if sorted(stored) != sorted(FACTORS) or any(len(t.shape) != 4 for t in stored.values()):
+            raise BankError(f"{file} is not a ToCom bank: it should hold {', '.join(FACTORS)}.")
+        try:
+            meta = json.loads(metadata[METADATA_KEY])
+            method = Method(meta["method"], bool(meta["proportional"]))
+            model = str(meta["model"])
+            arrays = load_file(file)
+        except (KeyError, ValueError, TypeError, SafetensorError):
+            raise BankError(f"{file} is not a ToCom bank: its metadata can't be read.") from None
+        if method.name not in ("tome", "evit"):
+            raise BankError(f"{file}: unknown method {method.name!r}; tome and evit are known.")
+        return cls(*(arrays[name] for name in FACTORS), method=method, model=model)
+
+
+def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:
+    """The layout of the paper's published program.
+
+    Per block ``blocks.{l}.attn.{q,v}_tocom.adapter_{down,up}.weight`` with all groups side by
+    side on one axis of ``G·h`` channels, the last group first: degree r switches on the last
+    ``r·h`` channels.
+    """
+
+    def stack(projection: str, factor: str) -> Array:
+        layers: list[Array] = []
+        while (key := f"blocks.{len(layers)}.attn.{projection}_tocom.{factor}.weight") in state:
+            layers.append(state[key])
+        if not layers or len({a.shape for a in layers}) != 1 or layers[0].ndim != 2:
+            raise BankError(f"{file} is not a ToCom bank: no usable {projection}_tocom.{factor}.")
+        return np.stack(layers)
+
+    factors = []
+    for projection in "qv":
+        down, up = stack(projection, "adapter_down"), stack(projection, "adapter_up")
+        depth, channels, width = down.shape
+        if channels % MAX_DEGREE or up.shape != (depth, width, channels):
+            raise BankError(
+                f"{file}: {projection}_tocom has factors {down.shape[1:]} and {up.shape[1:]}, "
+                f"which are no {MAX_DEGREE} groups of one rank."
+            )
+        rank = channels // MAX_DEGREE
+        factors.append(down.reshape(depth, MAX_DEGREE, rank, width)[:, ::-1])
+        up = up.reshape(depth, width, MAX_DEGREE, rank)[:, :, ::-1]
+        factors.append(up.transpose(0, 2, 1, 3))
+    return ToComBank(*map(np.ascontiguousarray, factors), method=Method("tome"))

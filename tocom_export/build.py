@@ -1,0 +1,160 @@
+"""From a checkpoint and a bank to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from safetensors.numpy import save_file
+
+from tocom_export._version import __version__
+from tocom_export.atomic import replaced_folder
+from tocom_export.bake import Array, bake
+from tocom_export.bank import ToComBank
+from tocom_export.bundle import (
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    graph_name,
+    record_files,
+    weights_name,
+)
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.errors import OutputError
+from tocom_export.graph.writer import write_graph
+from tocom_export.images import Preprocess
+from tocom_export.info import METADATA_KEY, ModelInfo
+from tocom_export.method import Method
+from tocom_export.schedule import TokenSchedule
+from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
+
+TOOLS = {"tocom-export": __version__, "onnx_ir": ir.__version__}
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything that a build needs, checked; :func:`write_bundle` carries it out.
+
+    ``spec`` is the one that :meth:`Checkpoint.fit` returned for ``checkpoint``.
+    """
+
+    spec: VitSpec
+    checkpoint: Checkpoint
+    bank: ToComBank | None
+    """None exports uncompensated engines."""
+    method: Method
+    source: int
+    targets: tuple[int, ...]
+    scale: float
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None = None
+
+    def compensates(self, target: int) -> bool:
+        """Whether a target has weights of its own."""
+        return self.bank is not None and target != self.source
+
+    def files(self) -> list[str]:
+        """Names of the files that will be written."""
+        own = [weights_name(t) for t in self.targets if self.compensates(t)]
+        return [MANIFEST, WEIGHTS, *own, *map(graph_name, self.targets)]
+
+
+def write_bundle(
+    plan: BuildPlan,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] | None = None,
+    check: Callable[[Bundle], None] | None = None,
+) -> Bundle:
+    """Write a bundle beside ``out`` and rename it there once it is complete.
+
+    Args:
+        force: replace a bundle that is already there.
+        progress: called with the name of each file before it is written.
+        check: called with the finished bundle before it is renamed; what it raises leaves
+            nothing behind.
+
+    Raises:
+        OutputError: ``out`` exists and ``force`` is off, or it can't be written.
+    """
+    if out.exists() and not force:
+        raise OutputError(f"--out {out} exists; add --force to replace it.")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise OutputError(f"--out {out} is not a bundle; --force replaces bundles alone.")
+    with replaced_folder(out) as folder:
+        bundle = _write(plan, folder, progress or (lambda _: None))
+        if check:
+            check(bundle)
+    return dataclasses.replace(bundle, path=out)
+
+
+def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bundle:
+    spec = plan.spec
+    info = ModelInfo(spec, plan.source, plan.method, plan.classes, plan.preprocess)
+    progress(WEIGHTS)
+    tensors = {name: plan.checkpoint.tensors[name] for name in spec.weights()}
+    _save(folder / WEIGHTS, tensors, info.to_metadata())
+    shared, _ = read_header(folder / WEIGHTS)
+    schedules = {t: TokenSchedule.of(spec, t) for t in plan.targets}
+    for target, schedule in schedules.items():
+        weights = dict(shared)
+        if plan.bank is not None and plan.compensates(target):
+            file = folder / weights_name(target)
+            progress(file.name)
+            baked = bake(tensors, spec, plan.bank, plan.source, target, plan.scale)
+            _save(file, baked, {METADATA_KEY: json.dumps({"target": target})})
+            weights.update(read_header(file)[0])
+        progress(graph_name(target))
+        metadata = _metadata(plan, target, schedule)
+        ir.save(write_graph(spec, schedule, plan.method, weights, metadata),
+                folder / graph_name(target))
+    progress(MANIFEST)
+    bundle = Bundle(
+        path=folder,
+        spec=spec,
+        method=plan.method,
+        source=plan.source,
+        scale=plan.scale,
+        compensated=plan.bank is not None,
+        precision="fp32",
+        targets={t: s.tokens_out for t, s in schedules.items()},
+        files=record_files(folder, plan.files()[1:]),
+        preprocess=plan.preprocess,
+        classes=plan.classes,
+        tools=TOOLS,
+    )
+    (folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=2) + "\n", "utf-8")
+    return bundle
+
+
+def _save(file: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+    """Write tensors as float32 safetensors."""
+    arrays = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
+    save_file(arrays, file, metadata)
+
+
+def _metadata(plan: BuildPlan, target: int, schedule: TokenSchedule) -> dict[str, str]:
+    """The graph's ``metadata_props``: strings, as ONNX has it."""
+    numbers: dict[str, int | float | Iterable[float]] = {
+        "source": plan.source,
+        "target": target,
+        "scale": plan.scale,
+        "schedule": list(schedule.tokens_out),
+        "image_mean": list(plan.preprocess.mean),
+        "image_std": list(plan.preprocess.std),
+    }
+    return {
+        "model": plan.spec.model,
+        "method": plan.method.name,
+        "proportional": json.dumps(plan.method.proportional),
+        "compensated": json.dumps(plan.compensates(target)),
+        **{name: json.dumps(number) for name, number in numbers.items()},
+        **TOOLS,
+    }

@@ -1,0 +1,186 @@
+"""The directory that is deployed: a manifest, graphs, and the weights they share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tocom_export.errors import BundleError, DegreeError, InputError
+from tocom_export.images import Preprocess
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = 1
+_MAX_MANIFEST = 10_000_000  # bytes
+
+
+def graph_name(target: int) -> str:
+    """File name of a target's graph."""
+    return f"r{target:02d}.onnx"
+
+
+def weights_name(target: int) -> str:
+    """File name of the tensors that differ at a target."""
+    return f"r{target:02d}.safetensors"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest says of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; see docs/architecture.md for the directory's layout."""
+
+    path: Path
+    spec: VitSpec
+    method: Method
+    source: int
+    scale: float
+    compensated: bool
+    """Whether a bank was baked in."""
+    precision: str
+    targets: Mapping[int, tuple[int, ...]]
+    """Target degree → tokens left after each layer."""
+    files: Mapping[str, FileRecord]
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None
+    tools: Mapping[str, str]
+    """Version of each tool that wrote it."""
+
+    @classmethod
+    def open(cls, path: Path, *, hashes: bool = False) -> Bundle:
+        """Open a bundle and check that its files are there, of the right size.
+
+        Args:
+            hashes: also compare every file's SHA-256 with the manifest's.
+
+        Raises:
+            BundleError: no bundle, or a file is missing or changed.
+        """
+        file = path / MANIFEST
+        try:
+            if file.stat().st_size > _MAX_MANIFEST:
+                raise BundleError(f"{file} is too large to be a manifest.")
+            data = json.loads(file.read_text("utf-8"))
+            bundle = cls._from_json(path, data)
+        except FileNotFoundError:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}.") from None
+        except NotADirectoryError:
+            raise BundleError(f"{path} is not a bundle: it is a file.") from None
+        except OSError as error:
+            raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
+        except BundleError:
+            raise
+        except (InputError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise BundleError(f"{file} can't be understood ({error}); build it again.") from None
+        bundle._check(hashes)
+        return bundle
+
+    @classmethod
+    def _from_json(cls, path: Path, data: Mapping[str, Any]) -> Bundle:
+        if data["format"] != FORMAT:
+            raise BundleError(
+                f"{path / MANIFEST}: format {data['format']}, this version reads {FORMAT}."
+            )
+        files = {}
+        for name, record in data["files"].items():
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name.")
+            files[name] = FileRecord(str(record["sha256"]), int(record["bytes"]))
+        targets = {int(t): tuple(map(int, counts)) for t, counts in data["targets"].items()}
+        for name in [WEIGHTS, *map(graph_name, targets)]:
+            if name not in files:
+                raise BundleError(f"{path / MANIFEST} does not list {name}.")
+        return cls(
+            path=path,
+            spec=VitSpec.from_json(data["spec"]),
+            method=Method(data["method"], bool(data["proportional"])),
+            source=int(data["source"]),
+            scale=float(data["scale"]),
+            compensated=bool(data["compensated"]),
+            precision=str(data["precision"]),
+            targets=targets,
+            files=files,
+            preprocess=Preprocess.from_json(data["preprocess"]),
+            classes=tuple(map(str, data["classes"])) if data["classes"] else None,
+            tools=dict(data["tools"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return {
+            "format": FORMAT,
+            "spec": self.spec.to_json(),
+            "method": self.method.name,
+            "proportional": self.method.proportional,
+            "source": self.source,
+            "scale": self.scale,
+            "compensated": self.compensated,
+            "precision": self.precision,
+            "targets": {str(t): list(counts) for t, counts in self.targets.items()},
+            "files": {n: {"sha256": f.sha256, "bytes": f.bytes} for n, f in self.files.items()},
+            "preprocess": self.preprocess.to_json(),
+            "classes": list(self.classes) if self.classes else None,
+            "tools": dict(self.tools),
+        }
+
+    def graph(self, target: int) -> Path:
+        """The graph of one target.
+
+        Raises:
+            DegreeError: the bundle has no such target.
+        """
+        if target not in self.targets:
+            known = ", ".join(map(str, self.targets))
+            raise DegreeError(f"{self.path} has no target {target}; it has {known}.")
+        return self.path / graph_name(target)
+
+    def weight_files(self, target: int) -> list[Path]:
+        """The files that hold a target's weights; where two hold a name, the last one counts."""
+        names = [WEIGHTS, weights_name(target)]
+        return [self.path / name for name in names if name in self.files]
+
+    def _check(self, hashes: bool) -> None:
+        for name, record in self.files.items():
+            file = self.path / name
+            try:
+                size = file.stat().st_size
+            except OSError:
+                raise BundleError(f"{file} is missing; build the bundle again.") from None
+            if size != record.bytes:
+                raise BundleError(
+                    f"{file} has {size} bytes, the manifest says {record.bytes}; build it again."
+                )
+        if hashes:
+            for name, record in record_files(self.path, list(self.files)).items():
+                if record != self.files[name]:
+                    raise BundleError(
+                        f"{self.path / name} is not what the manifest says (SHA-256 differs); "
+                        "build the bundle again."
+                    )
+
+
+def record_files(folder: Path, names: list[str]) -> dict[str, FileRecord]:
+    """SHA-256 and size of files in a folder, hashed side by side."""
+
+    def record(name: str) -> FileRecord:
+        digest = hashlib.sha256()
+        with (folder / name).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return FileRecord(digest.hexdigest(), stream.tell())
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(record, names), strict=True))

@@ -1,0 +1,106 @@
+"""A model's weights: opened, checked against a spec, read tensor by tensor."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.errors import CheckpointError, InputError
+from tocom_export.info import ModelInfo
+from tocom_export.pickles import load_pickle
+from tocom_export.spec import VitSpec
+from tocom_export.store import StoredTensor, read_header
+
+Array = npt.NDArray[Any]
+_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint. A safetensors file is mapped, not read."""
+
+    file: Path
+    tensors: Mapping[str, Array]
+    """PyTorch name → array of float32, float16 or bfloat16."""
+    info: ModelInfo
+
+    @classmethod
+    def open(cls, file: Path) -> Checkpoint:
+        """Open a .safetensors, .pth, .pt or .bin file (the latter three need torch).
+
+        Raises:
+            CheckpointError: the file is missing, truncated or of another format.
+            MissingPackageError: torch is needed and not installed.
+        """
+        if file.suffix in (".pth", ".pt", ".bin"):
+            return cls(file, load_pickle(file), ModelInfo())
+        stored, metadata = read_header(file)
+        for name, tensor in stored.items():
+            if tensor.dtype not in _NUMPY:
+                raise CheckpointError(
+                    f"{file}: {name} is of type {tensor.dtype}; F32, F16 and BF16 are read."
+                )
+        try:
+            info = ModelInfo.from_metadata(metadata)
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from None
+        return cls(file, {name: map_tensor(tensor) for name, tensor in stored.items()}, info)
+
+    def fit(self, spec: VitSpec) -> VitSpec:
+        """The spec with this checkpoint's number of classes, once every tensor fits it.
+
+        Raises:
+            CheckpointError: tensors are missing, too many, of another shape, or not finite.
+        """
+        head = self.tensors.get("head.weight")
+        if head is not None and head.ndim == 2 and spec.classes:
+            spec = VitSpec.from_json({**spec.to_json(), "classes": head.shape[0]})
+        expected = spec.weights()
+        if missing := [name for name in expected if name not in self.tensors]:
+            near = difflib.get_close_matches(missing[0], self.tensors, 1)
+            hint = f"; it has {near[0]}" if near else ""
+            raise CheckpointError(
+                f"{self.file}: {len(missing)} of {len(expected)} tensors of {spec.model} are "
+                f"missing, {missing[0]} first{hint}. Is --model right?"
+            )
+        if extra := [name for name in self.tensors if name not in expected]:
+            raise CheckpointError(
+                f"{self.file}: {spec.model} has no tensor {extra[0]} "
+                f"({len(extra)} such tensors). Is --model right?"
+            )
+        for name, shape in expected.items():
+            found = self.tensors[name]
+            if found.shape != shape:
+                raise CheckpointError(
+                    f"{self.file}: {name} has shape {found.shape}, but {spec.model} needs {shape}."
+                )
+            if not finite(found):
+                raise CheckpointError(f"{self.file}: {name} holds NaN or infinite values.")
+        return spec
+
+
+def map_tensor(stored: StoredTensor) -> Array:
+    """A tensor of a safetensors file as a read-only array, mapped into memory."""
+    dtype = np.dtype(_NUMPY[stored.dtype])
+    if not stored.length:
+        return np.empty(stored.shape, dtype)
+    return np.memmap(stored.file, dtype, "r", stored.offset, stored.shape)
+
+
+def finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite.
+
+    A sum is infinite or NaN where an element is, and takes one pass without a temporary;
+    only a sum that overflowed by itself needs a look at each element.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float32)):
+            return True
+    return bool(np.isfinite(array).all())

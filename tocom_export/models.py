@@ -1,0 +1,46 @@
+"""The models known by name without timm, and the one that ships with the package."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tocom_export.errors import UnknownModelError
+from tocom_export.images import Preprocess
+from tocom_export.spec import VitSpec
+
+ASSETS = Path(__file__).parent / "assets"
+REFERENCE = "reference"
+REFERENCE_CHECKPOINT = ASSETS / "reference.safetensors"
+REFERENCE_BANK = ASSETS / "reference-bank.safetensors"
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads((ASSETS / "models.json").read_text("utf-8"))
+    return table
+
+
+def is_known(name: str) -> bool:
+    """Whether :func:`known_model` has a timm model of that name."""
+    return name.split(".")[0] in _table()
+
+
+def known_model(name: str) -> tuple[VitSpec, Preprocess]:
+    """The spec and image statistics of a timm model, by its name or ``name.tag``.
+
+    Raises:
+        UnknownModelError: no such name; suggests near ones.
+    """
+    architecture, _, tag = name.partition(".")
+    entry = _table().get(architecture)
+    if entry is None:
+        near = difflib.get_close_matches(architecture, [*_table(), REFERENCE], 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownModelError(f"--model {name}: no model of that name is known.{hint}")
+    spec = VitSpec.from_json({"model": architecture, **entry["spec"]})
+    statistics = {**Preprocess().to_json(), **entry["preprocess"], **entry["tags"].get(tag, {})}
+    return spec, Preprocess.from_json(statistics)

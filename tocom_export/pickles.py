@@ -1,0 +1,50 @@
+"""PyTorch's own checkpoint files (.pth, .pt, .bin), which need torch to be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.errors import CheckpointError, MissingPackageError
+
+_WRAPPERS = ("state_dict", "model", "module")
+
+
+def load_pickle(file: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a state dict, unwrapped from ``{"model": ...}`` and the like.
+
+    Unpickles with ``weights_only=True``: a file that wants to run code is refused. bfloat16
+    comes back as float32, NumPy having no such type.
+
+    Raises:
+        CheckpointError: not such a file, or one that holds more than tensors.
+        MissingPackageError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingPackageError(f"{file} needs torch to be read; torch", "torch") from None
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different one for each way a file is broken
+        reason = str(error).splitlines()[0][:120]
+        raise CheckpointError(
+            f"{file} can't be read as a PyTorch checkpoint of plain tensors ({reason})."
+        ) from None
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} holds a {type(state).__name__}, not a state dict.")
+    tensors = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.Tensor):
+            if tensor.dtype == torch.bfloat16:
+                tensor = tensor.float()
+            tensors[str(name).removeprefix("module.")] = tensor.detach().numpy()
+    return tensors

@@ -1,0 +1,62 @@
+"""The PyTorch model of a checkpoint or a bundle: what an engine's outputs are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tocom_export.bank import ToComBank
+from tocom_export.bundle import Bundle
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
+from tocom_export.training.lowrank import TrainableBank
+from tocom_export.training.model import CompressedVit
+from tocom_export.training.zoo import vit_from_spec
+
+
+def load_model(
+    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]], method: Method
+) -> CompressedVit:
+    """A compressed ViT with those weights, float32, in evaluation mode."""
+    vit = vit_from_spec(spec)
+    load_weights(vit, tensors)
+    return CompressedVit(vit, method, spec.model).eval()
+
+
+def load_weights(vit: nn.Module, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Copy weights into a model; a tensor that isn't given stays as it is."""
+    state = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in tensors.items()}
+    vit.load_state_dict(state, strict=False)
+
+
+class Reference:
+    """The logits that a bundle's engines should give.
+
+    Args:
+        bundle: whose uncompensated weights, method and targets to use.
+        bank: adds the gap as low-rank side paths, which checks the baking too; without it
+            the bundle's own baked weights are loaded into the model.
+    """
+
+    def __init__(self, bundle: Bundle, bank: ToComBank | None = None) -> None:
+        self._bundle = bundle
+        self._model = CompressedVit(vit_from_spec(bundle.spec), bundle.method, bundle.spec.model)
+        self._model.eval()
+        self._bank = TrainableBank.from_bank(bank, bundle.spec) if bank else None
+
+    @torch.inference_mode()
+    def __call__(self, target: int, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (B, classes) of normalised images (B, C, H, W) at a target of the bundle."""
+        bundle = self._bundle
+        files = bundle.weight_files(target)
+        for file in files[:1] if self._bank else files:
+            self._model.vit.load_state_dict(load_file(file), strict=False)
+        side = self._bank.side(bundle.source, target, bundle.scale) if self._bank else None
+        logits: npt.NDArray[np.float32] = self._model(torch.from_numpy(images), target, side).numpy()
+        return logits
