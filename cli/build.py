@@ -27,26 +27,60 @@ if TYPE_CHECKING:
 
 
 @click.command("build", cls=Command)
-@click.option("--source", type=DEGREE, help="Degree the checkpoint was trained at; default: "
-              "what its metadata say, else 0.")
-@click.option("--targets", type=Degrees(), default="4,8,12,16", show_default=True,
-              help="Degrees to export: 4,8,12,16 or 0-16 or 0,4-16:4.")
-@click.option("--model", metavar="NAME", help="A timm model name, or 'reference' (the default: "
-              "the model that ships inside the package).")
-@click.option("--checkpoint", type=FILE, metavar="FILE", help=".safetensors, .pth or .bin with "
-              "the model's weights; default: timm's pretrained weights.")
-@click.option("--bank", metavar="FILE", help="ToCom bank, ours (.safetensors) or the authors' "
-              "layout (.pth); default for 'reference': the shipped one; 'none': no compensation.")
+@click.option(
+    "--source",
+    type=DEGREE,
+    help="Degree the checkpoint was trained at; default: what its metadata say, else 0.",
+)
+@click.option(
+    "--targets",
+    type=Degrees(),
+    default="4,8,12,16",
+    show_default=True,
+    help="Degrees to export: 4,8,12,16 or 0-16 or 0,4-16:4.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A timm model name, or 'reference' (the default: "
+    "the model that ships inside the package).",
+)
+@click.option(
+    "--checkpoint",
+    type=FILE,
+    metavar="FILE",
+    help=".safetensors, .pth or .bin with the model's weights; default: timm's pretrained weights.",
+)
+@click.option(
+    "--bank",
+    metavar="FILE",
+    help="ToCom bank, ours (.safetensors) or the authors' "
+    "layout (.pth); default for 'reference': the shipped one; 'none': no compensation.",
+)
 @click.option("--scale", type=float, default=0.1, show_default=True, help="ToCom scale.")
-@click.option("--method", type=click.Choice(["tome", "evit"]), help="Merge or prune; default: "
-              "the bank's.")
-@click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True,
-              help="What to write.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
-              help="Type of the weights and of the arithmetic.")
+@click.option(
+    "--method", type=click.Choice(["tome", "evit"]), help="Merge or prune; default: the bank's."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="What to write.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32"]),
+    default="fp32",
+    show_default=True,
+    help="Type of the weights and of the arithmetic.",
+)
 @click.option("--out", type=FILE, metavar="DIR", help="Default: ./<model>-source<R>.")
-@click.option("--verify/--no-verify", default=None, help="Run every engine against the PyTorch "
-              "model; default where torch is installed.")
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Run every engine against the PyTorch model; default where torch is installed.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common_options
@@ -86,8 +120,13 @@ def build_command(
             "--verify needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
         )
     plan = plan_build(
-        model=model, checkpoint_file=checkpoint, bank_name=bank, method_name=method,
-        source=source, targets=targets, scale=scale,
+        model=model,
+        checkpoint_file=checkpoint,
+        bank_name=bank,
+        method_name=method,
+        source=source,
+        targets=targets,
+        scale=scale,
     )
     out = out or Path(f"{plan.spec.model}-source{plan.source}")
     if dry_run:
@@ -156,28 +195,43 @@ def _report(
     for target, tokens in bundle.targets.items():
         cost = TokenSchedule.of(bundle.spec, target).multiply_adds(bundle.spec)
         check = by_target.get(target)
-        documents.append({
-            "target": target,
-            "graph": str(bundle.graph(target)),
-            "tokens": list(tokens),
-            "multiply_adds": cost,
-            "check": check.to_json() if check else None,
-        })
-        delta = "-" if check is None or check.max_difference is None else f"{check.max_difference:.1e}"
+        documents.append(
+            {
+                "target": target,
+                "graph": str(bundle.graph(target)),
+                "tokens": list(tokens),
+                "multiply_adds": cost,
+                "check": check.to_json() if check else None,
+            }
+        )
+        delta = (
+            "-" if check is None or check.max_difference is None else f"{check.max_difference:.1e}"
+        )
         agree = "-" if check is None or check.agreement is None else f"{check.agreement:.0f} %"
-        rows.append([bundle.graph(target).name, target, f"{bundle.spec.tokens} → {tokens[-1]}",
-                     f"{cost / 1e6:.1f} M", f"{dense / cost:.2f}×", delta, agree])
-    output.document({
-        "bundle": str(bundle.path),
-        "model": bundle.spec.model,
-        "source": bundle.source,
-        "scale": bundle.scale,
-        "compensated": bundle.compensated,
-        "method": bundle.method.name,
-        "bytes": total,
-        "seconds": round(seconds, 3),
-        "targets": documents,
-    })
+        rows.append(
+            [
+                bundle.graph(target).name,
+                target,
+                f"{bundle.spec.tokens} → {tokens[-1]}",
+                f"{cost / 1e6:.1f} M",
+                f"{dense / cost:.2f}×",
+                delta,
+                agree,
+            ]
+        )
+    output.document(
+        {
+            "bundle": str(bundle.path),
+            "model": bundle.spec.model,
+            "source": bundle.source,
+            "scale": bundle.scale,
+            "compensated": bundle.compensated,
+            "method": bundle.method.name,
+            "bytes": total,
+            "seconds": round(seconds, 3),
+            "targets": documents,
+        }
+    )
     columns = ["engine", "degree", "tokens", "multiply-adds", "fewer by", "max |Δ|", "same top-1"]
     title = f"{bundle.spec.model}, source {bundle.source}" + (
         f", ToCom scale {bundle.scale}" if bundle.compensated else ", not compensated"

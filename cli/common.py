@@ -75,6 +75,12 @@ class Output:
             yield advance
 
 
+class BadInput(click.ClickException):
+    """An error of the package that is the user's to mend."""
+
+    exit_code = 2
+
+
 class Command(click.Command):
     """Turns the package's own errors into messages; a traceback only with ``-vv``."""
 
@@ -84,9 +90,8 @@ class Command(click.Command):
         except TocomError as error:
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()
-            failure = click.ClickException(str(error))
-            failure.exit_code = error.exit_status
-            raise failure from error
+            kind = BadInput if error.exit_status == 2 else click.ClickException
+            raise kind(str(error)) from error
 
 
 def common_options(function: F) -> F:
@@ -105,7 +110,7 @@ def output_of(as_json: bool, verbose: int, quiet: bool) -> Output:
     return Output(as_json, -1 if quiet else verbose)
 
 
-class Degrees(click.ParamType):
+class Degrees(click.ParamType[tuple[int, ...]]):
     """A list of degrees: ``4,8,12,16`` or ``0-16`` or ``0,4-16:4``."""
 
     name = "LIST"

@@ -12,20 +12,37 @@ from tocom_export.errors import InputError
 
 
 @click.command("finetune", cls=Command)
-@click.option("--model", metavar="NAME", help="A timm model name, or a .json file with a model "
-              "spec; default: what the checkpoint's metadata say, else 'reference'.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A timm model name, or a .json file with a model "
+    "spec; default: what the checkpoint's metadata say, else 'reference'.",
+)
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights to start from.")
-@click.option("--init", type=click.Choice(["checkpoint", "random"]), default="checkpoint",
-              show_default=True, help="'random' trains from scratch.")
+@click.option(
+    "--init",
+    type=click.Choice(["checkpoint", "random"]),
+    default="checkpoint",
+    show_default=True,
+    help="'random' trains from scratch.",
+)
 @click.option("--source", type=DEGREE, default=0, show_default=True, help="Degree to train at.")
-@click.option("--method", type=click.Choice(["tome", "evit"]), default="tome", show_default=True,
-              help="Merge or prune.")
-@click.option("--val", type=FILE, metavar="DIR", help="Images to measure accuracy on after each "
-              "epoch.")
-@click.option("--warmup", type=click.IntRange(0), default=0, show_default=True,
-              help="Epochs of warm-up.")
-@click.option("--clip", type=click.FloatRange(min=0, min_open=True),
-              help="Largest norm of the gradient.")
+@click.option(
+    "--method",
+    type=click.Choice(["tome", "evit"]),
+    default="tome",
+    show_default=True,
+    help="Merge or prune.",
+)
+@click.option(
+    "--val", type=FILE, metavar="DIR", help="Images to measure accuracy on after each epoch."
+)
+@click.option(
+    "--warmup", type=click.IntRange(0), default=0, show_default=True, help="Epochs of warm-up."
+)
+@click.option(
+    "--clip", type=click.FloatRange(min=0, min_open=True), help="Largest norm of the gradient."
+)
 @recipe_options(epochs=30, batch=64, lr=2e-4, out="finetuned.safetensors")
 @common_options
 def finetune_command(
@@ -84,8 +101,14 @@ def finetune_command(
         spec, opened, preprocess = open_model(model, checkpoint)
         tensors = opened.tensors
     images = TrainData(
-        data, spec, preprocess, batch,
-        crop_scale=crop_scale, augment=augment, seed=seed, workers=workers,
+        data,
+        spec,
+        preprocess,
+        batch,
+        crop_scale=crop_scale,
+        augment=augment,
+        seed=seed,
+        workers=workers,
     )
     seed_all(seed)
     spec, tensors = with_classes(spec, tensors, len(images.classes))
@@ -103,8 +126,23 @@ def finetune_command(
 
     recipe = Recipe(epochs, batch, lr, warmup_epochs=warmup, clip=clip, seed=seed)
     with reporting(output, "training", recipe, images.steps_per_epoch) as report:
-        finetune(network, images, recipe, out, source=source, preprocess=preprocess,
-                 report=report, after_epoch=after_epoch)
-    output.document({"checkpoint": str(out), "model": spec.model, "source": source,
-                     "classes": list(images.classes), "accuracy": history})
+        finetune(
+            network,
+            images,
+            recipe,
+            out,
+            source=source,
+            preprocess=preprocess,
+            report=report,
+            after_epoch=after_epoch,
+        )
+    output.document(
+        {
+            "checkpoint": str(out),
+            "model": spec.model,
+            "source": source,
+            "classes": list(images.classes),
+            "accuracy": history,
+        }
+    )
     output.note(f"Wrote {out}: {spec.model} with {spec.classes} classes, source {source}.")

@@ -16,9 +16,7 @@ from tocom_export.errors import BundleError, InputError
 @click.argument("path", type=FILE)
 @click.option("--layers", is_flag=True, help="Also what is in each layer.")
 @common_options
-def inspect_command(
-    path: Path, layers: bool, as_json: bool, verbose: int, quiet: bool
-) -> None:
+def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet: bool) -> None:
     """Say what a bundle, an engine, a bank or a checkpoint is.
 
     A bundle's files are compared with the hashes in its manifest.
@@ -56,27 +54,37 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
     bundle = Bundle.open(path, hashes=True)
     output.document({"kind": "bundle", "path": str(path), **bundle.to_json()})
     spec = bundle.spec
-    _show(output, "bundle", {
-        "model": spec.model,
-        "images": f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}",
-        "shape": f"{spec.depth} layers, {spec.width} wide, {spec.heads} heads, {spec.tokens} tokens",
-        "classes": spec.classes,
-        "method": bundle.method.name,
-        "source degree": bundle.source,
-        "compensated": f"yes, scale {bundle.scale}" if bundle.compensated else "no",
-        "precision": bundle.precision,
-        "size": megabytes(sum(f.bytes for f in bundle.files.values())),
-        "hashes": "all as in the manifest",
-    })
+    _show(
+        output,
+        "bundle",
+        {
+            "model": spec.model,
+            "images": f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}",
+            "shape": f"{spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens of {spec.width}",
+            "classes": spec.classes,
+            "method": bundle.method.name,
+            "source degree": bundle.source,
+            "compensated": f"yes, scale {bundle.scale}" if bundle.compensated else "no",
+            "precision": bundle.precision,
+            "size": megabytes(sum(f.bytes for f in bundle.files.values())),
+            "hashes": "all as in the manifest",
+        },
+    )
     rows = []
     for target, tokens in bundle.targets.items():
         cost = TokenSchedule.of(spec, target).multiply_adds(spec)
         shown = " ".join(map(str, tokens)) if layers else f"{spec.tokens} → {tokens[-1]}"
         own = sum(bundle.files[f.name].bytes for f in bundle.weight_files(target)[1:])
-        rows.append([bundle.graph(target).name, target, shown, f"{cost / 1e6:.1f} M",
-                     megabytes(own)])
-    columns = ["engine", "degree", "tokens after each layer" if layers else "tokens",
-               "multiply-adds", "own weights"]
+        rows.append(
+            [bundle.graph(target).name, target, shown, f"{cost / 1e6:.1f} M", megabytes(own)]
+        )
+    columns = [
+        "engine",
+        "degree",
+        "tokens after each layer" if layers else "tokens",
+        "multiply-adds",
+        "own weights",
+    ]
     output.table(columns, rows, "")
 
 
@@ -129,8 +137,14 @@ def _weights(path: Path, layers: bool, output: Output) -> None:
         "dtypes": ", ".join(sorted({str(t.dtype) for t in checkpoint.tensors.values()})),
         "size": megabytes(path.stat().st_size),
     }
-    output.document({"kind": "checkpoint", "path": str(path), **facts,
-                     **({"tensors": shapes} if layers else {})})
+    output.document(
+        {
+            "kind": "checkpoint",
+            "path": str(path),
+            **facts,
+            **({"tensors": shapes} if layers else {}),
+        }
+    )
     _show(output, "checkpoint", facts)
     if layers:
         output.table(["tensor", "shape"], list(shapes.items()), "")
@@ -154,8 +168,9 @@ def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
         for layer in range(bank.depth):
             gaps = bank.gap(layer, 0, bank.groups, 1.0)
             norms.append([round(float(np.linalg.norm(gap)), 4) for gap in gaps])
-    output.document({"kind": "bank", "path": str(path), **facts,
-                     **({"gap_norms": norms} if layers else {})})
+    output.document(
+        {"kind": "bank", "path": str(path), **facts, **({"gap_norms": norms} if layers else {})}
+    )
     _show(output, "bank", facts)
     if layers:
         rows = [[f"layer {layer}", *pair] for layer, pair in enumerate(norms)]

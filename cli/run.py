@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 @click.command("run", cls=Command)
 @click.argument("bundle", type=FILE)
 @click.option("--target", type=DEGREE, required=True, help="Degree of the engine to run.")
-@click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu",
-              show_default=True, help="Where ONNX Runtime runs it.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    show_default=True,
+    help="Where ONNX Runtime runs it.",
+)
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 @common_options
 def run_command(
@@ -51,12 +56,18 @@ def run_command(
     for file, share in zip(images, shares, strict=True):
         top = share.argsort()[::-1][:5]
         names = [opened.classes[i] if opened.classes else f"class {i}" for i in top]
-        documents.append({
-            "image": str(file),
-            "top5": [{"class": n, "index": int(i), "probability": float(share[i])}
-                     for n, i in zip(names, top, strict=True)],
-        })
-        rows += [[file.name if place == 0 else "", name, f"{100 * share[i]:.1f} %"]
-                 for place, (name, i) in enumerate(zip(names, top, strict=True))]
+        documents.append(
+            {
+                "image": str(file),
+                "top5": [
+                    {"class": n, "index": int(i), "probability": float(share[i])}
+                    for n, i in zip(names, top, strict=True)
+                ],
+            }
+        )
+        rows += [
+            [file.name if place == 0 else "", name, f"{100 * share[i]:.1f} %"]
+            for place, (name, i) in enumerate(zip(names, top, strict=True))
+        ]
     output.document({"bundle": str(bundle), "target": target, "images": documents})
     output.table(["image", "class", ""], rows, f"{opened.spec.model} at degree {target}")

@@ -11,13 +11,22 @@ from tocom_export.cli.training import recipe_options, reporting, require_torch
 
 
 @click.command("train", cls=Command)
-@click.option("--model", metavar="NAME", help="A timm model name; default: what the checkpoint's "
-              "metadata say, else 'reference'.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A timm model name; default: what the checkpoint's metadata say, else 'reference'.",
+)
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="The model's weights.")
-@click.option("--method", type=click.Choice(["tome", "evit"]), default="tome", show_default=True,
-              help="Merge or prune.")
-@click.option("--rank", type=click.IntRange(1, 64), default=2, show_default=True,
-              help="Rank of each step.")
+@click.option(
+    "--method",
+    type=click.Choice(["tome", "evit"]),
+    default="tome",
+    show_default=True,
+    help="Merge or prune.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1, 64), default=2, show_default=True, help="Rank of each step."
+)
 @click.option("--scale", type=float, default=0.1, show_default=True, help="ToCom scale.")
 @recipe_options(epochs=10, batch=128, lr=1e-3, out="bank.safetensors")
 @common_options
@@ -62,8 +71,14 @@ def train_command(
     spec, opened, preprocess = open_model(model, checkpoint)
     chosen = Method(method)  # type: ignore[arg-type]
     images = TrainData(
-        data, spec, preprocess, batch,
-        crop_scale=crop_scale, augment=augment, seed=seed, workers=workers,
+        data,
+        spec,
+        preprocess,
+        batch,
+        crop_scale=crop_scale,
+        augment=augment,
+        seed=seed,
+        workers=workers,
     )
     seed_all(seed)
     bank = TrainableBank(spec, chosen, rank=rank, scale=scale)

@@ -27,23 +27,62 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
 
     def add(function: F) -> F:
         for option in (
-            click.option("--workers", type=click.IntRange(0), default=1, show_default=True,
-                         help="Processes that load images; has no influence on the outcome."),
+            click.option(
+                "--workers",
+                type=click.IntRange(0),
+                default=1,
+                show_default=True,
+                help="Processes that load images; has no influence on the outcome.",
+            ),
             click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
-            click.option("--augment", metavar="TEXT", help="timm's RandAugment, such as "
-                         "rand-m9-mstd0.5-inc1; default: none."),
-            click.option("--crop-scale", type=click.FloatRange(0.01, 1), default=0.08,
-                         show_default=True, help="Smallest share of an image that a crop keeps."),
-            click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=lr,
-                         show_default=True, help="Learning rate."),
-            click.option("--batch", type=click.IntRange(1), default=batch, show_default=True,
-                         help="Images a step."),
-            click.option("--epochs", type=click.IntRange(1), default=epochs, show_default=True,
-                         help="Passes over the images."),
-            click.option("--out", type=FILE, default=out, show_default=True, metavar="FILE",
-                         help="File to write."),
-            click.option("--data", type=FILE, required=True, metavar="DIR",
-                         help="Images as <DIR>/<class>/<image>."),
+            click.option(
+                "--augment",
+                metavar="TEXT",
+                help="timm's RandAugment, such as rand-m9-mstd0.5-inc1; default: none.",
+            ),
+            click.option(
+                "--crop-scale",
+                type=click.FloatRange(0.01, 1),
+                default=0.08,
+                show_default=True,
+                help="Smallest share of an image that a crop keeps.",
+            ),
+            click.option(
+                "--lr",
+                type=click.FloatRange(min=0, min_open=True),
+                default=lr,
+                show_default=True,
+                help="Learning rate.",
+            ),
+            click.option(
+                "--batch",
+                type=click.IntRange(1),
+                default=batch,
+                show_default=True,
+                help="Images a step.",
+            ),
+            click.option(
+                "--epochs",
+                type=click.IntRange(1),
+                default=epochs,
+                show_default=True,
+                help="Passes over the images.",
+            ),
+            click.option(
+                "--out",
+                type=FILE,
+                default=out,
+                show_default=True,
+                metavar="FILE",
+                help="File to write.",
+            ),
+            click.option(
+                "--data",
+                type=FILE,
+                required=True,
+                metavar="DIR",
+                help="Images as <DIR>/<class>/<image>.",
+            ),
         ):
             function = option(function)
         return function

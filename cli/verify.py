@@ -12,10 +12,17 @@ from tocom_export.errors import CheckFailed, MissingPackageError
 
 @click.command("verify", cls=Command)
 @click.argument("bundle", type=FILE)
-@click.option("--atol", type=click.FloatRange(min=0), help="What |Δ| of a logit may be; default: "
-              "1e-4 of the largest logit.")
-@click.option("--images", type=FILE, metavar="DIR", help="Image files to compare on, 100 at most; "
-              "default: 20 generated ones.")
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="What |Δ| of a logit may be; default: 1e-4 of the largest logit.",
+)
+@click.option(
+    "--images",
+    type=FILE,
+    metavar="DIR",
+    help="Image files to compare on, 100 at most; default: 20 generated ones.",
+)
 @common_options
 def verify_command(
     bundle: Path, atol: float | None, images: Path | None, as_json: bool, verbose: int, quiet: bool
@@ -50,11 +57,25 @@ def verify_command(
         for check in compare(opened, batch, Reference(opened), atol):
             advance(f"r{check.target:02d}")
             checks.append(check)
-    output.document({"bundle": str(bundle), "passed": all(c.passed for c in checks),
-                     "targets": [c.to_json() for c in checks]})
-    rows = [[opened.graph(c.target).name, f"{c.max_difference:.2e}", f"{c.tolerance:.2e}",
-             f"{c.beyond} of {c.images}", f"{c.agreement:.1f} %",
-             "yes" if c.finite else "NO", "passed" if c.passed else "FAILED"] for c in checks]
+    output.document(
+        {
+            "bundle": str(bundle),
+            "passed": all(c.passed for c in checks),
+            "targets": [c.to_json() for c in checks],
+        }
+    )
+    rows = [
+        [
+            opened.graph(c.target).name,
+            f"{c.max_difference:.2e}",
+            f"{c.tolerance:.2e}",
+            f"{c.beyond} of {c.images}",
+            f"{c.agreement:.1f} %",
+            "yes" if c.finite else "NO",
+            "passed" if c.passed else "FAILED",
+        ]
+        for c in checks
+    ]
     columns = ["engine", "max |Δ|", "allowed", "images beyond", "same top-1", "finite", ""]
     output.table(columns, rows, f"{bundle} against PyTorch, {len(batch)} images")
     if failed := [c for c in checks if not c.passed]:

@@ -55,8 +55,9 @@ class OnnxEngine:
         self.target = target
         wanted = _PROVIDERS[provider]
         if wanted not in onnxruntime.get_available_providers():
-            have = ", ".join(n for n, full in _PROVIDERS.items()
-                             if full in onnxruntime.get_available_providers())
+            have = ", ".join(
+                n for n, full in _PROVIDERS.items() if full in onnxruntime.get_available_providers()
+            )
             raise ProviderError(
                 f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}."
             )

@@ -1,5 +1,6 @@
-"""Write tocom_export/assets/models.json: the specs of timm's plain ViTs, so that a bundle can
-be built where timm isn't installed. Run it after an upgrade of timm:
+"""Write tocom_export/assets/models.json: the specs of timm's plain ViTs.
+
+With it a bundle can be built where timm isn't installed. Run it after an upgrade of timm:
 
     python scripts/list_models.py
 """

@@ -28,8 +28,8 @@ def replaced(target: Path) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, target)
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(target)
     except OSError as error:
         raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error
     finally:
@@ -53,16 +53,16 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         yield beside
         mask = _umask()
-        os.chmod(beside, 0o777 & ~mask)
+        beside.chmod(0o777 & ~mask)
         for file in beside.iterdir():  # libraries may have written theirs as 0600
-            os.chmod(file, 0o666 & ~mask)
+            file.chmod(0o666 & ~mask)
         if target.exists():
-            os.replace(target, retired)
+            target.replace(retired)
         try:
-            os.replace(beside, target)
+            beside.replace(target)
         except OSError:
             if retired.exists():
-                os.replace(retired, target)
+                retired.replace(target)
             raise
     except OSError as error:
         raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error

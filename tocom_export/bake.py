@@ -20,8 +20,13 @@ def qkv_name(layer: int) -> str:
 
 
 def bake(
-    tensors: Mapping[str, Array], spec: VitSpec, bank: ToComBank, source: int, target: int,
-    scale: float, dtype: npt.DTypeLike = np.float32,
+    tensors: Mapping[str, Array],
+    spec: VitSpec,
+    bank: ToComBank,
+    source: int,
+    target: int,
+    scale: float,
+    dtype: npt.DTypeLike = np.float32,
 ) -> dict[str, Array]:
     """The tensors that differ at ``target``: the fused qkv weight (3C, C) of every layer.
 

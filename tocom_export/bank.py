@@ -172,7 +172,8 @@ class ToComBank:
             raise BankError(f"{file} is not a ToCom bank: its metadata can't be read.") from None
         if method.name not in ("tome", "evit"):
             raise BankError(f"{file}: unknown method {method.name!r}; tome and evit are known.")
-        return cls(*(arrays[name] for name in FACTORS), method=method, model=model)
+        q_down, q_up, v_down, v_up = (arrays[name] for name in FACTORS)
+        return cls(q_down, q_up, v_down, v_up, method, model)
 
 
 def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:
@@ -191,8 +192,7 @@ def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:
             raise BankError(f"{file} is not a ToCom bank: no usable {projection}_tocom.{factor}.")
         return np.stack(layers)
 
-    factors = []
-    for projection in "qv":
+    def unpack(projection: str) -> tuple[Array, Array]:
         down, up = stack(projection, "adapter_down"), stack(projection, "adapter_up")
         depth, channels, width = down.shape
         if channels % MAX_DEGREE or up.shape != (depth, width, channels):
@@ -201,7 +201,8 @@ def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:
                 f"which are no {MAX_DEGREE} groups of one rank."
             )
         rank = channels // MAX_DEGREE
-        factors.append(down.reshape(depth, MAX_DEGREE, rank, width)[:, ::-1])
-        up = up.reshape(depth, width, MAX_DEGREE, rank)[:, :, ::-1]
-        factors.append(up.transpose(0, 2, 1, 3))
-    return ToComBank(*map(np.ascontiguousarray, factors), method=Method("tome"))
+        down = down.reshape(depth, MAX_DEGREE, rank, width)[:, ::-1]
+        up = up.reshape(depth, width, MAX_DEGREE, rank)[:, :, ::-1].transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(down), np.ascontiguousarray(up)
+
+    return ToComBank(*unpack("q"), *unpack("v"), Method("tome"))

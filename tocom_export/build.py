@@ -113,8 +113,9 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
             weights.update(read_header(file)[0])
         progress(graph_name(target))
         metadata = _metadata(plan, target, schedule)
-        ir.save(write_graph(spec, schedule, plan.method, weights, metadata),
-                folder / graph_name(target))
+        ir.save(
+            write_graph(spec, schedule, plan.method, weights, metadata), folder / graph_name(target)
+        )
     progress(MANIFEST)
     bundle = Bundle(
         path=folder,

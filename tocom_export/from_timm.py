@@ -54,7 +54,9 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         need(_kind(block.ls1) in ("Identity", "LayerScale"), f"layer scale {_kind(block.ls1)}")
     first = blocks[0]
     norms = [n for b in blocks for n in (b.norm1, b.norm2)]
-    final_norm = next((n for n in ("norm", "fc_norm") if _kind(getattr(vit, n)) != "Identity"), None)
+    final_norm = next(
+        (n for n in ("norm", "fc_norm") if _kind(getattr(vit, n)) != "Identity"), None
+    )
     if final_norm:
         norms.append(getattr(vit, final_norm))
     pre_norm = _kind(vit.norm_pre) != "Identity"
@@ -65,7 +67,9 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         norms += [n for b in blocks for n in (b.attn.q_norm, b.attn.k_norm)]
     for norm in norms:
         need(_kind(norm) == "LayerNorm", f"norm {_kind(norm)}")
-        need(norm.weight is not None and norm.bias is not None, "a LayerNorm without weight or bias")
+        need(
+            norm.weight is not None and norm.bias is not None, "a LayerNorm without weight or bias"
+        )
         need(norm.eps == first.norm1.eps, "LayerNorms of different epsilon")
 
     return VitSpec(

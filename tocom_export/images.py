@@ -41,7 +41,11 @@ class Preprocess:
         """
         try:
             read = cls(
-                **{**data, "mean": tuple(map(float, data["mean"])), "std": tuple(map(float, data["std"]))}
+                **{
+                    **data,
+                    "mean": tuple(map(float, data["mean"])),
+                    "std": tuple(map(float, data["std"])),
+                }
             )
             if read.interpolation in ("bilinear", "bicubic") and 0 < float(read.crop_pct) <= 1:
                 return read
@@ -78,13 +82,11 @@ class Preprocess:
         left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
         image = image.crop((left, top, left + width, top + height))
         pixels = np.asarray(image, np.float32) / 255
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         normalised: npt.NDArray[np.float32] = ((pixels - mean) / std).transpose(2, 0, 1)
         return np.ascontiguousarray(normalised)
 
-    def load_batch(
-        self, paths: Iterable[Path], size: tuple[int, int]
-    ) -> npt.NDArray[np.float32]:
+    def load_batch(self, paths: Iterable[Path], size: tuple[int, int]) -> npt.NDArray[np.float32]:
         """Image files as one batch (B, 3, height, width)."""
         return np.stack([self.load(path, size) for path in paths])
 

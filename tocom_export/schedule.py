@@ -34,10 +34,7 @@ class TokenSchedule:
         Raises:
             DegreeError: a negative degree, or a list of another length than the model's depth.
         """
-        if isinstance(degree, int):
-            degrees = (degree,) * spec.depth
-        else:
-            degrees = tuple(degree)
+        degrees = (degree,) * spec.depth if isinstance(degree, int) else tuple(degree)
         if len(degrees) != spec.depth:
             raise DegreeError(
                 f"a schedule of {len(degrees)} degrees for the {spec.depth} layers of {spec.model}."

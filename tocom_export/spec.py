@@ -158,7 +158,9 @@ class VitSpec:
                 raise InputError(f"model spec: field {name!r} is missing.")
         spec = cls(**values)
         if spec.width % spec.heads:
-            raise InputError(f"model spec: width {spec.width} is no multiple of {spec.heads} heads.")
+            raise InputError(
+                f"model spec: width {spec.width} is no multiple of {spec.heads} heads."
+            )
         if not spec.patches:
             raise InputError(f"model spec: image {spec.image_size} is smaller than a patch.")
         if spec.pool == "token" and not spec.class_token:

@@ -25,7 +25,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
         DataError: there is no such folder, or it has no sub-folders.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; images are expected as <folder>/<class>/<image>.")
+        raise DataError(
+            f"{folder}: no such folder; images are expected as <folder>/<class>/<image>."
+        )
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
     if not names:
         raise DataError(f"{folder}: no class folders in it (<folder>/<class>/<image>).")
@@ -94,7 +96,7 @@ class TrainData:
             order[step * self._batch : (step + 1) * self._batch].tolist()
             for step in range(first_step, self.steps_per_epoch)
         ]
-        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self._images, batch_sampler=batches, num_workers=self._workers
         )
         yield from loader

@@ -59,9 +59,7 @@ class TrainableBank(nn.Module):
         bank.check(spec, bank.method)
         self = cls(spec, bank.method, rank=bank.rank)
         with torch.no_grad():
-            for side, (down, up) in enumerate(
-                ((bank.q_down, bank.q_up), (bank.v_down, bank.v_up))
-            ):
+            for side, (down, up) in enumerate(((bank.q_down, bank.q_up), (bank.v_down, bank.v_up))):
                 self.down[:, side] = torch.tensor(down)
                 self.up[:, side] = torch.tensor(up)
         return self.eval()

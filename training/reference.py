@@ -58,5 +58,7 @@ class Reference:
         for file in files[:1] if self._bank else files:
             self._model.vit.load_state_dict(load_file(file), strict=False)
         side = self._bank.side(bundle.source, target, bundle.scale) if self._bank else None
-        logits: npt.NDArray[np.float32] = self._model(torch.from_numpy(images), target, side).numpy()
+        logits: npt.NDArray[np.float32] = self._model(
+            torch.from_numpy(images), target, side
+        ).numpy()
         return logits

@@ -25,7 +25,7 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
     The inverse of :func:`~tocom_export.from_timm.spec_from_timm`.
     """
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
-    model: nn.Module = kind(
+    model: Any = kind(
         img_size=spec.image_size,
         patch_size=spec.patch_size,
         in_chans=spec.channels,
@@ -50,11 +50,11 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
         act_layer=get_act_layer(spec.activation),
     )
     if spec.patch_bias == (model.patch_embed.proj.bias is None):  # timm ties it to pre_norm
-        old = model.patch_embed.proj
-        model.patch_embed.proj = nn.Conv2d(  # type: ignore[union-attr]
-            spec.channels, spec.width, old.kernel_size, old.stride, bias=spec.patch_bias
+        model.patch_embed.proj = nn.Conv2d(
+            spec.channels, spec.width, spec.patch_size, spec.patch_size, bias=spec.patch_bias
         )
-    return model.eval()
+    vit: nn.Module = model.eval()
+    return vit
 
 
 def spec_of_name(name: str) -> VitSpec:

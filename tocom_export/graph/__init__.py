@@ -1,0 +1,1 @@
+"""Writing a ViT's ONNX graph node by node."""

@@ -144,15 +144,19 @@ def residual(
         return tape.op("Add", x, branch)
 
 
-def head(tape: GraphTape, x: ir.Value, spec: VitSpec, tokens: int, size: ir.Value | None) -> ir.Value:
+def head(
+    tape: GraphTape, x: ir.Value, spec: VitSpec, tokens: int, size: ir.Value | None
+) -> ir.Value:
     """Tokens (B·N, C) → logits (B, classes); pooled features (B, C) without a head."""
     with tape.scope("head"):
         x = tape.reshape(x, -1, tokens, spec.width)
         if spec.pool == "token":  # LayerNorm is per token: norm only those that are read
             read = 2 if spec.distilled else 1
             x = tape.reshape(tape.cut(x, 1, 0, read), -1, read * spec.width)
-            parts = [x] if read == 1 else tape.ops(
-                "Split", x, tape.ints(spec.width, spec.width), outputs=2, axis=1
+            parts = (
+                [x]
+                if read == 1
+                else tape.ops("Split", x, tape.ints(spec.width, spec.width), outputs=2, axis=1)
             )
         else:
             if spec.final_norm == "norm":

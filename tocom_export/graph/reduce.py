@@ -14,7 +14,12 @@ from tocom_export.graph.tape import GraphTape
 
 
 def merge(
-    tape: GraphTape, x: ir.Value, size: ir.Value | None, keys: ir.Value, tokens: int, remove: int,
+    tape: GraphTape,
+    x: ir.Value,
+    size: ir.Value | None,
+    keys: ir.Value,
+    tokens: int,
+    remove: int,
     prefix: int,
 ) -> tuple[ir.Value, ir.Value]:
     """Merge the ``remove`` most similar pairs of patch tokens, in 28 nodes.

@@ -59,9 +59,7 @@ def write_graph(
                         tape, x, size, attended.keys, tokens, remove, spec.prefix
                     )
                 else:
-                    x = reduce.prune(
-                        tape, x, attended.probabilities, tokens, remove, spec.prefix
-                    )
+                    x = reduce.prune(tape, x, attended.probabilities, tokens, remove, spec.prefix)
                 x = tape.reshape(x, -1, spec.width)
             tokens -= remove
         with tape.scope(name):

@@ -1,0 +1,55 @@
+"""What the benchmarks share: models with weights in which all tensors differ, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tocom_export.bank import ToComBank
+from tocom_export.method import Method
+from tocom_export.training.zoo import spec_of_name, vit_from_spec
+
+Row = tuple[str, str, str]
+"""What was measured, the outcome, the bar."""
+
+
+def checkpoint(model: str, folder: Path) -> Path:
+    """A timm model's checkpoint; random weights, perturbed so that no two tensors are alike."""
+    file = folder / f"{model}.safetensors"
+    if not file.exists():
+        torch.manual_seed(0)
+        vit = vit_from_spec(spec_of_name(model))
+        for tensor in vit.parameters():
+            tensor.data.add_(torch.randn(tensor.shape) * 0.02)
+        save_file(vit.state_dict(), file)
+    return file
+
+
+def bank(model: str, folder: Path) -> Path:
+    """A random bank of rank 2 for that model."""
+    file = folder / f"{model}-bank.safetensors"
+    if not file.exists():
+        spec = spec_of_name(model)
+        rng = np.random.default_rng(0)
+        down, up = (spec.depth, 16, 2, spec.width), (spec.depth, 16, spec.width, 2)
+        factors = [(rng.standard_normal(s) * 0.05).astype(np.float32) for s in (down, up) * 2]
+        ToComBank(*factors, method=Method("tome"), model=model).save(file)
+    return file
+
+
+def machine() -> str:
+    """Processor, threads and the versions that a figure depends on."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    packages = ("torch", "timm", "onnx", "onnx_ir", "onnxruntime", "safetensors", "numpy")
+    versions = ", ".join(f"{p} {version(p)}" for p in packages)
+    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
