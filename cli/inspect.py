@@ -60,7 +60,8 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
         {
             "model": spec.model,
             "images": f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}",
-            "shape": f"{spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens of {spec.width}",
+            "layers": spec.depth,
+            "tokens": f"{spec.tokens} of width {spec.width}, {spec.heads} heads",
             "classes": spec.classes,
             "method": bundle.method.name,
             "source degree": bundle.source,
