@@ -1,6 +1,6 @@
 """Run benchmarks and print a Markdown table.
 
-python benchmarks/run.py [starting] [building] [running] [parity]
+python benchmarks/run.py [starting] [accepting] [parity] [running] [building]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 from common import machine
 
-ALL = ("starting", "parity", "running", "building")
+ALL = ("starting", "accepting", "parity", "running", "building")
 
 
 def main() -> None:

@@ -1,0 +1,65 @@
+"""NVIDIA's own ONNX parser, on the CPU: what a refit needs of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+
+from tocom_export.graph.writer import write_graph
+from tocom_export.method import Method
+from tocom_export.models import known_model
+from tocom_export.schedule import TokenSchedule
+from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
+
+trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+
+SPECS: dict[str, Callable[[], VitSpec]] = {
+    "deit_tiny_patch16_224": lambda: known_model("deit_tiny_patch16_224")[0],
+    "deit_tiny_distilled_patch16_224": lambda: known_model("deit_tiny_distilled_patch16_224")[0],
+    "layer scale, registers": lambda: known_model("vit_small_patch14_reg4_dinov2")[0],
+}
+
+
+@pytest.fixture(scope="module")
+def logger() -> Any:
+    return trt.Logger(trt.Logger.ERROR)
+
+
+def parsed(file: Path, logger: Any) -> tuple[Any, Any]:
+    """The network of a graph, and what must stay alive beside it."""
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    done = parser.parse_from_file(str(file))
+    assert done, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    return network, (builder, parser)
+
+
+@pytest.mark.parametrize("model", SPECS)
+@pytest.mark.parametrize("method", ["tome", "evit"])
+@pytest.mark.parametrize("degree", [0, 4, 16])
+def test_every_weight_can_be_refitted(
+    model: str,
+    method: Any,
+    degree: int,
+    make_weights: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    logger: Any,
+):
+    spec = SPECS[model]()
+    save_file(make_weights(spec), tmp_path / "weights.safetensors")
+    stored, _ = read_header(tmp_path / "weights.safetensors")
+    graph = write_graph(spec, TokenSchedule.of(spec, degree), Method(method), stored, {})
+    ir.save(graph, tmp_path / "graph.onnx")
+
+    network, _alive = parsed(tmp_path / "graph.onnx", logger)
+
+    names = spec.weights()
+    assert [name for name in names if not network.mark_weights_refittable(name)] == []
+    assert not network.mark_weights_refittable("no such weight")
