@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+def test_a_bundle(succeeds: Run, bundle: Path):
+    text = succeeds("inspect", bundle).stdout
+    for fact in ("tiny", "3×32×32", "4 layers, 64 wide, 4 heads, 17 tokens", "scale 0.1",
+                 "r04.onnx", "r08.onnx", "17 → 2", "hashes"):  # fmt: skip
+        assert fact in text
+    assert "9 5 3 2" in succeeds("inspect", bundle, "--layers").stdout
+
+
+def test_a_bundle_as_json(succeeds: Run, bundle: Path):
+    document = json.loads(succeeds("inspect", bundle, "--json").stdout)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert document == {"kind": "bundle", "path": str(bundle), **manifest}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_engine(succeeds: Run, bundle: Path, tmp_path: Path, moved: bool):
+    """Its weights need not be there."""
+    file = bundle / "r08.onnx"
+    if moved:
+        file = file.rename(tmp_path / "alone.onnx")
+    document = json.loads(succeeds("inspect", file, "--json").stdout)
+    assert (document["kind"], document["path"]) == ("engine", str(file))
+    assert document["inputs"] == {"images": "[batch,3,32,32]"}
+    assert document["outputs"] == {"logits": "[batch,10]"}
+    assert document["weight files"] == ["r08.safetensors", "weights.safetensors"]
+    assert (document["model"], document["method"]) == ("tiny", "tome")
+    metadata = {name: json.loads(document[name]) for name in ("source", "target", "schedule")}
+    assert metadata == {"source": 4, "target": 8, "schedule": [9, 5, 3, 2]}
+    assert "operators" not in document
+
+
+def test_an_engines_layers(succeeds: Run, bundle: Path):
+    document = json.loads(succeeds("inspect", bundle / "r08.onnx", "--layers", "--json").stdout)
+    assert document["operators"]["Softmax"] == 4
+    assert sum(document["operators"].values()) == sum(document["scopes"].values())
+    assert sum(document["operators"].values()) == document["nodes"]
+    text = succeeds("inspect", bundle / "r08.onnx", "--layers").stdout
+    assert "Softmax" in text
+    assert "[batch,3,32,32]" in text
+
+
+def test_a_bank(succeeds: Run, bank_file: Path):
+    document = json.loads(succeeds("inspect", bank_file, "--json").stdout)
+    assert document.pop("size").endswith("MB")
+    assert document == {
+        "kind": "bank", "path": str(bank_file), "model": "tiny", "method": "tome", "layers": 4,
+        "width": 64, "groups": 16, "rank": 2, "parameters": 4 * 2 * 16 * 2 * 64 * 2,
+    }  # fmt: skip
+    layers = json.loads(succeeds("inspect", bank_file, "--layers", "--json").stdout)
+    assert [len(pair) for pair in layers["gap_norms"]] == [2, 2, 2, 2]
+    assert all(norm > 0 for pair in layers["gap_norms"] for norm in pair)
+    assert "layer 3" in succeeds("inspect", bank_file, "--layers").stdout
+
+
+def test_a_checkpoint(succeeds: Run, checkpoint: Path, spec):
+    document = json.loads(succeeds("inspect", checkpoint, "--json").stdout)
+    assert (document["kind"], document["model"]) == ("checkpoint", "tiny")
+    assert (document["source degree"], document["method"]) == (4, "tome")
+    assert (document["classes"], document["tensors"]) == (10, len(spec.weights()))
+    assert document["dtypes"] == "float32"
+    text = succeeds("inspect", checkpoint, "--layers").stdout
+    assert "blocks.3.attn.qkv.weight" in text
+    assert "[192, 64]" in text
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])
+def test_a_changed_byte(fails: Run, bundle: Path, damage: Callable, name: str):
+    damage(bundle / name)
+    fails("inspect", bundle, says=(bundle / name, "SHA-256 differs"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])
+def test_a_missing_file(fails: Run, bundle: Path, name: str):
+    (bundle / name).unlink()
+    fails("inspect", bundle, says=(bundle / name, "is missing"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}', "null"])
+def test_a_broken_manifest(fails: Run, bundle: Path, content: str):
+    (bundle / "manifest.json").write_text(content)
+    fails("inspect", bundle, says=(bundle / "manifest.json",))
+
+
+def test_a_folder_that_is_no_bundle(fails: Run, tmp_path: Path):
+    fails("inspect", tmp_path, says=(tmp_path, "is not a bundle"))
+
+
+@pytest.mark.parametrize("name", ["none", "none.onnx", "none.safetensors"])
+def test_no_such_file(fails: Run, name: str):
+    fails("inspect", name, says=(name, "no such file"))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors", "pth", "txt"])
+def test_a_file_that_is_none(fails: Run, here: Path, suffix: str, content: bytes):
+    (here / f"file.{suffix}").write_bytes(content)
+    fails("inspect", f"file.{suffix}", says=(f"file.{suffix}",))

@@ -1,0 +1,99 @@
+"""What holds for every command: help, exit statuses, and what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tocom_export._version import __version__
+from tocom_export.cli.main import COMMANDS
+
+Run = Callable[..., Result]
+HEAVY = ("torch", "timm", "onnxruntime", "onnx", "tensorrt")
+CALL = "from tocom_export.cli.main import main; main()"
+
+
+def imported(*commands: list[str]) -> list[str]:
+    """Which heavy packages a fresh process has imported after some command lines."""
+    code = f"""
+import sys
+from tocom_export.cli.main import cli
+for arguments in {list(commands)!r}:
+    try:
+        cli(arguments)
+    except SystemExit as status:
+        assert status.code == 0, arguments
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return eval(done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(succeeds: Run, command: str, flag: str):
+    text = succeeds(command, flag).stdout
+    assert f"tocom-export {command}" in text.partition("Example:")[2]
+    for option in ("--json", "--verbose", "--quiet"):
+        assert option in text
+
+
+def test_the_help_of_all(succeeds: Run):
+    text = succeeds("--help").stdout
+    for command, summary in COMMANDS.items():
+        assert command in text
+        assert summary in text
+    assert "tocom-export build" in text
+
+
+def test_the_version(succeeds: Run):
+    assert succeeds("--version").stdout.strip() == f"tocom-export, version {__version__}"
+
+
+def test_no_command_shows_the_help(run: Run):
+    result = run()
+    assert result.exit_code == 2
+    assert result.output.startswith("Usage:")
+    assert "build" in result.output
+
+
+def test_help_imports_nothing_heavy():
+    assert imported(["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)) == []
+
+
+def test_building_from_safetensors_imports_no_torch(checkpoint: Path, bank_file: Path, here: Path):
+    arguments = ["build", "--checkpoint", str(checkpoint), "--bank", str(bank_file),
+                 "--no-verify", "--targets", "8", "--out", "out"]  # fmt: skip
+    assert not {"torch", "timm", "onnxruntime"} & set(imported(arguments))
+    assert (here / "out" / "r08.onnx").exists()
+
+
+def test_exit_statuses_of_the_process(checkpoint: Path):
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", CALL, *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    good = call("inspect", str(checkpoint), "--json")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert json.loads(good.stdout)["kind"] == "checkpoint"
+    bad = call("inspect", "none")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "Error: none: no such file or folder.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [(["bild"], "bild"), (["build", "--tragets", "8"], "--targets"), (["--loud"], "--loud"),
+     (["build", "--targets"], "--targets"), (["inspect"], "PATH"), (["verify", "a", "b"], "b"),
+     (["build", "--engine", "torchscript"], "--engine")],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors(fails: Run, arguments: list[str], says: str):
+    result = fails(*arguments, says=(says, "--help"))
+    assert result.stdout == ""

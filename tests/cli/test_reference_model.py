@@ -1,0 +1,91 @@
+"""The model that ships inside the package: built, run and verified without an option."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from tocom_export.bank import ToComBank
+from tocom_export.bundle import Bundle
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.models import REFERENCE_BANK, REFERENCE_CHECKPOINT
+
+Run = Callable[..., Result]
+CIFAR_10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+@pytest.fixture
+def files(here: Path) -> list[Path]:
+    """Three photographs of nothing."""
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(32, 32), (48, 64), (100, 20)]):
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(here / f"{number}.png")
+    return sorted(here.glob("*.png"))
+
+
+def test_build_without_an_option(succeeds: Run, here: Path):
+    document = json.loads(succeeds("build", "--no-verify", "--json").stdout)
+    assert document["bundle"] == "reference-source0"
+    assert (document["model"], document["source"]) == ("reference", 0)
+    assert document["compensated"] is True
+    bundle = Bundle.open(here / "reference-source0", hashes=True)
+    spec = bundle.spec
+    assert (spec.image_size, spec.patch_size, spec.depth) == ((32, 32), (4, 4), 6)
+    assert bundle.classes == CIFAR_10
+    assert bundle.targets[16] == (49, 33, 17, 9, 5, 3)
+    assert sorted(bundle.targets) == [4, 8, 12, 16]
+    costs = [target["multiply_adds"] for target in document["targets"]]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_the_model_by_name_is_the_default(succeeds: Run, here: Path):
+    options = ("--targets", "8", "--no-verify")
+    succeeds("build", *options, "--out", "default")
+    succeeds("build", *options, "--model", "reference", "--source", "0", "--out", "named")
+    default, named = ((here / name / "manifest.json").read_text() for name in ("default", "named"))
+    assert default == named
+
+
+def test_run_on_a_few_images(succeeds: Run, files: list[Path]):
+    succeeds("build", "--targets", "0,8", "--no-verify")
+    options = ("reference-source0", "--target", "8", *files)
+    images = json.loads(succeeds("run", *options, "--json").stdout)["images"]
+    assert [image["image"] for image in images] == [str(file) for file in files]
+    for image in images:
+        names = [top["class"] for top in image["top5"]]
+        assert len(set(names)) == 5
+        assert set(names) <= set(CIFAR_10)
+        shares = [top["probability"] for top in image["top5"]]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) <= 1 + 1e-6
+
+
+def test_every_degree_passes_verification(succeeds: Run):
+    document = json.loads(succeeds("build", "--targets", "0,4,8,12,16", "--json").stdout)
+    for target in document["targets"]:
+        assert target["check"]["passed"] is True
+        assert target["check"]["agreement"] == 100
+
+
+def test_the_bank_was_made_for_the_model():
+    info = Checkpoint.open(REFERENCE_CHECKPOINT).info
+    bank = ToComBank.load(REFERENCE_BANK)
+    assert (bank.model, info.spec.model, info.source) == ("reference", "reference", 0)
+    bank.check(info.spec, info.method)
+    assert all(factor.any() for factor in bank.factors().values())
+
+
+def test_its_checkpoint_needs_no_metadata_from_elsewhere():
+    checkpoint = Checkpoint.open(REFERENCE_CHECKPOINT)
+    assert checkpoint.fit(checkpoint.info.spec) == checkpoint.info.spec
+    assert checkpoint.info.preprocess is not None
+    assert checkpoint.info.classes == CIFAR_10

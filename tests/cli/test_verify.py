@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from tocom_export.bundle import Bundle, record_files
+from tocom_export.store import read_header
+
+Run = Callable[..., Result]
+
+
+def strict(text: str) -> Any:
+    """JSON as its standard has it, which knows no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_good_bundle(succeeds: Run, bundle: Path):
+    text = succeeds("verify", bundle).stdout
+    assert text.count("passed") == 2
+    assert text.count("100.0 %") == 2
+    assert "20 images" in text
+
+
+def test_json_is_one_document(succeeds: Run, bundle: Path):
+    document = strict(succeeds("verify", bundle, "--json").stdout)
+    assert (document["bundle"], document["passed"]) == (str(bundle), True)
+    assert [target["target"] for target in document["targets"]] == [4, 8]
+    for target in document["targets"]:
+        assert target["passed"] is target["finite"] is True
+        assert (target["agreement"], target["beyond"]) == (100.0, 0)
+        assert 0 < target["max_difference"] < target["tolerance"]
+
+
+def test_images_of_ones_own(succeeds: Run, bundle: Path, photos: Path):
+    document = strict(succeeds("verify", bundle, "--images", photos, "--json").stdout)
+    assert [target["images"] for target in document["targets"]] == [12, 12]
+
+
+def test_an_engine_that_differs(fails: Run, bundle: Path):
+    result = fails("verify", bundle, "--atol", "0", says=(bundle, "4, 8", "differ"), status=1)
+    assert result.stdout.count("FAILED") == 2
+
+
+def test_an_engine_that_differs_in_json(run: Run, bundle: Path):
+    result = run("verify", bundle, "--atol", "0", "--json")
+    assert result.exit_code == 1
+    document = strict(result.stdout)
+    assert document["passed"] is False
+    assert [target["passed"] for target in document["targets"]] == [False, False]
+
+
+def test_an_engine_that_reads_other_weights(fails: Run, bundle: Path):
+    """Its graph still points at the weights where they lay before."""
+    name, graph = "blocks.0.attn.qkv.weight", bundle / "r08.onnx"
+    first = str(read_header(bundle / "r08.safetensors")[0][name].offset)
+    second = str(read_header(bundle / "r08.safetensors")[0][name.replace("0", "1")].offset)
+    assert len(first) <= len(second)
+    content = graph.read_bytes()
+    changed = content.replace(second.encode(), first.zfill(len(second)).encode())
+    assert changed != content
+    graph.write_bytes(changed)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["r08.onnx"]["sha256"] = record_files(bundle, ["r08.onnx"])["r08.onnx"].sha256
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert Bundle.open(bundle, hashes=True)
+    fails("verify", bundle, says=(bundle, "at 8 differ"), status=1)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_logits_that_are_no_numbers(run: Run, bundle: Path, nan_in: Callable, as_json: bool):
+    nan_in(bundle / "r08.safetensors")
+    result = run("verify", bundle, *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    if as_json:
+        four, eight = strict(result.stdout)["targets"]
+        assert (four["finite"], four["passed"]) == (True, True)
+        assert (eight["finite"], eight["passed"]) == (False, False)
+    else:
+        assert "NO" in result.stdout
+        assert "at 8 differ" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])
+def test_a_changed_byte(fails: Run, bundle: Path, damage: Callable, name: str):
+    damage(bundle / name)
+    fails("verify", bundle, says=(bundle / name, "SHA-256 differs"))
+
+
+def test_a_truncated_file(fails: Run, bundle: Path):
+    file = bundle / "r08.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    fails("verify", bundle, says=(file, "bytes, the manifest says"))
+
+
+@pytest.mark.parametrize("name", ["none", "file"])
+def test_no_bundle(fails: Run, here: Path, name: str):
+    (here / "file").touch()
+    fails("verify", name, says=(name, "is not a bundle"))
+
+
+def test_images_that_are_not_there(fails: Run, bundle: Path, tmp_path: Path):
+    fails("verify", bundle, "--images", tmp_path / "none", says=(tmp_path / "none", "no image"))
+
+
+def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path):
+    (photos / "a" / "broken.png").write_bytes(b"not an image")
+    says = (photos / "a" / "broken.png", "is not an image")
+    fails("verify", bundle, "--images", photos, says=says)
+
+
+def test_without_torch(fails: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
+    fails("verify", bundle, says=("torch", "pip install 'tocom-export[torch]'"))
+
+
+def test_a_path_with_brackets(succeeds: Run, bundle: Path):
+    """Which the table's library would take for markup."""
+    strange = bundle.rename(bundle.with_name("v[/1]"))
+    assert "v[/1]" in succeeds("verify", strange, "--atol", "1").stdout
+
+
+@pytest.mark.parametrize("atol", ["-1", "x"])
+def test_a_tolerance_that_is_none(fails: Run, bundle: Path, atol: str):
+    fails("verify", bundle, "--atol", atol, says=("--atol", atol))
+
+
+def test_the_comparison_is_with_the_bundles_own_images(bundle: Path):
+    """Guards the fixture: its compensated weights do differ from the shared ones."""
+    shared, own = (read_header(bundle / name)[0] for name in
+                   ("weights.safetensors", "r08.safetensors"))  # fmt: skip
+    assert set(own) < set(shared)
+    for tensor in own.values():
+        values = np.fromfile(tensor.file, np.float32, tensor.length // 4, offset=tensor.offset)
+        assert np.isfinite(values).all()

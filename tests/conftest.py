@@ -1,0 +1,183 @@
+"""What several test modules share: small models, weights, banks and images, made on the spot.
+
+Fixtures that return a function stand in for imports, so no test module depends on another's
+place. torch is imported only where a test asks for a PyTorch model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import save_file
+
+from tocom_export.bank import ToComBank
+from tocom_export.build import BuildPlan
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.images import Preprocess
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
+
+# Models this small lose more by a second thread than they gain; read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Array = npt.NDArray[Any]
+
+SMALL = VitSpec(
+    model="small", image_size=(56, 56), patch_size=(8, 8), width=64, depth=4, heads=4,
+    mlp_width=128, classes=10,
+)  # fmt: skip
+"""50 tokens; degree 16 leaves 34, 18, 10 and 6."""
+
+
+def _spec(**changes: Any) -> VitSpec:
+    return VitSpec.from_json({**SMALL.to_json(), **changes})
+
+
+def _weights(spec: VitSpec, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in spec.weights().items():
+        noise = rng.standard_normal(shape, np.float32)
+        if name.endswith(("token", "pos_embed")):
+            weights[name] = noise * np.float32(0.5)
+        elif len(shape) > 1:
+            weights[name] = noise * np.float32(np.prod(shape[1:]) ** -0.5)
+        else:
+            weights[name] = noise * np.float32(0.1) + name.endswith((".weight", "gamma"))
+    return {name: weight.astype(np.float32) for name, weight in weights.items()}
+
+
+def _images(spec: VitSpec, batch: int = 2, seed: int = 0) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    height, width = spec.image_size
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = rng.uniform(-9, 9, (3, 4, batch, spec.channels, 1, 1))
+    smooth = np.sin(waves[0] * y + waves[1] * x + waves[2]).sum(axis=0)
+    return (smooth + 0.1 * rng.standard_normal(smooth.shape)).astype(np.float32)
+
+
+def _bank(
+    spec: VitSpec, rank: int = 2, seed: int = 0, groups: int = 16, method: str = "tome"
+) -> ToComBank:
+    rng = np.random.default_rng(seed)
+    down, up = (spec.depth, groups, rank, spec.width), (spec.depth, groups, spec.width, rank)
+    factors = (rng.normal(0, 0.3, shape).astype(np.float32) for shape in (down, up, down, up))
+    return ToComBank(*factors, method=Method(method), model=spec.model)
+
+
+def _checkpoint(
+    folder: Path, spec: VitSpec, seed: int = 0, metadata: dict[str, str] | None = None
+) -> Path:
+    file = folder / "checkpoint.safetensors"
+    save_file(_weights(spec, seed), file, metadata)
+    return file
+
+
+def _plan(folder: Path, spec: VitSpec = SMALL, **changes: Any) -> BuildPlan:
+    checkpoint = Checkpoint.open(_checkpoint(folder, spec))
+    values: dict[str, Any] = {
+        "bank": _bank(spec),
+        "method": Method("tome"),
+        "source": 0,
+        "targets": (0, 8, 16),
+        "scale": 0.1,
+        "preprocess": Preprocess(),
+        **changes,
+    }
+    return BuildPlan(checkpoint.fit(spec), checkpoint, **values)
+
+
+def _vit(spec: VitSpec, seed: int = 0) -> Any:
+    import torch
+
+    from tocom_export.training.zoo import vit_from_spec
+
+    vit = vit_from_spec(spec)
+    vit.load_state_dict({n: torch.from_numpy(w) for n, w in _weights(spec, seed).items()})
+    return vit
+
+
+def _run_graph(file: Path, images: Array) -> Array:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images})
+    return np.asarray(logits)
+
+
+def _image_folder(
+    folder: Path, classes: tuple[str, ...] = ("a", "b"), each: int = 6, size: int = 20
+) -> Path:
+    from PIL import Image
+
+    rng = np.random.default_rng(len(classes))
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            pixels = rng.integers(0, 128, (size, size, 3), np.uint8)
+            pixels[..., label % 3] += 100
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> Callable[..., VitSpec]:
+    """A small spec, with the given fields changed."""
+    return _spec
+
+
+@pytest.fixture(scope="session")
+def make_weights() -> Callable[..., dict[str, Array]]:
+    """Weights of a spec, no two tensors alike."""
+    return _weights
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., npt.NDArray[np.float32]]:
+    """A batch of smooth, slightly noisy images (B, C, H, W)."""
+    return _images
+
+
+@pytest.fixture(scope="session")
+def make_bank() -> Callable[..., ToComBank]:
+    """A bank of random factors."""
+    return _bank
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """A checkpoint file with the weights of ``make_weights``."""
+    return _checkpoint
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., BuildPlan]:
+    """A plan of a small bundle: targets 0, 8, 16 of a model with a bank."""
+    return _plan
+
+
+@pytest.fixture(scope="session")
+def make_vit() -> Callable[..., Any]:
+    """The timm model of a spec, with the weights of ``make_weights``."""
+    return _vit
+
+
+@pytest.fixture(scope="session")
+def run_graph() -> Callable[[Path, Array], Array]:
+    """Logits of an ONNX file in ONNX Runtime."""
+    return _run_graph
+
+
+@pytest.fixture(scope="session")
+def image_folder() -> Callable[..., Path]:
+    """An ImageFolder of small PNG files, a colour per class."""
+    return _image_folder

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tocom_export.errors import UnsupportedModelError
+from tocom_export.from_timm import spec_from_timm
+from tocom_export.spec import VitSpec
+
+UNSUPPORTED = {
+    "swin_tiny_patch4_window7_224": "SwinTransformer",
+    "eva02_tiny_patch14_224": "Eva",
+    "vit_small_patch16_rope_224": "Eva",
+    "convnext_atto": "ConvNeXt",
+    "resnet18": "ResNet",
+    "beit_base_patch16_224": "Beit",
+    "cait_xxs24_224": "Cait",
+    "vit_base_patch16_siglip_224": "attention pooling",
+    "vit_giant_patch14_dinov2": "MLP GluMlp",
+    "test_vit4": "norm RmsNorm",
+    "vit_base_patch16_rpn_224": "ResPostBlock",
+    "vit_base_patch16_xp_224": "ParallelScalingBlock",
+    "vit_base_r50_s16_224": "HybridEmbed",
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_unsupported_model_is_refused_by_its_part(name: str):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(UnsupportedModelError) as caught:
+        spec_from_timm(model, name)
+    assert name in str(caught.value)
+    assert UNSUPPORTED[name] in caught.value.part
+    assert caught.value.part in str(caught.value)
+
+
+def change(path: str, module: Any) -> Callable[[Any], None]:
+    def apply(vit: Any) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            vit = getattr(vit, parent)
+        setattr(vit, last, module)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("apply", "part"),
+    [
+        (change("global_pool", "max"), "pooling 'max'"),
+        (change("pool_include_prefix", True), "prefix"),
+        (change("pos_embed", None), "position embedding"),
+        (change("patch_embed.norm", nn.LayerNorm(64)), "patch embedding"),
+        (change("patch_drop", nn.Dropout()), "patch dropout"),
+        (change("blocks.1", nn.Identity()), "block Identity"),
+        (change("blocks.1.attn", nn.Linear(1, 1)), "attention Linear"),
+        (change("blocks.1.mlp", nn.Linear(1, 1)), "MLP Linear"),
+        (change("blocks.1.mlp.fc1", nn.Conv2d(1, 1, 1)), "Conv2d"),
+        (change("blocks.1.mlp.norm", nn.LayerNorm(64)), "MLP"),
+        (change("blocks.1.ls1", nn.Linear(1, 1)), "layer scale"),
+        (change("blocks.1.norm2", nn.BatchNorm1d(64)), "BatchNorm1d"),
+        (change("blocks.1.norm2", nn.LayerNorm(64, eps=0.1)), "epsilon"),
+        (change("blocks.1.norm2", nn.LayerNorm(64, 1e-6, elementwise_affine=False)), "LayerNorm"),
+        (change("norm", nn.LayerNorm(64, eps=1e-6, bias=False)), "bias"),
+        (change("blocks.0.mlp.act", nn.Tanh()), "activation Tanh"),
+    ],
+)
+def test_a_changed_part_is_refused(
+    make_vit: Callable[..., Any], make_spec: Callable[..., VitSpec], apply: Callable, part: str
+):
+    vit = make_vit(make_spec(depth=2))
+    apply(vit)
+    with pytest.raises(UnsupportedModelError) as caught:
+        spec_from_timm(vit, "mine")
+    assert part in caught.value.part
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        change("blocks.1.mlp.act", nn.ReLU()),
+        change("blocks.1.ls1", nn.Identity()),
+        change("blocks.1.attn.q_norm", nn.LayerNorm(16, eps=1e-6)),
+        change("blocks.1.attn.qkv", nn.Linear(64, 192, bias=False)),
+        change("blocks.1.mlp", timm.layers.Mlp(64, 96)),
+    ],
+    ids=["activation", "layer scale", "q norm", "qkv bias", "mlp width"],
+)
+def test_layers_that_differ_are_refused(
+    make_vit: Callable[..., Any], make_spec: Callable[..., VitSpec], apply: Callable
+):
+    vit = make_vit(make_spec(depth=2, layer_scale=True))
+    apply(vit)
+    with pytest.raises(UnsupportedModelError):
+        spec_from_timm(vit, "mine")
+
+
+def test_a_subclass_from_elsewhere_is_refused():
+    class VisionTransformer(timm.models.VisionTransformer):
+        pass
+
+    with torch.device("meta"), pytest.raises(UnsupportedModelError, match="outside timm"):
+        spec_from_timm(VisionTransformer(depth=1))
+
+
+def test_a_plain_module_is_refused():
+    with pytest.raises(UnsupportedModelError, match="model class Linear"):
+        spec_from_timm(nn.Linear(2, 2))
+
+
+def test_the_name_is_timms_where_none_is_given():
+    with torch.device("meta"):
+        vit = timm.create_model("deit_tiny_patch16_224", num_classes=7)
+    spec = spec_from_timm(vit)
+    assert spec.model == "deit_tiny_patch16_224"
+    assert spec.classes == 7
+    assert spec_from_timm(vit, "mine").model == "mine"

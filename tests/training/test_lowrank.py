@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tocom_export.bake import bake, qkv_name
+from tocom_export.bank import ToComBank
+from tocom_export.errors import BankError
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
+from tocom_export.training.lowrank import TrainableBank
+from tocom_export.training.model import CompressedVit
+
+PAIRS = [(0, 1), (0, 16), (3, 9), (16, 0), (9, 8)]
+
+
+@pytest.fixture(scope="module")
+def spec(make_spec: Callable[..., VitSpec]) -> VitSpec:
+    return make_spec(depth=2)
+
+
+@pytest.fixture
+def tokens(spec: VitSpec) -> torch.Tensor:
+    return torch.randn(2, 5, spec.width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def bank(make_bank: Callable[..., ToComBank], spec: VitSpec) -> ToComBank:
+    return make_bank(spec)
+
+
+def test_an_untrained_bank_changes_nothing(spec: VitSpec, tokens: torch.Tensor):
+    untrained = TrainableBank(spec, Method("tome"))
+    assert untrained.down.abs().max() > 0
+    for layer in range(spec.depth):
+        for gain in untrained.side(0, 16)(layer, tokens):
+            assert gain.shape == tokens.shape
+            assert not gain.any()
+
+
+def test_down_factors_start_as_a_linear_layer_does(spec: VitSpec):
+    torch.manual_seed(0)
+    down = TrainableBank(spec, Method("tome"), rank=8).down
+    linear = torch.nn.Linear(spec.width, 10_000).weight
+    assert down.abs().max() <= linear.abs().max() * 1.001
+    torch.testing.assert_close(down.std(), linear.std(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_number_of_parameters(spec: VitSpec, rank: int):
+    trained = TrainableBank(spec, Method("tome"), rank=rank)
+    expected = spec.depth * 2 * 16 * 2 * spec.width * rank
+    assert sum(p.numel() for p in trained.parameters()) == expected
+    assert trained.to_bank().parameters == expected
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_the_gain_is_the_banks_gap(
+    bank: ToComBank, spec: VitSpec, tokens: torch.Tensor, source: int, target: int, scale: float
+):
+    side = TrainableBank.from_bank(bank, spec).side(source, target, scale)
+    for layer in range(spec.depth):
+        gaps = bank.gap(layer, source, target, scale)
+        for gain, gap in zip(side(layer, tokens), gaps, strict=True):
+            wanted = tokens.double() @ torch.from_numpy(gap).T
+            torch.testing.assert_close(gain.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_side_paths_equal_baked_weights(
+    bank: ToComBank, spec: VitSpec, make_vit: Callable, make_weights: Callable,
+    make_images: Callable, source: int, target: int,
+):  # fmt: skip
+    vit = make_vit(spec)
+    images = torch.from_numpy(make_images(spec))
+    side = TrainableBank.from_bank(bank, spec).side(source, target, 0.1)
+    with torch.inference_mode():
+        plain = CompressedVit(vit)(images, target)
+        beside = CompressedVit(vit)(images, target, side)
+        baked = bake(make_weights(spec), spec, bank, source, target, 0.1)
+        assert set(baked) == {qkv_name(layer) for layer in range(spec.depth)}
+        vit.load_state_dict({n: torch.from_numpy(w) for n, w in baked.items()}, strict=False)
+        inside = CompressedVit(vit)(images, target)
+    assert (beside - plain).abs().max() > 1e-3
+    torch.testing.assert_close(beside, inside, rtol=1e-5, atol=1e-5)
+
+
+def test_there_and_back_cancel(bank: ToComBank, spec: VitSpec, tokens: torch.Tensor):
+    trained = TrainableBank.from_bank(bank, spec)
+    there, back = trained.side(2, 11), trained.side(11, 2)
+    for one, other in zip(there(1, tokens), back(1, tokens), strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, -other)
+
+
+def test_steps_add_up(bank: ToComBank, spec: VitSpec, tokens: torch.Tensor):
+    trained = TrainableBank.from_bank(bank, spec)
+    sides = [trained.side(*pair)(1, tokens) for pair in ((12, 3), (3, 7), (12, 7))]
+    for first, second, both in zip(*sides, strict=True):
+        torch.testing.assert_close(first + second, both, rtol=1e-4, atol=1e-4)
+
+
+def test_no_side_path_between_equal_degrees(spec: VitSpec):
+    assert TrainableBank(spec, Method("tome")).side(8, 8) is None
+
+
+def test_from_bank_and_back(bank: ToComBank, spec: VitSpec):
+    trained = TrainableBank.from_bank(bank, spec)
+    assert not trained.training
+    returned = trained.to_bank()
+    assert (returned.method, returned.model) == (bank.method, bank.model)
+    for name, factor in bank.factors().items():
+        np.testing.assert_array_equal(returned.factors()[name], factor)
+
+
+def test_the_banks_scale_is_the_default(bank: ToComBank, spec: VitSpec, tokens: torch.Tensor):
+    trained = TrainableBank.from_bank(bank, spec)
+    trained.scale = 0.7
+    torch.testing.assert_close(trained.side(0, 4)(0, tokens), trained.side(0, 4, 0.7)(0, tokens))
+
+
+@pytest.mark.parametrize("changes", [{"width": 32}, {"depth": 3}], ids=str)
+def test_a_bank_of_another_model(bank: ToComBank, make_spec: Callable, changes: dict):
+    with pytest.raises(BankError, match=next(iter(changes))):
+        TrainableBank.from_bank(bank, make_spec(**{"depth": 2, **changes}))
+
+
+def test_dropout_only_while_training(bank: ToComBank, spec: VitSpec, tokens: torch.Tensor):
+    trained = TrainableBank.from_bank(bank, spec)
+    exact = trained.side(0, 8)(0, tokens)[0]
+    torch.testing.assert_close(trained.side(0, 8)(0, tokens)[0], exact, rtol=0, atol=0)
+
+    trained.train()
+    torch.manual_seed(0)
+    first, second = (trained.side(0, 8)(0, tokens)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    many = torch.stack([trained.side(0, 8)(0, tokens)[0] for _ in range(2000)])
+    assert (many.mean(dim=0) - exact).abs().max() < 0.1 * exact.abs().max()
+
+    trained.dropout = 0.0
+    torch.testing.assert_close(trained.side(0, 8)(0, tokens)[0], exact)
+
+
+def test_only_the_steps_between_are_trained(spec: VitSpec, tokens: torch.Tensor):
+    bank = TrainableBank(spec, Method("tome"), dropout=0.0)
+    q, v = bank.side(9, 4)(1, tokens)
+    (q.sum() + v.sum()).backward()
+    touched = bank.up.grad.abs().sum(dim=(3, 4)) > 0  # (L, q|v, G)
+    wanted = torch.zeros_like(touched)
+    wanted[1, :, 4:9] = True
+    assert torch.equal(touched, wanted)
