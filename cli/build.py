@@ -13,8 +13,10 @@ from tocom_export.cli.common import (
     FILE,
     Command,
     Degrees,
+    FiniteFloat,
     Output,
     common_options,
+    installed,
     megabytes,
     output_of,
 )
@@ -57,14 +59,15 @@ if TYPE_CHECKING:
     help="ToCom bank, ours (.safetensors) or the authors' "
     "layout (.pth); default for 'reference': the shipped one; 'none': no compensation.",
 )
-@click.option("--scale", type=float, default=0.1, show_default=True, help="ToCom scale.")
+@click.option("--scale", type=FiniteFloat(), default=0.1, show_default=True, help="ToCom scale.")
 @click.option(
     "--method", type=click.Choice(["tome", "evit"]), help="Merge or prune; default: the bank's."
 )
 @click.option(
     "--engine",
     type=click.Choice(["onnx"]),
-    default="onnx",
+    default=("onnx",),
+    multiple=True,
     show_default=True,
     help="What to write.",
 )
@@ -92,7 +95,7 @@ def build_command(
     bank: str | None,
     scale: float,
     method: str | None,
-    engine: str,
+    engine: tuple[str, ...],
     precision: str,
     out: Path | None,
     verify: bool | None,
@@ -111,7 +114,7 @@ def build_command(
           --checkpoint mine.safetensors --bank bank.safetensors
     """
     from tocom_export.build import write_bundle
-    from tocom_export.cli.resolve import installed, plan_build
+    from tocom_export.cli.resolve import plan_build
 
     output = output_of(as_json, verbose, quiet)
     started = time.perf_counter()
@@ -128,6 +131,10 @@ def build_command(
         targets=targets,
         scale=scale,
     )
+    if plan.bank and plan.bank.model not in ("", plan.spec.model):
+        output.note(
+            f"The bank was trained on {plan.bank.model}; it fits models fine-tuned from that alone."
+        )
     out = out or Path(f"{plan.spec.model}-source{plan.source}")
     if dry_run:
         files = plan.files()
@@ -140,8 +147,14 @@ def build_command(
     def check(bundle: Bundle) -> None:
         checks.extend(_check(plan, bundle, verify, output))
 
+    output.detail(f"{', '.join(engine)} in {precision} from {plan.checkpoint.file}")
     with output.progress("writing", len(plan.files())) as advance:
-        bundle = write_bundle(plan, out, force=force, progress=advance, check=check)
+
+        def step(name: str) -> None:
+            advance(name)
+            output.detail(f"writing {out / name}")
+
+        bundle = write_bundle(plan, out, force=force, progress=step, check=check)
     _report(plan, bundle, checks, time.perf_counter() - started, output)
 
 
@@ -153,8 +166,6 @@ def _check(
     Raises:
         CheckFailed: an engine differs from the model, or its logits are not finite.
     """
-    from tocom_export.cli.resolve import installed
-
     if verify is False:
         return []
     if not installed("onnxruntime"):
@@ -175,10 +186,15 @@ def _check(
             checks.append(comparison)
     if failed := [c for c in checks if not c.passed]:
         worst = failed[0]
+        what = (
+            f"differs from the PyTorch model on {worst.beyond} of {worst.images} images "
+            f"(max |Δ| {worst.max_difference:.1e}, {worst.tolerance:.1e} allowed)"
+            if worst.finite
+            else "gives logits that are not numbers"
+        )
         raise CheckFailed(
-            f"the engine at degree {worst.target} differs from the PyTorch model on "
-            f"{worst.beyond} of {worst.images} images (max |Δ| {worst.max_difference}, "
-            f"{worst.tolerance} allowed); no bundle was written. Please report this."
+            f"the engine at degree {worst.target} {what}; no bundle was written. "
+            "Please report this."
         )
     return checks
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocom_export.errors import DegreeError, TocomError
+from tocom_export.errors import DegreeError, TocomError, brief
 from tocom_export.schedule import MAX_DEGREE, parse_degrees
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,9 +49,11 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        table = Table(
+            title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False
+        )
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))  # no markup in file names or shapes
         Console(highlight=False, soft_wrap=True).print(table)
@@ -92,6 +96,15 @@ class Command(click.Command):
                 traceback.print_exc()
             kind = BadInput if error.exit_status == 2 else click.ClickException
             raise kind(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("verbose", 0) > 1:
+                traceback.print_exc()
+            raise click.ClickException(
+                f"{type(error).__name__}: {brief(error)}. This should not happen; please report "
+                "it with what -vv prints."
+            ) from error
 
 
 def common_options(function: F) -> F:
@@ -122,6 +135,27 @@ class Degrees(click.ParamType[tuple[int, ...]]):
             return tuple(parse_degrees(value))
         except DegreeError as error:
             self.fail(str(error), param, ctx)
+
+
+def installed(*packages: str) -> bool:
+    """Whether all of these can be imported, without importing them."""
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+class FiniteFloat(click.ParamType[float]):
+    """A number that is neither NaN nor infinite, of at least ``minimum``."""
+
+    name = "NUMBER"
+
+    def __init__(self, minimum: float | None = None) -> None:
+        self.minimum = minimum
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number) or (self.minimum is not None and number < self.minimum):
+            least = "" if self.minimum is None else f" of at least {self.minimum:g}"
+            self.fail(f"{value} is not a finite number{least}.", param, ctx)
+        return number
 
 
 DEGREE = click.IntRange(0, MAX_DEGREE)

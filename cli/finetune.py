@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from tocom_export.cli.common import DEGREE, FILE, Command, common_options, output_of
+from tocom_export.cli.common import (
+    DEGREE,
+    FILE,
+    Command,
+    FiniteFloat,
+    common_options,
+    output_of,
+)
 from tocom_export.cli.training import recipe_options, reporting, require_torch
 from tocom_export.errors import InputError
 
@@ -30,9 +37,7 @@ from tocom_export.errors import InputError
 @click.option(
     "--method",
     type=click.Choice(["tome", "evit"]),
-    default="tome",
-    show_default=True,
-    help="Merge or prune.",
+    help="Merge or prune; default: the checkpoint's, else tome.",
 )
 @click.option(
     "--val", type=FILE, metavar="DIR", help="Images to measure accuracy on after each epoch."
@@ -40,9 +45,7 @@ from tocom_export.errors import InputError
 @click.option(
     "--warmup", type=click.IntRange(0), default=0, show_default=True, help="Epochs of warm-up."
 )
-@click.option(
-    "--clip", type=click.FloatRange(min=0, min_open=True), help="Largest norm of the gradient."
-)
+@click.option("--clip", type=FiniteFloat(1e-12), help="Largest norm of the gradient.")
 @recipe_options(epochs=30, batch=64, lr=2e-4, out="finetuned.safetensors")
 @common_options
 def finetune_command(
@@ -50,7 +53,7 @@ def finetune_command(
     checkpoint: Path | None,
     init: str,
     source: int,
-    method: str,
+    method: str | None,
     val: Path | None,
     warmup: int,
     clip: float | None,
@@ -77,9 +80,9 @@ def finetune_command(
       tocom-export finetune --checkpoint vit.safetensors --source 8 --data flowers/train
     """
     require_torch()
-    from tocom_export.cli.resolve import open_model, spec_of
+    from tocom_export.cli.resolve import choose_method, open_model, spec_of
     from tocom_export.images import Preprocess
-    from tocom_export.method import Method
+    from tocom_export.info import ModelInfo
     from tocom_export.training.data import TrainData, eval_loader, seed_all
     from tocom_export.training.evaluate import accuracy
     from tocom_export.training.finetune import finetune, read_spec, with_classes
@@ -96,10 +99,10 @@ def finetune_command(
             spec, preprocess = read_spec(Path(model)), Preprocess()
         else:
             spec, preprocess = spec_of(model or "reference")
-        tensors = None
+        tensors, info = None, ModelInfo()
     else:
         spec, opened, preprocess = open_model(model, checkpoint)
-        tensors = opened.tensors
+        tensors, info = opened.tensors, opened.info
     images = TrainData(
         data,
         spec,
@@ -115,8 +118,10 @@ def finetune_command(
     vit = vit_from_spec(spec)
     if tensors is not None:
         load_weights(vit, tensors)
-    network = CompressedVit(vit, Method(method), spec.model)  # type: ignore[arg-type]
+    network = CompressedVit(vit, choose_method(method, None, info), spec.model)
     test = eval_loader(val, spec, preprocess) if val else None
+    if test is not None and tuple(test.dataset.classes) != images.classes:  # type: ignore[attr-defined]
+        raise InputError(f"--val {val} has other class folders than --data {data}.")
     history: list[float] = []
 
     def after_epoch(epoch: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tocom_export.cli.common import FILE, Command, Output, common_options, megabytes, output_of
-from tocom_export.errors import BundleError, InputError
+from tocom_export.errors import BundleError, InputError, brief
 
 
 @click.command("inspect", cls=Command)
@@ -92,10 +92,14 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
 def _graph(path: Path, layers: bool, output: Output) -> None:
     import onnx_ir as ir
 
+    from tocom_export.bundle import record_files
+
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise many types on a broken file
-        raise BundleError(f"{path} is not an ONNX model ({str(error)[:80]}).") from None
+        raise BundleError(f"{path} is not an ONNX model ({brief(error)}).") from None
+    if not model.graph.outputs:
+        raise BundleError(f"{path} is not an ONNX model: it has no outputs.")
     counts = Counter(node.op_type for node in model.graph)
     tensors = [v.const_value for v in model.graph.initializers.values()]
     files = sorted({str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)})
@@ -106,12 +110,14 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
         "nodes": len(model.graph),
         "weights": sum(isinstance(t, ir.ExternalTensor) for t in tensors),
         "weight files": files,
-        **model.metadata_props,
+        "size": megabytes(path.stat().st_size),
+        "sha256": record_files(path.parent, [path.name])[path.name].sha256,
     }
+    metadata = dict(model.metadata_props)
     scopes = Counter((node.name or "").rpartition("/")[0] for node in model.graph)
     extra = {"operators": dict(counts.most_common()), "scopes": dict(scopes)} if layers else {}
-    output.document({"kind": "engine", "path": str(path), **facts, **extra})
-    _show(output, "engine", facts)
+    output.document({"kind": "engine", "path": str(path), **facts, "metadata": metadata, **extra})
+    _show(output, "engine", {**facts, **metadata})
     if layers:
         output.table(["operator", "nodes"], counts.most_common(), "")
         output.table(["part", "nodes"], list(scopes.items()), "")
@@ -143,7 +149,7 @@ def _weights(path: Path, layers: bool, output: Output) -> None:
             "kind": "checkpoint",
             "path": str(path),
             **facts,
-            **({"tensors": shapes} if layers else {}),
+            **({"shapes": shapes} if layers else {}),
         }
     )
     _show(output, "checkpoint", facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -42,6 +43,9 @@ class Cli(click.Group):
         kwargs["standalone_mode"] = False
         try:
             sys.exit(super().main(*args, **kwargs))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "tocom-export"
             click.echo(f"Error: {error.format_message()}\nSee '{path} --help'.", err=True)
@@ -66,6 +70,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a code page may lack → and Δ
+            stream.reconfigure(errors="replace")
     cli()
 
 

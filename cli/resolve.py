@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from pathlib import Path
 
 from tocom_export.bank import ToComBank
 from tocom_export.build import BuildPlan
 from tocom_export.checkpoint import Checkpoint
+from tocom_export.cli.common import installed
 from tocom_export.errors import BankError, InputError
 from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
@@ -21,11 +20,6 @@ from tocom_export.models import (
     known_model,
 )
 from tocom_export.spec import VitSpec
-
-
-def installed(*packages: str) -> bool:
-    """Whether all of these can be imported, without importing them."""
-    return all(importlib.util.find_spec(package) for package in packages)
 
 
 def spec_of(model: str) -> tuple[VitSpec, Preprocess]:
@@ -59,12 +53,14 @@ def open_model(model: str | None, file: Path | None) -> tuple[VitSpec, Checkpoin
     info = checkpoint.info
     if info.spec is None:
         spec, preprocess = spec_of(model or REFERENCE)
-    elif model not in (None, info.spec.model):
+    elif model and model.split(".")[0] != info.spec.model:
         raise InputError(
             f"--model {model}, but {file} says it is {info.spec.model}; leave --model out."
         )
     else:
         spec, preprocess = info.spec, Preprocess()
+        if info.preprocess is None and is_known(spec.model):
+            preprocess = known_model(spec.model)[1]
     return checkpoint.fit(spec), checkpoint, info.preprocess or preprocess
 
 
@@ -81,10 +77,13 @@ def open_bank(bank: str | None, spec: VitSpec) -> ToComBank | None:
 
 
 def choose_method(name: str | None, bank: ToComBank | None, info: ModelInfo) -> Method:
-    """``--method``, else the bank's, else the checkpoint's, else ToMe."""
-    known = [m for m in (bank and bank.method, info.method) if m]
+    """``--method``, else the bank's, else the checkpoint's, else ToMe.
+
+    Whether attention is proportional follows the checkpoint, then the bank.
+    """
+    known = [m for m in (info.method, bank and bank.method) if m]
     if name is None:
-        return known[0] if known else Method("tome")
+        name = bank.method.name if bank else known[0].name if known else "tome"
     return next((m for m in known if m.name == name), Method(name))  # type: ignore[arg-type]
 
 
@@ -99,8 +98,6 @@ def plan_build(
     scale: float,
 ) -> BuildPlan:
     """What ``build`` would do, everything about it checked; writes nothing."""
-    if not math.isfinite(scale):
-        raise InputError(f"--scale {scale} is not a number to multiply by.")
     spec, checkpoint, preprocess = open_model(model, checkpoint_file)
     known_source = checkpoint.info.source
     if None not in (source, known_source) and source != known_source:

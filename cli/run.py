@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tocom_export.cli.common import DEGREE, FILE, Command, common_options, output_of
+from tocom_export.errors import CheckFailed
 
 if TYPE_CHECKING:
     from tocom_export.engines.onnxruntime import Provider
@@ -50,6 +51,8 @@ def run_command(
     opened.graph(target)  # a wrong target is told before the images are read
     batch = opened.preprocess.load_batch(images, opened.spec.image_size)
     logits = OnnxEngine(opened, target, provider=provider).run(batch).astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise CheckFailed(f"{opened.graph(target)} gave logits that are not numbers.")
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)
     documents, rows = [], []

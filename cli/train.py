@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from tocom_export.cli.common import FILE, Command, common_options, output_of
+from tocom_export.cli.common import (
+    FILE,
+    Command,
+    FiniteFloat,
+    common_options,
+    output_of,
+)
 from tocom_export.cli.training import recipe_options, reporting, require_torch
 
 
@@ -20,20 +26,18 @@ from tocom_export.cli.training import recipe_options, reporting, require_torch
 @click.option(
     "--method",
     type=click.Choice(["tome", "evit"]),
-    default="tome",
-    show_default=True,
-    help="Merge or prune.",
+    help="Merge or prune; default: the checkpoint's, else tome.",
 )
 @click.option(
     "--rank", type=click.IntRange(1, 64), default=2, show_default=True, help="Rank of each step."
 )
-@click.option("--scale", type=float, default=0.1, show_default=True, help="ToCom scale.")
+@click.option("--scale", type=FiniteFloat(), default=0.1, show_default=True, help="ToCom scale.")
 @recipe_options(epochs=10, batch=128, lr=1e-3, out="bank.safetensors")
 @common_options
 def train_command(
     model: str | None,
     checkpoint: Path | None,
-    method: str,
+    method: str | None,
     rank: int,
     scale: float,
     data: Path,
@@ -59,8 +63,7 @@ def train_command(
       tocom-export train --checkpoint vit.safetensors --data images/train --out bank.safetensors
     """
     require_torch()
-    from tocom_export.cli.resolve import open_model
-    from tocom_export.method import Method
+    from tocom_export.cli.resolve import choose_method, open_model
     from tocom_export.training.data import TrainData, seed_all
     from tocom_export.training.distill import distill
     from tocom_export.training.loop import Recipe
@@ -69,7 +72,7 @@ def train_command(
 
     output = output_of(as_json, verbose, quiet)
     spec, opened, preprocess = open_model(model, checkpoint)
-    chosen = Method(method)  # type: ignore[arg-type]
+    chosen = choose_method(method, None, opened.info)
     images = TrainData(
         data,
         spec,

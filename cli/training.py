@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tocom_export.cli.common import FILE, F, Output
-from tocom_export.cli.resolve import installed
+from tocom_export.cli.common import (
+    FILE,
+    F,
+    FiniteFloat,
+    Output,
+    installed,
+)
 from tocom_export.errors import MissingPackageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tocom_export.training.loop import Recipe, Report
 
 
@@ -20,6 +27,13 @@ def require_torch() -> None:
     """Raise MissingPackageError where torch or timm is not installed."""
     if not installed("torch", "timm"):
         raise MissingPackageError("torch", "torch")
+
+
+def _safetensors(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """Refuse a name that would say another format than the file's."""
+    if value.suffix != ".safetensors":
+        raise click.BadParameter(f"{value} should end in .safetensors.", ctx, param)
+    return value
 
 
 def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[[F], F]:
@@ -34,7 +48,9 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
                 show_default=True,
                 help="Processes that load images; has no influence on the outcome.",
             ),
-            click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
+            click.option(
+                "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
+            ),
             click.option(
                 "--augment",
                 metavar="TEXT",
@@ -49,7 +65,7 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
             ),
             click.option(
                 "--lr",
-                type=click.FloatRange(min=0, min_open=True),
+                type=FiniteFloat(1e-12),
                 default=lr,
                 show_default=True,
                 help="Learning rate.",
@@ -71,6 +87,7 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
             click.option(
                 "--out",
                 type=FILE,
+                callback=_safetensors,
                 default=out,
                 show_default=True,
                 metavar="FILE",

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from tocom_export.cli.common import FILE, Command, common_options, output_of
+from tocom_export.cli.common import (
+    FILE,
+    Command,
+    FiniteFloat,
+    common_options,
+    installed,
+    output_of,
+)
 from tocom_export.errors import CheckFailed, MissingPackageError
 
 
@@ -14,7 +21,7 @@ from tocom_export.errors import CheckFailed, MissingPackageError
 @click.argument("bundle", type=FILE)
 @click.option(
     "--atol",
-    type=click.FloatRange(min=0),
+    type=FiniteFloat(0),
     help="What |Δ| of a logit may be; default: 1e-4 of the largest logit.",
 )
 @click.option(
@@ -30,14 +37,15 @@ def verify_command(
     """Hold every engine of a bundle against the PyTorch model.
 
     Checks the files' hashes, then max |Δ| of the logits, top-1 agreement, and that all
-    logits are numbers. Exit status 1 where an engine fails.
+    logits are numbers. Exit status 1 where an engine fails: where logits are beyond --atol
+    or, without it, beyond 1e-4 of the largest on more than one image in twenty (two pairs of
+    tokens can be equally similar to within rounding, and either may be merged).
 
     \b
     Example:
       tocom-export verify reference-source0 --images photos/
     """
     from tocom_export.bundle import Bundle
-    from tocom_export.cli.resolve import installed
     from tocom_export.engines.compare import compare, sample_images
     from tocom_export.images import find_images
 

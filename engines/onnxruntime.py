@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.bundle import Bundle
-from tocom_export.errors import BundleError, ImageError, MissingPackageError, ProviderError
+from tocom_export.errors import (
+    BundleError,
+    ImageError,
+    MissingPackageError,
+    ProviderError,
+    brief,
+)
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 _PROVIDERS: dict[Provider, str] = {
@@ -69,15 +75,18 @@ class OnnxEngine:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=[wanted])
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=[wanted], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
-            reason = str(error).splitlines()[0][:200]
-            raise BundleError(f"{graph}: ONNX Runtime can't open it ({reason}).") from error
+            raise BundleError(f"{graph}: ONNX Runtime can't open it ({brief(error)}).") from error
         if wanted != self._session.get_providers()[0]:
             raise ProviderError(
                 f"--provider {provider}: ONNX Runtime gave {self._session.get_providers()[0]} "
                 f"instead; are the libraries that {wanted} needs installed?"
             )
+
+        self._session.disable_fallback()  # else a failing run goes on, on the CPU
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.

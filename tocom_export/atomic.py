@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tocom_export.errors import OutputError
+from safetensors import SafetensorError
+
+from tocom_export.errors import OutputError, brief
 
 
 @contextmanager
@@ -30,8 +32,8 @@ def replaced(target: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o666 & ~_umask())
         beside.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target}: can't be written: {_reason(error)}.") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -43,7 +45,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder can't be written, or the disk is full.
     """
-    target = target.absolute()
+    target = target.resolve()  # behind a link, the folder is replaced and the link stays
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -58,17 +60,19 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             file.chmod(0o666 & ~mask)
         if target.exists():
             target.replace(retired)
-        try:
-            beside.replace(target)
-        except OSError:
-            if retired.exists():
-                retired.replace(target)
-            raise
-    except OSError as error:
-        raise OutputError(f"{target}: can't be written: {error.strerror or error}.") from error
+        beside.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target}: can't be written: {_reason(error)}.") from error
     finally:
+        if retired.exists() and not target.exists():
+            retired.replace(target)
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
 
 
 def _umask() -> int:

@@ -26,12 +26,11 @@ def bake(
     source: int,
     target: int,
     scale: float,
-    dtype: npt.DTypeLike = np.float32,
 ) -> dict[str, Array]:
     """The tensors that differ at ``target``: the fused qkv weight (3C, C) of every layer.
 
     Rows 0..C-1 are the query's and gain Δq, rows 2C..3C-1 the value's and gain Δv; the key's
-    rows are the checkpoint's. Summed in float64, then rounded once to ``dtype``. The values
+    rows are the checkpoint's. Summed in float64, then rounded once to float32. The values
     are absolute: nothing about a former degree is left in them.
     """
     width = spec.width
@@ -40,8 +39,8 @@ def bake(
         name = qkv_name(layer)
         original = tensors[name]
         gap_q, gap_v = bank.gap(layer, source, target, scale)
-        merged = original.astype(dtype)
-        merged[:width] = (original[:width] + gap_q).astype(dtype)
-        merged[2 * width :] = (original[2 * width :] + gap_v).astype(dtype)
+        merged = original.astype(np.float32)
+        merged[:width] = (original[:width] + gap_q).astype(np.float32)
+        merged[2 * width :] = (original[2 * width :] + gap_v).astype(np.float32)
         baked[name] = merged
     return baked

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tocom_export.atomic import replaced
-from tocom_export.errors import BankError, CheckpointError, DegreeError
+from tocom_export.errors import BankError, CheckpointError, DegreeError, InputError
 from tocom_export.info import METADATA_KEY
 from tocom_export.method import Method
 from tocom_export.pickles import load_pickle
@@ -46,12 +46,16 @@ class ToComBank:
     """The model that it was trained on."""
 
     def __post_init__(self) -> None:
+        if self.q_down.ndim != 4:
+            raise BankError(f"bank: q.down has shape {self.q_down.shape}, not (L, G, h, C).")
         layers, groups, rank, width = self.q_down.shape
         down, up = (layers, groups, rank, width), (layers, groups, width, rank)
         for name, factor in self.factors().items():
             expected = down if name.endswith("down") else up
             if factor.shape != expected:
                 raise BankError(f"bank: {name} has shape {factor.shape}, expected {expected}.")
+            if factor.dtype.kind != "f":
+                raise BankError(f"bank: {name} is of type {factor.dtype}, not floating point.")
             if not np.isfinite(factor).all():
                 raise BankError(f"bank: {name} holds NaN or infinite values.")
 
@@ -119,13 +123,13 @@ class ToComBank:
             ("width", self.width, spec.width),
             ("depth", self.depth, spec.depth),
             ("groups", self.groups, MAX_DEGREE),
-            ("method", self.method.name, method.name),
+            ("method", self.method, method),
         )
         for what, ours, theirs in sides:
             if ours != theirs:
                 raise BankError(
                     f"{origin}: the bank has {what} {ours}, but {spec.model} needs {theirs}; "
-                    "use a bank that was trained for this model."
+                    "use a bank that was trained for this model and method."
                 )
 
     def save(self, file: Path) -> None:
@@ -140,8 +144,10 @@ class ToComBank:
             "groups": self.groups,
             "rank": self.rank,
         }
+        # safetensors writes an array's memory as it lies, whatever its strides.
+        factors = {name: np.ascontiguousarray(f) for name, f in self.factors().items()}
         with replaced(file) as beside:
-            save_file(self.factors(), beside, {METADATA_KEY: json.dumps(meta, sort_keys=True)})
+            save_file(factors, beside, {METADATA_KEY: json.dumps(meta, sort_keys=True)})
 
     @classmethod
     def load(cls, file: Path) -> ToComBank:
@@ -157,6 +163,11 @@ class ToComBank:
             return _from_authors(file, load_pickle(file))
         except CheckpointError as error:
             raise BankError(str(error)) from None
+        except BankError as error:
+            message = str(error)
+            if message.startswith("bank: "):
+                message = f"{file}: {message.removeprefix('bank: ')}"
+            raise BankError(message) from None
 
     @classmethod
     def _from_safetensors(cls, file: Path) -> ToComBank:
@@ -168,10 +179,10 @@ class ToComBank:
             method = Method(meta["method"], bool(meta["proportional"]))
             model = str(meta["model"])
             arrays = load_file(file)
-        except (KeyError, ValueError, TypeError, SafetensorError):
+        except (KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             raise BankError(f"{file} is not a ToCom bank: its metadata can't be read.") from None
-        if method.name not in ("tome", "evit"):
-            raise BankError(f"{file}: unknown method {method.name!r}; tome and evit are known.")
+        except InputError as error:
+            raise BankError(f"{file}: {error}") from None
         q_down, q_up, v_down, v_up = (arrays[name] for name in FACTORS)
         return cls(q_down, q_up, v_down, v_up, method, model)
 

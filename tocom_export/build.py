@@ -17,6 +17,7 @@ from tocom_export.atomic import replaced_folder
 from tocom_export.bake import Array, bake
 from tocom_export.bank import ToComBank
 from tocom_export.bundle import (
+    FORMAT,
     MANIFEST,
     WEIGHTS,
     Bundle,
@@ -86,13 +87,32 @@ def write_bundle(
     """
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists; add --force to replace it.")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise OutputError(f"--out {out} is not a bundle; --force replaces bundles alone.")
+    if out.exists() and not _is_replaceable(out):
+        raise OutputError(
+            f"--out {out} holds other files than a bundle's; --force replaces bundles alone."
+        )
     with replaced_folder(out) as folder:
         bundle = _write(plan, folder, progress or (lambda _: None))
         if check:
             check(bundle)
     return dataclasses.replace(bundle, path=out)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder holds nothing but what the manifest in it lists, or nothing at all.
+
+    A bundle with a damaged file still counts.
+    """
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return manifest["format"] == FORMAT and names <= {MANIFEST, *manifest["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bundle:

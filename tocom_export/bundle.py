@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom_export.errors import BundleError, DegreeError, InputError
+from tocom_export.errors import BundleError, DegreeError, InputError, brief
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
+from tocom_export.schedule import MAX_DEGREE, TokenSchedule
 from tocom_export.spec import VitSpec
 
 MANIFEST = "manifest.json"
@@ -83,8 +86,15 @@ class Bundle:
             raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
         except BundleError:
             raise
-        except (InputError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise BundleError(f"{file} can't be understood ({error}); build it again.") from None
+        except (
+            InputError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as e:
+            raise BundleError(f"{file} can't be understood ({brief(e)}); build it again.") from None
         bundle._check(hashes)
         return bundle
 
@@ -96,16 +106,25 @@ class Bundle:
             )
         files = {}
         for name, record in data["files"].items():
-            if Path(name).name != name or name in ("", ".", ".."):
+            if not re.fullmatch(r"\w[\w.-]*", name):
                 raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name.")
             files[name] = FileRecord(str(record["sha256"]), int(record["bytes"]))
-        targets = {int(t): tuple(map(int, counts)) for t, counts in data["targets"].items()}
+        spec = VitSpec.from_json(data["spec"])
+        targets = {int(t): tuple(counts) for t, counts in data["targets"].items()}
+        for target, counts in targets.items():
+            if counts != TokenSchedule.of(spec, target).tokens_out:
+                raise ValueError(f"wrong token counts of target {target}")
         for name in [WEIGHTS, *map(graph_name, targets)]:
             if name not in files:
                 raise BundleError(f"{path / MANIFEST} does not list {name}.")
+        classes = data["classes"]
+        if classes is not None and not (isinstance(classes, list) and len(classes) == spec.classes):
+            raise ValueError(f"classes are not {spec.classes} names")
+        if not (math.isfinite(data["scale"]) and data["source"] in range(MAX_DEGREE + 1)):
+            raise ValueError("source or scale out of range")
         return cls(
             path=path,
-            spec=VitSpec.from_json(data["spec"]),
+            spec=spec,
             method=Method(data["method"], bool(data["proportional"])),
             source=int(data["source"]),
             scale=float(data["scale"]),
@@ -114,7 +133,7 @@ class Bundle:
             targets=targets,
             files=files,
             preprocess=Preprocess.from_json(data["preprocess"]),
-            classes=tuple(map(str, data["classes"])) if data["classes"] else None,
+            classes=tuple(map(str, classes)) if classes else None,
             tools=dict(data["tools"]),
         )
 
@@ -164,7 +183,11 @@ class Bundle:
                     f"{file} has {size} bytes, the manifest says {record.bytes}; build it again."
                 )
         if hashes:
-            for name, record in record_files(self.path, list(self.files)).items():
+            try:
+                found = record_files(self.path, list(self.files))
+            except OSError as error:
+                raise BundleError(f"{error.filename}: can't be read: {error.strerror}.") from None
+            for name, record in found.items():
                 if record != self.files[name]:
                     raise BundleError(
                         f"{self.path / name} is not what the manifest says (SHA-256 differs); "

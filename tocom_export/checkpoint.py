@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Checkpoint:
 
     file: Path
     tensors: Mapping[str, Array]
-    """PyTorch name → array of float32, float16 or bfloat16."""
+    """PyTorch name → array of float32, float16, bfloat16 or (.pth) float64."""
     info: ModelInfo
 
     @classmethod
@@ -51,7 +52,7 @@ class Checkpoint:
             info = ModelInfo.from_metadata(metadata)
         except InputError as error:
             raise CheckpointError(f"{file}: {error}") from None
-        return cls(file, {name: map_tensor(tensor) for name, tensor in stored.items()}, info)
+        return cls(file, map_tensors(stored), info)
 
     def fit(self, spec: VitSpec) -> VitSpec:
         """The spec with this checkpoint's number of classes, once every tensor fits it.
@@ -60,8 +61,16 @@ class Checkpoint:
             CheckpointError: tensors are missing, too many, of another shape, or not finite.
         """
         head = self.tensors.get("head.weight")
-        if head is not None and head.ndim == 2 and spec.classes:
-            spec = VitSpec.from_json({**spec.to_json(), "classes": head.shape[0]})
+        if head is not None and head.ndim == 2:
+            spec = dataclasses.replace(spec, classes=head.shape[0])
+        elif not any(name.startswith("head") for name in self.tensors):
+            spec = dataclasses.replace(spec, classes=0)
+        named = self.info.classes
+        if named is not None and len(named) != spec.classes:
+            raise CheckpointError(
+                f"{self.file}: its metadata names {len(named)} classes, but its head has "
+                f"{spec.classes}."
+            )
         expected = spec.weights()
         if missing := [name for name in expected if name not in self.tensors]:
             near = difflib.get_close_matches(missing[0], self.tensors, 1)
@@ -86,12 +95,15 @@ class Checkpoint:
         return spec
 
 
-def map_tensor(stored: StoredTensor) -> Array:
-    """A tensor of a safetensors file as a read-only array, mapped into memory."""
-    dtype = np.dtype(_NUMPY[stored.dtype])
-    if not stored.length:
-        return np.empty(stored.shape, dtype)
-    return np.memmap(stored.file, dtype, "r", stored.offset, stored.shape)
+def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Array]:
+    """The tensors of one safetensors file as read-only views of the mapped file."""
+    if not stored:
+        return {}
+    data = np.memmap(next(iter(stored.values())).file, np.uint8, "r")
+    return {
+        name: data[t.offset : t.offset + t.length].view(_NUMPY[t.dtype]).reshape(t.shape)
+        for name, t in stored.items()
+    }
 
 
 def finite(array: Array) -> bool:

@@ -23,6 +23,12 @@ A message is one or two lines: which file or option, what is wrong with it, what
 from __future__ import annotations
 
 
+def brief(error: BaseException) -> str:
+    """Another library's error in a few words, for a message of ours."""
+    lines = str(error).splitlines()
+    return (lines[0] if lines and lines[0] else type(error).__name__)[:160]
+
+
 class TocomError(Exception):
     """Base of all errors of this package; ``exit_status`` is the command line's."""
 

@@ -51,8 +51,17 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         need(_kind(mlp) == "Mlp", f"MLP {_kind(mlp)}")
         need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
         need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
+        _activation(name, mlp.act)
         need(_kind(block.ls1) in ("Identity", "LayerScale"), f"layer scale {_kind(block.ls1)}")
     first = blocks[0]
+    need(all(_layout(b) == _layout(first) for b in blocks), "layers that differ from one another")
+    biases = [m.bias is None for m in (first.attn.proj, first.mlp.fc1, first.mlp.fc2)]
+    need(len(set(biases)) == 1, "biases on some of a layer's projections only")
+    need(_kind(first.ls1) == _kind(first.ls2), "layer scale on one of two branches")
+    need(_kind(first.attn.q_norm) == _kind(first.attn.k_norm), "a norm on queries or keys only")
+    if distilled:
+        plain = not vit.no_embed_class and vit.reg_token is None and vit.global_pool == "token"
+        need(plain and _kind(vit.fc_norm) == "Identity", "this kind of distilled model")
     norms = [n for b in blocks for n in (b.norm1, b.norm2)]
     final_norm = next(
         (n for n in ("norm", "fc_norm") if _kind(getattr(vit, n)) != "Identity"), None
@@ -96,6 +105,16 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         qk_norm=qk_norm,
         pool=vit.global_pool,
         final_norm=final_norm,  # type: ignore[arg-type]
+    )
+
+
+def _layout(block: Any) -> tuple[object, ...]:
+    """What a spec says of one layer, and so must be the same in all."""
+    attn, mlp = block.attn, block.mlp
+    return (
+        *(_kind(m) for m in (mlp.act, block.ls1, block.ls2, attn.q_norm, attn.k_norm)),
+        *(m.bias is None for m in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)),
+        *(attn.num_heads, mlp.fc1.out_features, getattr(mlp.act, "approximate", None)),
     )
 
 

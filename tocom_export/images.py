@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,17 @@ class Preprocess:
     """Share of the resized shorter side that the centre crop keeps."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
+    def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not (
+            len(self.mean) == len(self.std) in (1, 3)
+            and finite
+            and min(self.std) > 0
+            and 0 < self.crop_pct <= 1
+            and self.interpolation in ("bilinear", "bicubic")
+        ):
+            raise InputError(f"image statistics can't be {self.to_json()}.")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object of all fields."""
         return dataclasses.asdict(self)
@@ -40,23 +52,19 @@ class Preprocess:
             InputError: a field is unknown or of a wrong type.
         """
         try:
-            read = cls(
-                **{
-                    **data,
-                    "mean": tuple(map(float, data["mean"])),
-                    "std": tuple(map(float, data["std"])),
-                }
-            )
-            if read.interpolation in ("bilinear", "bicubic") and 0 < float(read.crop_pct) <= 1:
-                return read
-        except (KeyError, TypeError, ValueError):
-            pass
-        raise InputError(f"image statistics can't be {dict(data)!r}.")
+            read = dict(data)
+            for name in ("mean", "std"):
+                read[name] = tuple(map(float, read[name]))
+            return cls(**read)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(f"image statistics can't be {data!r}.") from None
 
     def load(self, path: Path, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """One image file as a normalised array (3, height, width).
+        """One image file as a normalised array (channels, height, width).
 
-        Resizes the shorter side to ``size / crop_pct``, crops the centre, normalises.
+        Resizes the shorter side to ``size / crop_pct``, crops the centre, normalises; to the
+        pixel what timm's evaluation transform does. Colour, unless the statistics are of one
+        channel.
 
         Raises:
             ImageError: the file is missing or is no image.
@@ -69,25 +77,36 @@ class Preprocess:
         height, width = size
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = file.convert("L" if len(self.mean) == 1 else "RGB")
         except FileNotFoundError:
             raise ImageError(f"{path}: no such file.") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             raise ImageError(f"{path} is not an image that can be read.") from None
-        scale = max(height / image.height, width / image.width) / self.crop_pct
-        resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        resized = self._resized(image.size, size)
+        if resized[0] * resized[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ImageError(f"{path} is too thin: its shorter side can't be made {min(size)}.")
         if resized != image.size:
             kind = Image.Resampling[self.interpolation.upper()]
             image = image.resize(resized, kind)
-        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
         image = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(image, np.float32) / 255
+        pixels = np.asarray(image, np.float32).reshape(height, width, -1) / 255
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         normalised: npt.NDArray[np.float32] = ((pixels - mean) / std).transpose(2, 0, 1)
         return np.ascontiguousarray(normalised)
 
+    def _resized(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height after the resize, rounded as timm rounds them."""
+        height, width = (math.floor(side / self.crop_pct) for side in size)
+        if height == width:
+            short, long = sorted(image)
+            longer = int(height * long / short)
+            return (height, longer) if image[0] <= image[1] else (longer, height)
+        ratio = min(image[0] / width, image[1] / height)
+        return round(image[0] / ratio), round(image[1] / ratio)
+
     def load_batch(self, paths: Iterable[Path], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Image files as one batch (B, 3, height, width)."""
+        """Image files as one batch (B, channels, height, width)."""
         return np.stack([self.load(path, size) for path in paths])
 
 
@@ -97,7 +116,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         ImageError: the folder is missing or holds no image.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise ImageError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder.")
     return found

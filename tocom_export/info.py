@@ -59,19 +59,16 @@ class ModelInfo:
             source = data.get("source")
             if source is not None and not (type(source) is int and 0 <= source <= MAX_DEGREE):
                 raise ValueError
-            method = data.get("method")
-            if method not in (None, "tome", "evit"):
+            method, classes = data.get("method"), data.get("classes")
+            if classes is not None and not isinstance(classes, list):
                 raise ValueError
-            classes = data.get("classes")
-            if classes is not None:
-                classes = tuple(map(str, classes))
             spec, preprocess = data.get("spec"), data.get("preprocess")
             return cls(
                 spec=VitSpec.from_json(spec) if spec else None,
                 source=source,
                 method=Method(method, bool(data.get("proportional", True))) if method else None,
-                classes=classes,
+                classes=tuple(map(str, classes)) if classes else None,
                 preprocess=Preprocess.from_json(preprocess) if preprocess else None,
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise InputError(f"its metadata {METADATA_KEY!r} can't be understood.") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tocom_export.errors import InputError
+
 
 @dataclass(frozen=True)
 class Method:
@@ -18,6 +20,12 @@ class Method:
     name: Literal["tome", "evit"]
     proportional: bool = True
 
+    def __str__(self) -> str:
+        plain = self.proportional or self.name == "evit"
+        return self.name if plain else f"{self.name} without proportional attention"
+
     def __post_init__(self) -> None:
+        if self.name not in ("tome", "evit"):
+            raise InputError(f"unknown method {self.name!r}; tome and evit are known.")
         if self.name == "evit":
             object.__setattr__(self, "proportional", False)

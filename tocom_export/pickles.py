@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tocom_export.errors import CheckpointError, MissingPackageError
+from tocom_export.errors import CheckpointError, MissingPackageError, brief
 
 _WRAPPERS = ("state_dict", "model", "module")
 
@@ -25,24 +25,29 @@ def load_pickle(file: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         import torch
     except ImportError:
-        raise MissingPackageError(f"{file} needs torch to be read; torch", "torch") from None
+        raise MissingPackageError(f"torch, which {file.suffix} files need,", "torch") from None
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file.")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different one for each way a file is broken
-        reason = str(error).splitlines()[0][:120]
         raise CheckpointError(
-            f"{file} can't be read as a PyTorch checkpoint of plain tensors ({reason})."
+            f"{file} can't be read as a PyTorch checkpoint of plain tensors ({brief(error)})."
         ) from None
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds a {type(state).__name__}, not a state dict.")
+    known = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     tensors = {}
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor):
+            if tensor.dtype not in known:
+                raise CheckpointError(
+                    f"{file}: {name} is of type {tensor.dtype}; float32, float16, bfloat16 and "
+                    "float64 are read."
+                )
             if tensor.dtype == torch.bfloat16:
                 tensor = tensor.float()
             tensors[str(name).removeprefix("module.")] = tensor.detach().numpy()

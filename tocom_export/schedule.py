@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,11 @@ class TokenSchedule:
         Raises:
             DegreeError: a negative degree, or a list of another length than the model's depth.
         """
-        degrees = (degree,) * spec.depth if isinstance(degree, int) else tuple(degree)
+        try:
+            listed = degree if isinstance(degree, Sequence) else (degree,) * spec.depth
+            degrees = tuple(map(operator.index, listed))
+        except TypeError:
+            raise DegreeError(f"{degree!r} is no degree, nor a list of one per layer.") from None
         if len(degrees) != spec.depth:
             raise DegreeError(
                 f"a schedule of {len(degrees)} degrees for the {spec.depth} layers of {spec.model}."
@@ -89,17 +94,19 @@ def parse_degrees(text: str) -> list[int]:
     """
     degrees: set[int] = set()
     for part in text.split(","):
-        span, _, step = part.strip().partition(":")
+        span, colon, step = part.strip().partition(":")
         first, dash, last = span.partition("-")
         try:
             low = int(first)
             high = int(last) if dash else low
-            stride = int(step) if step else 1
+            stride = int(step) if colon else 1
         except ValueError:
             raise DegreeError(
                 f"{text!r} is no list of degrees; write 4,8,12,16 or 0-16 or 0,4-16:4."
             ) from None
         if not (0 <= low <= high <= MAX_DEGREE and stride > 0):
-            raise DegreeError(f"{part.strip()!r} is outside the degrees 0..{MAX_DEGREE}.")
+            raise DegreeError(
+                f"{part.strip()!r} is no rising span within the degrees 0..{MAX_DEGREE}."
+            )
         degrees.update(range(low, high + 1, stride))
     return sorted(degrees)

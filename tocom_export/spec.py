@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,6 +57,24 @@ class VitSpec:
     pool: Pool = "token"
     final_norm: Literal["norm", "fc_norm"] | None = "norm"
     """LayerNorm before the pooling (``norm``), after it (``fc_norm``), or none."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]*", self.model, re.ASCII):  # it becomes a folder's name
+            raise InputError(f"model spec: {self.model!r} is no name for a model.")
+        if self.width % self.heads:
+            raise InputError(
+                f"model spec: width {self.width} is no multiple of {self.heads} heads."
+            )
+        if not self.patches:
+            raise InputError(f"model spec: image {self.image_size} is smaller than a patch.")
+        if self.pool == "token" and not self.class_token:
+            raise InputError("model spec: pool 'token' needs a class token.")
+        plain = self.prefix_positions and not self.registers and self.final_norm != "fc_norm"
+        if self.distilled and not (plain and self.class_token and self.pool == "token"):
+            raise InputError(
+                "model spec: a distilled model has a class token that is pooled, no registers, "
+                "positions for its prefix, and its norm before the heads."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -156,18 +175,10 @@ class VitSpec:
                 values[name] = _parse(name, field.type, data[name])
             elif field.default is dataclasses.MISSING:
                 raise InputError(f"model spec: field {name!r} is missing.")
-        spec = cls(**values)
-        if spec.width % spec.heads:
-            raise InputError(
-                f"model spec: width {spec.width} is no multiple of {spec.heads} heads."
-            )
-        if not spec.patches:
-            raise InputError(f"model spec: image {spec.image_size} is smaller than a patch.")
-        if spec.pool == "token" and not spec.class_token:
-            raise InputError("model spec: pool 'token' needs a class token.")
-        return spec
+        return cls(**values)
 
 
+_LARGEST = 1_000_000  # no model has a dimension beyond it; keeps a bad file from costing memory
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
     "pool": ("token", "avg"),
@@ -187,15 +198,16 @@ def _parse(name: str, kind: Any, value: Any) -> Any:
         if isinstance(value, str):
             return value
     elif kind == "float":
-        if isinstance(value, (int, float)) and value > 0:
+        if type(value) is float and 0 < value < 1:
             return float(value)
     elif kind == "int":
-        if type(value) is int and value >= (0 if name in ("classes", "registers") else 1):
+        least = 0 if name in ("classes", "registers") else 1
+        if type(value) is int and least <= value <= _LARGEST:
             return value
     elif (
         isinstance(value, (list, tuple))
         and len(value) == 2
-        and all(type(v) is int and v > 0 for v in value)
+        and all(type(v) is int and 0 < v <= _LARGEST for v in value)
     ):
         return tuple(value)
     raise InputError(f"model spec: field {name!r} can't be {value!r}.")

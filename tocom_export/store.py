@@ -47,6 +47,8 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
                 raise CheckpointError(f"{file} is not a safetensors file, or is truncated.")
             header = json.loads(stream.read(length))
             metadata = header.pop("__metadata__", {})
+            if any(not isinstance(value, str) for value in metadata.values()):
+                raise ValueError
             tensors = {
                 name: _entry(file, entry, 8 + length, size) for name, entry in header.items()
             }
@@ -54,7 +56,7 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         raise CheckpointError(f"{file}: no such file.") from None
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{file} is not a safetensors file, or is truncated.") from None
     return tensors, metadata
 

@@ -9,29 +9,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import ImageDataset, create_transform
+from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 
-from tocom_export.errors import DataError
+from tocom_export.errors import DataError, brief
 from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """The classes of an ImageFolder: its sub-folders' names, sorted.
+def open_folder(folder: Path, spec: VitSpec, transform: Any) -> ImageFolder:
+    """An ImageFolder, ``<folder>/<class>/<image>``; classes in the order of their names.
 
     Raises:
-        DataError: there is no such folder, or it has no sub-folders.
+        DataError: there is no such folder, or a class without images; or the model doesn't
+            take the three channels that images are read with.
     """
-    if not folder.is_dir():
+    if spec.channels != 3:
+        raise DataError(f"{spec.model} takes {spec.channels} channels; images are read as RGB.")
+    try:
+        return ImageFolder(str(folder), transform=transform, loader=_read)
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder}: no such folder; images are expected as <folder>/<class>/<image>."
-        )
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    if not names:
-        raise DataError(f"{folder}: no class folders in it (<folder>/<class>/<image>).")
-    return names
+            f"{folder}: images are expected as <folder>/<class>/<image> ({brief(error)})."
+        ) from None
+
+
+def _read(path: str) -> Image.Image:
+    """One image, in colour."""
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = file.convert("RGB")
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise DataError(f"{path} is not an image that can be read; remove it.") from None
 
 
 def seed_all(*keys: int) -> None:
@@ -46,7 +59,7 @@ class TrainData:
     """Augmented, shuffled batches of an ImageFolder that can be resumed at any step.
 
     Every random draw is a function of (seed, epoch, image), so neither the number of worker
-    processes nor a restart changes what a step sees.
+    processes nor a restart changes what a step sees. ``identity`` says, as JSON, all that does.
 
     Args:
         folder: an ImageFolder.
@@ -68,20 +81,29 @@ class TrainData:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        self.classes = class_names(folder)
-        transform = create_transform(
-            (spec.channels, *spec.image_size),
-            is_training=True,
-            scale=(crop_scale, 1.0),
-            color_jitter=0.0,
-            auto_augment=augment,
-            interpolation=preprocess.interpolation,
-            mean=preprocess.mean,
-            std=preprocess.std,
-            re_prob=erasing,
-            re_mode="pixel",
-        )
-        images: Any = ImageDataset(str(folder), transform=transform)
+        try:
+            transform = create_transform(
+                (spec.channels, *spec.image_size),
+                is_training=True,
+                scale=(crop_scale, 1.0),
+                color_jitter=0.0,
+                auto_augment=augment,
+                interpolation=preprocess.interpolation,
+                mean=preprocess.mean,
+                std=preprocess.std,
+                re_prob=erasing,
+                re_mode="pixel",
+            )
+        except (AssertionError, ValueError, KeyError, NotImplementedError):
+            raise DataError(
+                f"--augment {augment}: timm reads rand-m9-mstd0.5-inc1 and the like."
+            ) from None
+        images = open_folder(folder, spec, transform)
+        self.classes: tuple[str, ...] = tuple(images.classes)
+        self.identity = {
+            "images": [len(images), *self.classes],
+            "augment": [augment, crop_scale, erasing, seed, batch, preprocess.to_json()],
+        }
         self._images = _Seeded(images, seed)
         self._batch, self._seed, self._workers = batch, seed, workers
         self.steps_per_epoch = len(images) // batch
@@ -99,7 +121,12 @@ class TrainData:
         loader: DataLoader[Any] = DataLoader(
             self._images, batch_sampler=batches, num_workers=self._workers
         )
-        yield from loader
+        try:
+            yield from loader
+        except DataError as error:  # from a worker it comes back with the worker's traceback
+            raise DataError(
+                str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
+            ) from None
 
 
 class _Seeded(Dataset[tuple[Tensor, int]]):
@@ -121,7 +148,6 @@ def eval_loader(
     folder: Path, spec: VitSpec, preprocess: Preprocess, batch: int = 256, workers: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """All images of an ImageFolder in order: resized, cropped at the centre, normalised."""
-    class_names(folder)
     transform = create_transform(
         (spec.channels, *spec.image_size),
         interpolation=preprocess.interpolation,
@@ -129,5 +155,5 @@ def eval_loader(
         std=preprocess.std,
         crop_pct=preprocess.crop_pct,
     )
-    images: Any = ImageDataset(str(folder), transform=transform)
+    images = open_folder(folder, spec, transform)
     return DataLoader(images, batch_size=batch, num_workers=workers)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tocom_export.bank import ToComBank
 from tocom_export.schedule import MAX_DEGREE
 from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, fit
+from tocom_export.training.loop import Recipe, Report, digest, fit, state_of
 from tocom_export.training.lowrank import TrainableBank
 from tocom_export.training.model import CompressedVit
 
@@ -53,13 +53,19 @@ def distill(
 
     Its training state lies beside it until then, and is continued by the next call.
     """
-    state_file = out.with_suffix(".state")
+    state_file = state_of(out)
     model.eval().requires_grad_(False)
 
     def loss_of(images: Tensor, _: Tensor) -> Tensor:
         return distill_loss(model, bank, images, *draw_degrees())
 
-    fit(bank, loss_of, data, recipe, state_file, report=report)
+    identity = {
+        "spec": model.spec.to_json(),
+        "method": [model.method.name, model.method.proportional],
+        "bank": [bank.scale, bank.dropout],
+        "weights": digest(model.vit),
+    }
+    fit(bank, loss_of, data, recipe, state_file, identity=identity, report=report)
     trained = bank.to_bank()
     trained.save(out)
     state_file.unlink()

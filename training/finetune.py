@@ -19,7 +19,7 @@ from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
 from tocom_export.spec import VitSpec
 from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, fit
+from tocom_export.training.loop import Recipe, Report, digest, fit, state_of
 from tocom_export.training.model import CompressedVit
 
 
@@ -44,12 +44,22 @@ def finetune(
         out: the ``.safetensors`` file to write.
         source: the degree that the model runs at while it is trained.
     """
-    state_file = out.with_suffix(".state")
+    state_file = state_of(out)
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images, source), labels, label_smoothing=label_smoothing)
 
-    fit(model, loss_of, data, recipe, state_file, report=report, after_epoch=after_epoch)
+    identity = {
+        "spec": model.spec.to_json(),
+        "method": [model.method.name, model.method.proportional],
+        "weights": digest(model.vit),
+        "source": source,
+        "label_smoothing": label_smoothing,
+    }
+    fit(
+        model, loss_of, data, recipe, state_file,
+        identity=identity, report=report, after_epoch=after_epoch,
+    )  # fmt: skip
     info = ModelInfo(model.spec, source, model.method, data.classes, preprocess)
     tensors = {name: t.contiguous() for name, t in model.vit.state_dict().items()}
     with replaced(out) as beside:

@@ -49,14 +49,19 @@ class Reference:
         self._model = CompressedVit(vit_from_spec(bundle.spec), bundle.method, bundle.spec.model)
         self._model.eval()
         self._bank = TrainableBank.from_bank(bank, bundle.spec) if bank else None
+        self._loaded: int | None = None
 
     @torch.inference_mode()
     def __call__(self, target: int, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits (B, classes) of normalised images (B, C, H, W) at a target of the bundle."""
         bundle = self._bundle
-        files = bundle.weight_files(target)
-        for file in files[:1] if self._bank else files:
-            self._model.vit.load_state_dict(load_file(file), strict=False)
+        if self._loaded is None or (self._loaded != target and self._bank is None):
+            shared, *own = bundle.weight_files(target)
+            state = load_file(shared)
+            for file in own if self._bank is None else ():
+                state.update(load_file(file))
+            self._model.vit.load_state_dict(state)
+            self._loaded = target
         side = self._bank.side(bundle.source, target, bundle.scale) if self._bank else None
         logits: npt.NDArray[np.float32] = self._model(
             torch.from_numpy(images), target, side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom_export.errors import CheckpointError, UnknownModelError
+from tocom_export.errors import CheckpointError, UnknownModelError, brief
 from tocom_export.from_timm import spec_from_timm
 from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
@@ -34,7 +35,7 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
         embed_dim=spec.width,
         depth=spec.depth,
         num_heads=spec.heads,
-        mlp_ratio=spec.mlp_width / spec.width,
+        mlp_ratio=(spec.mlp_width + 0.5) / spec.width,  # timm truncates the product
         qkv_bias=spec.qkv_bias,
         qk_norm=spec.qk_norm,
         proj_bias=spec.linear_bias,
@@ -66,8 +67,8 @@ def spec_of_name(name: str) -> VitSpec:
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture[:12]}*")[:3]
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownModelError(f"--model {name}: timm has no model of that name.{hint}")
     with torch.device("meta"):
         return spec_from_timm(timm.create_model(architecture, pretrained=False), name=architecture)
@@ -95,9 +96,8 @@ def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # hub, network and cache errors share no base class
-        reason = str(error).splitlines()[0][:120]
         raise CheckpointError(
-            f"the pretrained weights of {name} can't be downloaded ({reason}). "
+            f"the pretrained weights of {name} can't be downloaded ({brief(error)}). "
             "Give a file with --checkpoint FILE."
         ) from None
     return {key: tensor.numpy() for key, tensor in model.state_dict().items()}

@@ -164,7 +164,7 @@ def test_pruning(
     succeeds("build", *options, "--out", "evit")
     assert manifest("evit")["method"] == "evit"
     engine = json.loads(succeeds("inspect", "evit/r08.onnx", "--json").stdout)
-    assert engine["method"] == "evit"
+    assert engine["metadata"]["method"] == "evit"
 
 
 def test_the_source_is_the_checkpoints(succeeds: Run, model: Options):

@@ -185,7 +185,7 @@ def test_a_model_that_contradicts_the_metadata(fails: Run, model: Options, check
 @pytest.mark.parametrize("with_timm", [True, False])
 def test_an_unknown_model(fails: Run, monkeypatch: pytest.MonkeyPatch, with_timm: bool):
     if not with_timm:
-        monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
+        monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
     says = ("--model deit_tiny_patch16_225", "no model of that name", "deit_tiny_patch16_224")
     fails("build", "--model", "deit_tiny_patch16_225", says=says)
 
@@ -206,7 +206,7 @@ def test_pretrained_weights_that_cannot_be_downloaded(
 
 
 def test_without_torch_weights_must_be_given(fails: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
     says = ("--checkpoint FILE", "pip install 'tocom-export[torch]'")
     fails("build", "--model", "deit_tiny_patch16_224", "--bank", "none", says=says)
 
@@ -214,7 +214,7 @@ def test_without_torch_weights_must_be_given(fails: Run, monkeypatch: pytest.Mon
 def test_verification_needs_torch(
     fails: Run, checkpoint: Path, bank_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--verify")
     fails("build", *options, says=("--verify", "pip install 'tocom-export[cpu,torch]'"))
 
@@ -241,7 +241,7 @@ def test_force_does_not_replace_what_is_no_bundle(fails: Run, model: Options, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("all of it")
-    fails("build", *model, "--out", out, "--force", says=(out, "is not a bundle"))
+    fails("build", *model, "--out", out, "--force", says=(out, "other files than a bundle's"))
     assert (out / "thesis.tex").read_text() == "all of it"
 
 
@@ -290,9 +290,7 @@ def test_a_full_disk_leaves_the_old_bundle(
     assert not list(bundle.parent.glob(".*"))
 
 
-def test_a_stopped_build_leaves_nothing(
-    run: Run, model: Options, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stopped_build_leaves_nothing(run: Run, model: Options, monkeypatch: pytest.MonkeyPatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -303,9 +301,7 @@ def test_a_stopped_build_leaves_nothing(
 
 
 def test_two_vs_show_the_traceback(run: Run, model: Options):
-    quiet, loud = (
-        run("build", *model, "--source", "8", *flags).stderr for flags in ([], ["-vv"])
-    )
+    quiet, loud = (run("build", *model, "--source", "8", *flags).stderr for flags in ([], ["-vv"]))
     assert "Traceback" not in quiet
     assert loud.startswith("Traceback")
     assert loud.endswith(quiet)

@@ -12,7 +12,7 @@ Run = Callable[..., Result]
 
 def test_a_bundle(succeeds: Run, bundle: Path):
     text = succeeds("inspect", bundle).stdout
-    for fact in ("tiny", "3×32×32", "4 layers, 64 wide, 4 heads, 17 tokens", "scale 0.1",
+    for fact in ("tiny", "3×32×32", "17 of width 64, 4 heads", "scale 0.1",
                  "r04.onnx", "r08.onnx", "17 → 2", "hashes"):  # fmt: skip
         assert fact in text
     assert "9 5 3 2" in succeeds("inspect", bundle, "--layers").stdout
@@ -35,7 +35,8 @@ def test_an_engine(succeeds: Run, bundle: Path, tmp_path: Path, moved: bool):
     assert document["inputs"] == {"images": "[batch,3,32,32]"}
     assert document["outputs"] == {"logits": "[batch,10]"}
     assert document["weight files"] == ["r08.safetensors", "weights.safetensors"]
-    assert (document["model"], document["method"]) == ("tiny", "tome")
+    metadata = document["metadata"]
+    assert (metadata["model"], metadata["method"]) == ("tiny", "tome")
     metadata = {name: json.loads(document[name]) for name in ("source", "target", "schedule")}
     assert metadata == {"source": 4, "target": 8, "schedule": [9, 5, 3, 2]}
     assert "operators" not in document

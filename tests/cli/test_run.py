@@ -27,7 +27,9 @@ def test_the_five_likeliest_classes(succeeds: Run, bundle: Path, photos: Path):
         shares = np.exp(row) / np.exp(row).sum()
         order = np.argsort(-row)[:5]
         assert [top["index"] for top in image["top5"]] == order.tolist()
-        assert [top["class"] for top in image["top5"]] == [f"class-{'abcdefghij'[i]}" for i in order]
+        assert [top["class"] for top in image["top5"]] == [
+            f"class-{'abcdefghij'[i]}" for i in order
+        ]
         np.testing.assert_allclose([t["probability"] for t in image["top5"]], shares[order])
 
 
@@ -51,9 +53,7 @@ def test_targets_answer_differently(succeeds: Run, bundle: Path, photos: Path):
     assert one["images"] != other["images"]
 
 
-def test_classes_without_names(
-    succeeds: Run, bundle: Path, photos: Path
-):
+def test_classes_without_names(succeeds: Run, bundle: Path, photos: Path):
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "classes": None}))
     result = succeeds("run", bundle, "--target", "8", photos / "a" / "0.png", "--json")
@@ -61,7 +61,9 @@ def test_classes_without_names(
     assert all(top["class"] == f"class {top['index']}" for top in image["top5"])
 
 
-@pytest.mark.parametrize("target, says", [("12", "it has 4, 8"), ("17", "--target"), ("x", "--target")])
+@pytest.mark.parametrize(
+    "target, says", [("12", "it has 4, 8"), ("17", "--target"), ("x", "--target")]
+)
 def test_a_target_that_the_bundle_lacks(fails: Run, bundle: Path, target: str, says: str):
     fails("run", bundle, "--target", target, "any.png", says=(says, target))
 

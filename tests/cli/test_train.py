@@ -10,9 +10,6 @@ from click.testing import Result
 from tocom_export.bank import ToComBank
 from tocom_export.training.data import TrainData
 
-# timm leaves image files to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 Run = Callable[..., Result]
 Options = tuple[object, ...]
 
@@ -34,7 +31,7 @@ def test_a_bank_that_build_takes(succeeds: Run, checkpoint: Path, recipe: Option
     bank = ToComBank.load(here / "bank.safetensors")
     assert (bank.model, bank.method.name, bank.rank) == ("tiny", "tome", 3)
     assert bank.q_up.any()
-    assert sorted(p.name for p in here.iterdir()) == ["bank.csv", "bank.safetensors"]
+    assert sorted(p.name for p in here.iterdir()) == ["bank.safetensors", "bank.safetensors.csv"]
     model = ("--checkpoint", checkpoint, "--bank", "bank.safetensors")
     succeeds("build", *model, "--targets", "8", "--no-verify")
 
@@ -87,7 +84,7 @@ def test_a_state_of_another_recipe(
     with monkeypatch.context() as patched:
         patched.setattr(TrainData, "epoch", stop)
         run(*options)
-    fails(*options, "--lr", "0.5", says=("bank.state", "another recipe"))
+    fails(*options, "--lr", "0.5", says=("bank.safetensors.state", "another recipe"))
 
 
 def test_a_loss_that_is_not_finite(fails: Run, checkpoint: Path, recipe: Options, here: Path):

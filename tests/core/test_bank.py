@@ -130,7 +130,8 @@ def test_another_number_of_groups_is_refused(make_bank: Callable[..., ToComBank]
 
 def test_a_fitting_bank_passes(bank: ToComBank, spec: VitSpec):
     bank.check(spec, Method("tome"))
-    bank.check(spec, Method("tome", proportional=False))
+    with pytest.raises(BankError, match="without proportional attention"):
+        bank.check(spec, Method("tome", proportional=False))
 
 
 def broken(bank: ToComBank, tmp_path: Path, change: Callable, meta: Any = None) -> tuple[Path, str]:

@@ -158,7 +158,7 @@ def test_force_replaces_an_empty_folder(plan: BuildPlan, out: Path):
 def test_force_spares_a_folder_that_is_no_bundle(plan: BuildPlan, out: Path):
     out.mkdir(parents=True)
     (out / "thesis.tex").write_text("chapter 1")
-    with pytest.raises(OutputError, match="not a bundle"):
+    with pytest.raises(OutputError, match="other files than a bundle"):
         write_bundle(plan, out, force=True)
     assert contents(out.parent) == {"bundle/thesis.tex": b"chapter 1"}
 

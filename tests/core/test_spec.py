@@ -40,6 +40,8 @@ def test_prefix(changes: dict, prefix: int):
     assert spec.prefix == prefix
     assert spec.tokens == 196 + prefix
     assert spec.weights()["pos_embed"] == (1, 196 + prefix, 192)
+    if changes.get("distilled"):
+        return  # its prefix always has positions
     spec = VitSpec.from_json({**BASE, **changes, "prefix_positions": False})
     assert spec.weights()["pos_embed"] == (1, 196, 192)
 

@@ -19,7 +19,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def plan(tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., BuildPlan]) -> BuildPlan:
+def plan(
+    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., BuildPlan]
+) -> BuildPlan:
     return make_plan(tmp_path_factory.mktemp("plan"))
 
 

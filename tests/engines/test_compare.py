@@ -113,8 +113,10 @@ def test_every_image_counts(bundle: Bundle):
      (100, 5, True, True), (100, 6, True, False), (20, 0, False, False)],
 )  # fmt: skip
 def test_one_image_in_twenty_may_differ(images: int, beyond: int, finite: bool, passed: bool):
-    comparison = Comparison(8, images, 1.0, 0.1, beyond, 100.0, finite)
+    comparison = Comparison(8, images, 1.0, 0.1, beyond, 100.0, finite, strict=False)
     assert comparison.passed is passed
+    strict = Comparison(8, images, 1.0, 0.1, beyond, 100.0, finite, strict=True)
+    assert strict.passed is (finite and beyond == 0)
     assert json.loads(json.dumps(comparison.to_json()))["passed"] is passed
 
 

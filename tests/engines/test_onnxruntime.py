@@ -86,9 +86,7 @@ def test_a_provider_that_the_runtime_lacks(
         OnnxEngine(bundle, 8, provider=provider)
 
 
-def test_a_session_that_falls_back_is_refused(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_session_that_falls_back_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     class Fallen:
         def __init__(self, *_: object, **__: object) -> None:
             pass

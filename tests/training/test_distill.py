@@ -22,9 +22,6 @@ from tocom_export.training.loop import Recipe
 from tocom_export.training.lowrank import TrainableBank
 from tocom_export.training.model import CompressedVit
 
-# timm leaves image files to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 RECIPE = Recipe(epochs=3, batch=4, lr=1e-2)  # 3 steps an epoch
 
 
@@ -149,7 +146,10 @@ def test_the_bank_is_written_and_the_state_removed(run: Callable[..., ToComBank]
     steps = []
     trained = run(tmp_path / "bank.safetensors", report=lambda *step: steps.append(step))
     assert [(step, total) for step, total, _, _ in steps] == [(n, 9) for n in range(1, 10)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.csv", "bank.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "bank.safetensors",
+        "bank.safetensors.csv",
+    ]
     loaded = ToComBank.load(tmp_path / "bank.safetensors")
     assert loaded.model == "small"
     for name in FACTORS:
@@ -174,13 +174,16 @@ def test_an_interrupted_run_gives_the_same_bank(
         )
         run(broken, report=interrupt)
     assert not broken.exists()
-    assert broken.with_suffix(".state").exists()
+    assert broken.with_suffix(".safetensors.state").exists()
 
     steps = []
     run(broken, report=lambda step, *_: steps.append(step))
     assert steps == list(range(stop, 10))
     assert broken.read_bytes() == whole.read_bytes()
-    assert broken.with_suffix(".csv").read_text() == whole.with_suffix(".csv").read_text()
+    assert (
+        broken.with_suffix(".safetensors.csv").read_text()
+        == whole.with_suffix(".safetensors.csv").read_text()
+    )
 
 
 def test_a_state_of_another_recipe(run: Callable[..., ToComBank], tmp_path: Path):
@@ -191,15 +194,17 @@ def test_a_state_of_another_recipe(run: Callable[..., ToComBank], tmp_path: Path
     out = tmp_path / "bank.safetensors"
     with pytest.raises(KeyboardInterrupt):
         run(out, report=interrupt)
-    with pytest.raises(CheckpointError, match=r"bank\.state is of a run with another recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"bank\.safetensors\.state is of a run with another recipe"
+    ):
         run(out, Recipe(epochs=3, batch=4, lr=1e-3))
     assert not out.exists()
-    assert out.with_suffix(".state").exists()
+    assert out.with_suffix(".safetensors.state").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04"])
 def test_a_state_that_is_none(run: Callable[..., ToComBank], tmp_path: Path, content: bytes):
     out = tmp_path / "bank.safetensors"
-    out.with_suffix(".state").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"bank\.state is not a training state"):
+    out.with_suffix(".safetensors.state").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bank\.safetensors\.state is not a training state"):
         run(out)

@@ -103,7 +103,7 @@ def test_a_broken_run_is_continued(make_run, tmp_path: Path):
 def test_a_run_at_another_source_is_not_continued(make_run, tmp_path: Path):
     with pytest.raises(Stop):
         make_run()(tmp_path / "model.safetensors", source=0, stop=4)
-    with pytest.raises(CheckpointError, match=r"model\.state"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.state"):
         make_run()(tmp_path / "model.safetensors", source=4)
 
 

@@ -48,6 +48,7 @@ class Run:
                 raise Stop
 
         options.setdefault("loss_of", loss_of)
+        options.setdefault("identity", {})
         fit(self.module, data=self.data, recipe=recipe, state_file=self.state, report=report,
             **options)  # fmt: skip
 
