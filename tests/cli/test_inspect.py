@@ -37,8 +37,8 @@ def test_an_engine(succeeds: Run, bundle: Path, tmp_path: Path, moved: bool):
     assert document["weight files"] == ["r08.safetensors", "weights.safetensors"]
     metadata = document["metadata"]
     assert (metadata["model"], metadata["method"]) == ("tiny", "tome")
-    metadata = {name: json.loads(document[name]) for name in ("source", "target", "schedule")}
-    assert metadata == {"source": 4, "target": 8, "schedule": [9, 5, 3, 2]}
+    numbers = {name: json.loads(metadata[name]) for name in ("source", "target", "schedule")}
+    assert numbers == {"source": 4, "target": 8, "schedule": [9, 5, 3, 2]}
     assert "operators" not in document
 
 

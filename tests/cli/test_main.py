@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,3 +99,22 @@ def test_exit_statuses_of_the_process(checkpoint: Path):
 def test_usage_errors(fails: Run, arguments: list[str], says: str):
     result = fails(*arguments, says=(says, "--help"))
     assert result.stdout == ""
+
+
+def test_an_output_that_lacks_characters(tmp_path: Path):
+    """As Windows' code pages do."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tocom_export.cli.main", "verify", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "max |?|" in done.stdout
+
+
+@pytest.mark.parametrize("options", [("--seed", "-1"), ("--lr", "nan"), ("--scale", "inf")])
+def test_numbers_that_make_no_sense(fails, options: tuple[str, str], here: Path):
+    (here / "images").mkdir()
+    fails("train", "--data", "images", *options, says=(options[0],))

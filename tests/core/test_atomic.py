@@ -101,3 +101,23 @@ def test_a_file_over_a_folder(tmp_path: Path):
         pass
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["kept"]
+
+
+def test_an_interrupt_while_renaming_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").write_text("old")
+    rename = Path.replace
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if self.name.endswith(".old") or to.name.endswith(".old"):
+            return rename(self, to)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(target) as beside:
+        (beside / "new").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert [p.name for p in target.iterdir()] == ["old"]

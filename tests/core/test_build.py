@@ -233,3 +233,21 @@ def test_a_passing_check_sees_the_bundle_before_it_is_in_place(plan: BuildPlan, 
     assert seen == [False]
     assert bundle.path == out
     assert Bundle.open(out, hashes=True) == bundle
+
+
+def test_force_spares_a_folder_with_another_kind_of_manifest(plan: BuildPlan, out: Path):
+    out.mkdir(parents=True)
+    (out / "manifest.json").write_text('{"manifest_version": 3}')
+    (out / "app.js").write_text("all of it")
+    before = contents(out)
+    with pytest.raises(OutputError, match="other files than a bundle"):
+        write_bundle(plan, out, force=True)
+    assert contents(out) == before
+
+
+def test_force_spares_a_note_inside_a_bundle(plan: BuildPlan, out: Path):
+    write_bundle(plan, out)
+    (out / "notes.txt").write_text("ours")
+    with pytest.raises(OutputError, match="other files than a bundle"):
+        write_bundle(plan, out, force=True)
+    assert (out / "notes.txt").read_text() == "ours"

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -155,3 +157,17 @@ def test_the_weights_are_mapped_from_the_bundle(fresh: Bundle):
     engine = OnnxEngine(fresh, 8)
     assert mapped()
     del engine
+
+
+def test_a_provider_that_fails_while_running_is_no_fallback(
+    bundle: Bundle, make_images: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    engine = OnnxEngine(bundle, next(iter(bundle.targets)))
+    assert engine._session._enable_fallback is False
+
+    def failing(*_: Any) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.EPFail("device lost")
+
+    monkeypatch.setattr(engine._session, "_sess", SimpleNamespace(run=failing))
+    with pytest.raises(Exception, match="device lost"):
+        engine.run(make_images(bundle.spec))

@@ -153,3 +153,14 @@ def test_eval_loader(folder: Path, spec: VitSpec):
     assert batches[0][0].shape == (5, 3, 16, 16)
     again = list(eval_loader(folder, spec, Preprocess(), batch=5))
     assert equal(batches, again)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(tmp_path: Path, image_folder, spec: VitSpec, workers: int):
+    folder = image_folder(tmp_path / "images", each=2)
+    (folder / "a" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        list(train_data(folder, spec, batch=4, workers=workers).epoch(0))
+    message = str(caught.value)
+    assert message.startswith(str(folder / "a" / "1.png"))
+    assert "\n" not in message

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,3 +209,24 @@ def test_a_state_that_is_none(run: Callable[..., ToComBank], tmp_path: Path, con
     out.with_suffix(".safetensors.state").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bank\.safetensors\.state is not a training state"):
         run(out)
+
+
+def test_a_state_of_other_weights(
+    tmp_path: Path, spec: VitSpec, make_vit, image_folder: Callable[..., Path]
+):
+    folder = image_folder(tmp_path / "images", each=8)
+    data = TrainData(folder, spec, Preprocess(), 4)
+
+    def run(seed: int, report: Any = None) -> None:
+        model = CompressedVit(make_vit(spec, seed))
+        bank = TrainableBank(spec, Method("tome"))
+        distill(model, bank, data, Recipe(2, 4, 1e-3), tmp_path / "b.safetensors", report=report)
+
+    def stop(step: int, *_: Any) -> None:
+        if step == 5:  # the first epoch is saved
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(0, stop)
+    with pytest.raises(CheckpointError, match="another recipe, model or data"):
+        run(1)
