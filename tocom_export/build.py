@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from safetensors.numpy import save_file
 
 from tocom_export._version import __version__
 from tocom_export.atomic import replaced_folder
-from tocom_export.bake import Array, bake
+from tocom_export.bake import bake
 from tocom_export.bank import ToComBank
 from tocom_export.bundle import (
     FORMAT,
     MANIFEST,
     WEIGHTS,
     Bundle,
+    FileRecord,
     graph_name,
     record_files,
     weights_name,
@@ -117,25 +119,23 @@ def _is_replaceable(folder: Path) -> bool:
 
 def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bundle:
     spec = plan.spec
-    info = ModelInfo(spec, plan.source, plan.method, plan.classes, plan.preprocess)
-    progress(WEIGHTS)
-    tensors = {name: plan.checkpoint.tensors[name] for name in spec.weights()}
-    _save(folder / WEIGHTS, tensors, info.to_metadata())
-    shared, _ = read_header(folder / WEIGHTS)
     schedules = {t: TokenSchedule.of(spec, t) for t in plan.targets}
+    own = {t: weights_name(t) for t in plan.targets if plan.compensates(t)}
+    files: dict[str, FileRecord] = {}
+    with ThreadPoolExecutor(2) as pool:  # one file is baked and hashed while another is written
+        jobs = {WEIGHTS: pool.submit(_write_weights, plan, folder)}
+        jobs |= {name: pool.submit(_write_weights, plan, folder, t) for t, name in own.items()}
+        for name, job in jobs.items():
+            progress(name)
+            files[name] = job.result()
+    shared, _ = read_header(folder / WEIGHTS)
     for target, schedule in schedules.items():
-        weights = dict(shared)
-        if plan.bank is not None and plan.compensates(target):
-            file = folder / weights_name(target)
-            progress(file.name)
-            baked = bake(tensors, spec, plan.bank, plan.source, target, plan.scale)
-            _save(file, baked, {METADATA_KEY: json.dumps({"target": target})})
-            weights.update(read_header(file)[0])
         progress(graph_name(target))
+        weights = shared | (read_header(folder / own[target])[0] if target in own else {})
         metadata = _metadata(plan, target, schedule)
-        ir.save(
-            write_graph(spec, schedule, plan.method, weights, metadata), folder / graph_name(target)
-        )
+        model = write_graph(spec, schedule, plan.method, weights, metadata)
+        ir.save(model, folder / graph_name(target))
+    files |= record_files(folder, [graph_name(t) for t in plan.targets])
     progress(MANIFEST)
     bundle = Bundle(
         path=folder,
@@ -146,7 +146,7 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
         compensated=plan.bank is not None,
         precision="fp32",
         targets={t: s.tokens_out for t, s in schedules.items()},
-        files=record_files(folder, plan.files()[1:]),
+        files={name: files[name] for name in plan.files()[1:]},
         preprocess=plan.preprocess,
         classes=plan.classes,
         tools=TOOLS,
@@ -155,10 +155,20 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
     return bundle
 
 
-def _save(file: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Write tensors as float32 safetensors."""
+def _write_weights(plan: BuildPlan, folder: Path, target: int | None = None) -> FileRecord:
+    """Write the shared weights, or those that differ at a target, as float32 safetensors."""
+    tensors = {name: plan.checkpoint.tensors[name] for name in plan.spec.weights()}
+    if target is None or plan.bank is None:
+        name = WEIGHTS
+        info = ModelInfo(plan.spec, plan.source, plan.method, plan.classes, plan.preprocess)
+        metadata = info.to_metadata()
+    else:
+        name = weights_name(target)
+        tensors = bake(tensors, plan.spec, plan.bank, plan.source, target, plan.scale)
+        metadata = {METADATA_KEY: json.dumps({"target": target})}
     arrays = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
-    save_file(arrays, file, metadata)
+    save_file(arrays, folder / name, metadata)
+    return record_files(folder, [name])[name]
 
 
 def _metadata(plan: BuildPlan, target: int, schedule: TokenSchedule) -> dict[str, str]:
