@@ -206,7 +206,7 @@ def test_pretrained_weights_that_cannot_be_downloaded(
 
 
 def test_without_torch_weights_must_be_given(fails: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
     says = ("--checkpoint FILE", "pip install 'tocom-export[torch]'")
     fails("build", "--model", "deit_tiny_patch16_224", "--bank", "none", says=says)
 

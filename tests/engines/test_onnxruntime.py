@@ -168,6 +168,7 @@ def test_a_provider_that_fails_while_running_is_no_fallback(
     def failing(*_: Any) -> None:
         raise onnxruntime.capi.onnxruntime_pybind11_state.EPFail("device lost")
 
-    monkeypatch.setattr(engine._session, "_sess", SimpleNamespace(run=failing))
+    stand_in = SimpleNamespace(run=failing, is_webgpu_graph_capture_enabled=lambda: False)
+    monkeypatch.setattr(engine._session, "_sess", stand_in)
     with pytest.raises(Exception, match="device lost"):
         engine.run(make_images(bundle.spec))
