@@ -59,7 +59,13 @@ if TYPE_CHECKING:
     help="ToCom bank, ours (.safetensors) or the authors' "
     "layout (.pth); default for 'reference': the shipped one; 'none': no compensation.",
 )
-@click.option("--scale", type=FiniteFloat(), default=0.1, show_default=True, help="ToCom scale.")
+@click.option(
+    "--scale",
+    type=FiniteFloat(0),
+    default=0.1,
+    show_default=True,
+    help="What the bank's steps are multiplied by; the paper uses 0.01 to 0.15.",
+)
 @click.option(
     "--method", type=click.Choice(["tome", "evit"]), help="Merge or prune; default: the bank's."
 )
@@ -113,7 +119,7 @@ def build_command(
       tocom-export build --model deit_base_patch16_224 \\
           --checkpoint mine.safetensors --bank bank.safetensors
     """
-    from tocom_export.build import write_bundle
+    from tocom_export.build import check_out, write_bundle
     from tocom_export.cli.resolve import plan_build
 
     output = output_of(as_json, verbose, quiet)
@@ -136,6 +142,7 @@ def build_command(
             f"The bank was trained on {plan.bank.model}; it fits models fine-tuned from that alone."
         )
     out = out or Path(f"{plan.spec.model}-source{plan.source}")
+    check_out(out, force)
     if dry_run:
         files = plan.files()
         output.document({"bundle": str(out), "files": files})
@@ -253,6 +260,12 @@ def _report(
         f", ToCom scale {bundle.scale}" if bundle.compensated else ", not compensated"
     )
     output.table(columns, rows, title)
+    for check in checks:
+        if check.beyond:
+            output.note(
+                f"r{check.target:02d}: {check.beyond} of {check.images} images differ by more than "
+                "rounding; two pairs of tokens are equally similar there, and either may be merged."
+            )
     if checks and checks[0].max_difference is None:
         output.note("Engines run and give numbers; torch is not installed to compare them with.")
     output.note(f"Wrote {bundle.path}: {megabytes(total)} in {seconds:.1f} s.")

@@ -14,7 +14,7 @@ from tocom_export.cli.common import (
     common_options,
     output_of,
 )
-from tocom_export.cli.training import recipe_options, reporting, require_torch
+from tocom_export.cli.training import check_out, recipe_options, reporting, require_torch
 from tocom_export.errors import InputError
 
 
@@ -33,7 +33,11 @@ from tocom_export.errors import InputError
     show_default=True,
     help="'random' trains from scratch.",
 )
-@click.option("--source", type=DEGREE, default=0, show_default=True, help="Degree to train at.")
+@click.option(
+    "--source",
+    type=DEGREE,
+    help="Degree to train at; default: what the checkpoint's metadata say, else 0.",
+)
 @click.option(
     "--method",
     type=click.Choice(["tome", "evit"]),
@@ -52,13 +56,14 @@ def finetune_command(
     model: str | None,
     checkpoint: Path | None,
     init: str,
-    source: int,
+    source: int | None,
     method: str | None,
     val: Path | None,
     warmup: int,
     clip: float | None,
     data: Path,
     out: Path,
+    force: bool,
     epochs: int,
     batch: int,
     lr: float,
@@ -73,13 +78,15 @@ def finetune_command(
     """Train a model at a source degree, from a checkpoint or from scratch.
 
     The classes are the folders in --data; a head of another size is replaced by a new one.
-    Run the same command again to continue a stopped run.
+    The state is saved beside --out each minute
+    (.state), and a log is kept (.csv). Run the same command again to continue a stopped run.
 
     \b
     Example:
       tocom-export finetune --checkpoint vit.safetensors --source 8 --data flowers/train
     """
     require_torch()
+    check_out(out, force)
     from tocom_export.cli.resolve import choose_method, open_model, spec_of
     from tocom_export.images import Preprocess
     from tocom_export.info import ModelInfo
@@ -113,6 +120,8 @@ def finetune_command(
         seed=seed,
         workers=workers,
     )
+    if source is None:
+        source = info.source or 0
     seed_all(seed)
     spec, tensors = with_classes(spec, tensors, len(images.classes))
     vit = vit_from_spec(spec)

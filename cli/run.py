@@ -73,4 +73,4 @@ def run_command(
             for place, (name, i) in enumerate(zip(names, top, strict=True))
         ]
     output.document({"bundle": str(bundle), "target": target, "images": documents})
-    output.table(["image", "class", ""], rows, f"{opened.spec.model} at degree {target}")
+    output.table(["image", "class", "probability"], rows, f"{opened.spec.model} at degree {target}")

@@ -13,7 +13,7 @@ from tocom_export.cli.common import (
     common_options,
     output_of,
 )
-from tocom_export.cli.training import recipe_options, reporting, require_torch
+from tocom_export.cli.training import check_out, recipe_options, reporting, require_torch
 
 
 @click.command("train", cls=Command)
@@ -31,7 +31,13 @@ from tocom_export.cli.training import recipe_options, reporting, require_torch
 @click.option(
     "--rank", type=click.IntRange(1, 64), default=2, show_default=True, help="Rank of each step."
 )
-@click.option("--scale", type=FiniteFloat(), default=0.1, show_default=True, help="ToCom scale.")
+@click.option(
+    "--scale",
+    type=FiniteFloat(0),
+    default=0.1,
+    show_default=True,
+    help="What the steps are multiplied by while training.",
+)
 @recipe_options(epochs=10, batch=128, lr=1e-3, out="bank.safetensors")
 @common_options
 def train_command(
@@ -42,6 +48,7 @@ def train_command(
     scale: float,
     data: Path,
     out: Path,
+    force: bool,
     epochs: int,
     batch: int,
     lr: float,
@@ -56,13 +63,15 @@ def train_command(
     """Distil a ToCom bank from a model and its pre-training images.
 
     Each step runs the frozen model at one degree as the teacher, and at another, compensated
-    by the bank, as the student. Run the same command again to continue a stopped run.
+    by the bank, as the student. The state is saved beside --out each minute
+    (.state), and a log is kept (.csv). Run the same command again to continue a stopped run.
 
     \b
     Example:
       tocom-export train --checkpoint vit.safetensors --data images/train --out bank.safetensors
     """
     require_torch()
+    check_out(out, force)
     from tocom_export.cli.resolve import choose_method, open_model
     from tocom_export.training.data import TrainData, seed_all
     from tocom_export.training.distill import distill

@@ -15,7 +15,7 @@ from tocom_export.cli.common import (
     Output,
     installed,
 )
-from tocom_export.errors import MissingPackageError
+from tocom_export.errors import MissingPackageError, OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +93,7 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
                 metavar="FILE",
                 help="File to write.",
             ),
+            click.option("--force", is_flag=True, help="Replace an existing --out."),
             click.option(
                 "--data",
                 type=FILE,
@@ -107,6 +108,12 @@ def recipe_options(*, epochs: int, batch: int, lr: float, out: str) -> Callable[
     return add
 
 
+def check_out(out: Path, force: bool) -> None:
+    """Refuse to replace a finished result unasked."""
+    if out.exists() and not force:
+        raise OutputError(f"--out {out} exists; add --force to replace it, or name another file.")
+
+
 @contextmanager
 def reporting(output: Output, title: str, recipe: Recipe, steps: int) -> Iterator[Report]:
     """A progress bar on a terminal; else one line for each hundredth of the run."""
@@ -115,10 +122,19 @@ def reporting(output: Output, title: str, recipe: Recipe, steps: int) -> Iterato
     total = recipe.epochs * steps
     terminal = Console(stderr=True).is_terminal
     with output.progress(title, total) as advance:
+        first = True
 
         def report(step: int, total: int, loss: float, lr: float) -> None:
+            nonlocal first
+            if first and step > 1:
+                output.note(f"{title} continues after step {step - 1} of {total}")
+            first = False
             advance(f"epoch {(step - 1) // steps + 1}/{recipe.epochs}, loss {loss:.4f}")
             if not terminal and step % max(1, total // 100) == 0:
                 output.note(f"{title} step {step}/{total} loss {loss:.4f} lr {lr:.2e}")
 
-        yield report
+        try:
+            yield report
+        except KeyboardInterrupt:
+            output.note("Run the same command again to go on from the last saved state.")
+            raise

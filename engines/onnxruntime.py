@@ -85,7 +85,8 @@ class OnnxEngine:
                 n for n, full in _PROVIDERS.items() if full in onnxruntime.get_available_providers()
             )
             raise ProviderError(
-                f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}."
+                f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}; "
+                "onnxruntime-gpu, in place of onnxruntime, brings cuda and tensorrt."
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

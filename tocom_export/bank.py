@@ -128,8 +128,8 @@ class ToComBank:
         for what, ours, theirs in sides:
             if ours != theirs:
                 raise BankError(
-                    f"{origin}: the bank has {what} {ours}, but {spec.model} needs {theirs}; "
-                    "use a bank that was trained for this model and method."
+                    f"{origin}: the bank has {what} {ours}, but {spec.model} is to have {theirs}; "
+                    "use a bank trained for this model and method, or --bank none."
                 )
 
     def save(self, file: Path) -> None:

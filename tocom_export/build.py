@@ -87,17 +87,25 @@ def write_bundle(
     Raises:
         OutputError: ``out`` exists and ``force`` is off, or it can't be written.
     """
-    if out.exists() and not force:
-        raise OutputError(f"--out {out} exists; add --force to replace it.")
-    if out.exists() and not _is_replaceable(out):
-        raise OutputError(
-            f"--out {out} holds other files than a bundle's; --force replaces bundles alone."
-        )
+    check_out(out, force)
     with replaced_folder(out) as folder:
         bundle = _write(plan, folder, progress or (lambda _: None))
         if check:
             check(bundle)
     return dataclasses.replace(bundle, path=out)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise OutputError where a bundle can't be written to ``out`` for what is there."""
+    if out.is_file():
+        raise OutputError(f"--out {out} is a file; a bundle is a folder.")
+    if out.exists() and not force:
+        raise OutputError(f"--out {out} exists; add --force to replace it.")
+    if out.exists() and not _is_replaceable(out):
+        raise OutputError(
+            f"--out {out} holds other files than a bundle's, or its manifest is damaged; "
+            "remove it yourself, or name another folder."
+        )
 
 
 def _is_replaceable(folder: Path) -> bool:

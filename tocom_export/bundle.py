@@ -79,7 +79,8 @@ class Bundle:
             data = json.loads(file.read_text("utf-8"))
             bundle = cls._from_json(path, data)
         except FileNotFoundError:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}.") from None
+            what = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
+            raise BundleError(f"{path} is not a bundle: {what}.") from None
         except NotADirectoryError:
             raise BundleError(f"{path} is not a bundle: it is a file.") from None
         except OSError as error:

@@ -77,12 +77,12 @@ class Checkpoint:
             hint = f"; it has {near[0]}" if near else ""
             raise CheckpointError(
                 f"{self.file}: {len(missing)} of {len(expected)} tensors of {spec.model} are "
-                f"missing, {missing[0]} first{hint}. Is --model right?"
+                f"missing, {missing[0]} first{hint}. Does --model NAME say which model it is?"
             )
         if extra := [name for name in self.tensors if name not in expected]:
             raise CheckpointError(
                 f"{self.file}: {spec.model} has no tensor {extra[0]} "
-                f"({len(extra)} such tensors). Is --model right?"
+                f"({len(extra)} such tensors). Does --model NAME say which model it is?"
             )
         for name, shape in expected.items():
             found = self.tensors[name]

@@ -13,8 +13,8 @@
     │   ├── ImageError              an image file or an image batch that can't be used
     │   ├── DataError               a folder of training or test images that can't be used
     │   ├── OutputError             a place that can't be written
-    │   └── MissingPackageError     an optional dependency that isn't installed
-    ├── ProviderError               the runtime did not give what was asked of it: exit status 1
+    │   ├── MissingPackageError     an optional dependency that isn't installed
+    │   └── ProviderError           an execution provider that the runtime doesn't give
     └── CheckFailed                 an engine that disagrees with the model: exit status 1
 
 A message is one or two lines: which file or option, what is wrong with it, what to do.
@@ -86,12 +86,13 @@ class MissingPackageError(InputError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed; pip install 'tocom-export[{extra}]' brings it."
+            f"{package} is not installed; pip install 'tocom-export[{extra}]' brings it "
+            f"('.[{extra}]' in a checkout)."
         )
 
 
-class ProviderError(TocomError):
-    """The runtime gave another execution provider than the one asked for."""
+class ProviderError(InputError):
+    """The runtime doesn't have, or didn't give, the execution provider asked for."""
 
 
 class CheckFailed(TocomError):

@@ -80,6 +80,8 @@ class Preprocess:
                 image = file.convert("L" if len(self.mean) == 1 else "RGB")
         except FileNotFoundError:
             raise ImageError(f"{path}: no such file.") from None
+        except IsADirectoryError:
+            raise ImageError(f"{path} is a folder; name image files.") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             raise ImageError(f"{path} is not an image that can be read.") from None
         resized = self._resized(image.size, size)
@@ -116,6 +118,8 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         ImageError: the folder is missing or holds no image.
     """
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder.")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise ImageError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder.")

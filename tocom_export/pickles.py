@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,16 @@ def load_pickle(file: Path) -> dict[str, npt.NDArray[Any]]:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # DeiT's and timm's scripts store their arguments beside the weights; a Namespace holds
+        # values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different one for each way a file is broken
+        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{file} holds more than tensors ({unsafe[1]}), which could run code; save its "
+                "state dict alone, where you trust it."
+            ) from None
         raise CheckpointError(
             f"{file} can't be read as a PyTorch checkpoint of plain tensors ({brief(error)})."
         ) from None

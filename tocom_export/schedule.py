@@ -104,9 +104,11 @@ def parse_degrees(text: str) -> list[int]:
             raise DegreeError(
                 f"{text!r} is no list of degrees; write 4,8,12,16 or 0-16 or 0,4-16:4."
             ) from None
-        if not (0 <= low <= high <= MAX_DEGREE and stride > 0):
+        if max(low, high) > MAX_DEGREE:
+            raise DegreeError(f"{part.strip()!r} is outside the degrees 0..{MAX_DEGREE}.")
+        if not (low <= high and stride > 0):
             raise DegreeError(
-                f"{part.strip()!r} is no rising span within the degrees 0..{MAX_DEGREE}."
+                f"{part.strip()!r} is no rising span; write first-last or first-last:step."
             )
         degrees.update(range(low, high + 1, stride))
     return sorted(degrees)

@@ -33,7 +33,7 @@ def open_folder(folder: Path, spec: VitSpec, transform: Any) -> ImageFolder:
         return ImageFolder(str(folder), transform=transform, loader=_read)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder}: images are expected as <folder>/<class>/<image> ({brief(error)})."
+            f"{folder} is no folder of images as <folder>/<class>/<image> ({brief(error)})."
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from functools import partial
 from typing import Any
 
@@ -93,6 +94,7 @@ def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
     Raises:
         CheckpointError: they can't be had; says how to go on without them.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # hub, network and cache errors share no base class

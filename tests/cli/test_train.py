@@ -63,8 +63,9 @@ def test_a_stopped_run_is_continued(
     assert not (here / "broken.safetensors").exists()
 
     result = succeeds(*options, "--out", "broken.safetensors")
-    steps = [line for line in result.stderr.splitlines() if "step " in line]
+    steps = [line for line in result.stderr.splitlines() if " loss " in line]
     assert len(steps) == 6 - 3 * stopped_in
+    assert ("continues after step 3 of 6" in result.stderr) is bool(stopped_in)
     broken, whole = (here / f"{name}.safetensors" for name in ("broken", "whole"))
     assert broken.read_bytes() == whole.read_bytes()
     assert not list(here.glob("*.state"))
@@ -162,3 +163,11 @@ def test_a_truncated_checkpoint(fails: Run, checkpoint: Path, recipe: Options, t
     file = tmp_path / "half.safetensors"
     file.write_bytes(checkpoint.read_bytes()[:300_000])
     fails("train", "--checkpoint", file, *recipe, says=(file, "truncated"))
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_a_finished_result_is_not_replaced_unasked(fails: Run, command: str, here: Path):
+    (here / "done.safetensors").write_bytes(b"a week of training")
+    options = ("--data", "images", "--out", "done.safetensors")
+    fails(command, *options, says=("--out done.safetensors exists", "--force"))
+    assert (here / "done.safetensors").read_bytes() == b"a week of training"

@@ -108,7 +108,7 @@ def test_no_bundle(fails: Run, here: Path, name: str):
 
 
 def test_images_that_are_not_there(fails: Run, bundle: Path, tmp_path: Path):
-    fails("verify", bundle, "--images", tmp_path / "none", says=(tmp_path / "none", "no image"))
+    fails("verify", bundle, "--images", tmp_path / "none", says=(tmp_path / "none", "not a folder"))
 
 
 def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -235,3 +236,19 @@ def test_pytorch_file_of_a_type_that_numpy_lacks(tmp_path: Path, spec: VitSpec, 
     state["norm.bias"] = state["norm.bias"].to(torch.float8_e4m3fn)
     torch.save(state, tmp_path / "weights.pth")
     assert "norm.bias" in refused(tmp_path / "weights.pth", spec)
+
+
+def test_pytorch_file_with_its_arguments(tmp_path: Path, spec: VitSpec, tensors: Tensors):
+    """As DeiT's training script writes it."""
+    state = {name: torch.from_numpy(t) for name, t in tensors.items()}
+    content = {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "weights.pth")
+    opened = Checkpoint.open(tmp_path / "weights.pth")
+    assert opened.fit(spec) == spec
+
+
+def test_pytorch_file_with_an_object(tmp_path: Path, spec: VitSpec):
+    torch.save({"model": {}, "path": Path("x")}, tmp_path / "weights.pth")
+    message = refused(tmp_path / "weights.pth", spec)
+    assert "more than tensors (pathlib" in message
+    assert "state dict alone" in message

@@ -104,7 +104,7 @@ def test_a_session_that_falls_back_is_refused(bundle: Bundle, monkeypatch: pytes
 
 
 def test_a_provider_error_is_no_bad_input():
-    assert ProviderError("").exit_status == 1
+    assert ProviderError("").exit_status == 2
 
 
 @pytest.mark.parametrize("provider, extra", [("cpu", "cpu"), ("cuda", "gpu")])
