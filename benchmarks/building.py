@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -83,7 +84,8 @@ def torch_seconds(folder: Path) -> float:
 def build_and_copy(folder: Path) -> tuple[float, float, float]:
     """Seconds of ``build --no-verify``, seconds to copy its files, size over the checkpoint's.
 
-    Five rounds, building and copying in turn; medians.
+    Five rounds, building and copying in turn, each with nothing left to be written to the disk;
+    medians.
     """
     weights, factors = checkpoint(MODEL, folder), bank(MODEL, folder)
     out, copied = folder / "bundle", folder / "copy"
@@ -91,6 +93,7 @@ def build_and_copy(folder: Path) -> tuple[float, float, float]:
     for _ in range(5):
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(copied, ignore_errors=True)
+        os.sync()
         start = time.perf_counter()
         subprocess.run(
             ["tocom-export", "build", "--model", MODEL, "--checkpoint", weights, "--bank", factors,
@@ -98,6 +101,7 @@ def build_and_copy(folder: Path) -> tuple[float, float, float]:
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         builds.append(time.perf_counter() - start)
+        os.sync()
         start = time.perf_counter()
         shutil.copytree(out, copied)
         copies.append(time.perf_counter() - start)
