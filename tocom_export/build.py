@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from tocom_export._version import __version__
@@ -29,6 +29,7 @@ from tocom_export.bundle import (
 )
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.errors import OutputError
+from tocom_export.graph.writer import write_graph
 from tocom_export.images import Preprocess
 from tocom_export.info import METADATA_KEY, ModelInfo
 from tocom_export.method import Method
@@ -36,7 +37,7 @@ from tocom_export.schedule import TokenSchedule
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
 
-TOOLS = {"tocom-export": __version__, "onnx_ir": version("onnx_ir")}
+TOOLS = {"tocom-export": __version__, "onnx_ir": ir.__version__}
 
 
 @dataclass(frozen=True)
@@ -132,24 +133,16 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
     with ThreadPoolExecutor(2) as pool:  # one file is baked and hashed while another is written
         jobs = {WEIGHTS: pool.submit(_write_weights, plan, folder)}
         jobs |= {name: pool.submit(_write_weights, plan, folder, t) for t, name in own.items()}
-        # Importing onnx_ir takes half a second: long enough to write some weights meanwhile.
-        import onnx_ir as ir
-
-        from tocom_export.graph.writer import write_graph
-
-        progress(WEIGHTS)
-        files[WEIGHTS] = jobs[WEIGHTS].result()
-        shared, _ = read_header(folder / WEIGHTS)
-        for target, schedule in schedules.items():
-            weights = dict(shared)
-            if target in own:
-                progress(own[target])
-                files[own[target]] = jobs[own[target]].result()
-                weights |= read_header(folder / own[target])[0]
-            progress(graph_name(target))
-            metadata = _metadata(plan, target, schedule)
-            model = write_graph(spec, schedule, plan.method, weights, metadata)
-            ir.save(model, folder / graph_name(target))
+        for name, job in jobs.items():
+            progress(name)
+            files[name] = job.result()
+    shared, _ = read_header(folder / WEIGHTS)
+    for target, schedule in schedules.items():
+        progress(graph_name(target))
+        weights = shared | (read_header(folder / own[target])[0] if target in own else {})
+        metadata = _metadata(plan, target, schedule)
+        model = write_graph(spec, schedule, plan.method, weights, metadata)
+        ir.save(model, folder / graph_name(target))
     files |= record_files(folder, [graph_name(t) for t in plan.targets])
     progress(MANIFEST)
     bundle = Bundle(
