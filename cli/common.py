@@ -92,6 +92,9 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except TocomError as error:
+            if error.exit_status == 0:
+                click.echo(str(error), err=True)
+                ctx.exit(0)
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()
             kind = BadInput if error.exit_status == 2 else click.ClickException

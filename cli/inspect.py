@@ -165,6 +165,7 @@ def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
         "method": bank.method.name,
         "layers": bank.depth,
         "width": bank.width,
+        "arithmetic": bank.arithmetic,
         "groups": bank.groups,
         "rank": bank.rank,
         "parameters": bank.parameters,
@@ -173,7 +174,7 @@ def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
     norms = []
     if layers:
         for layer in range(bank.depth):
-            gaps = bank.gap(layer, 0, bank.groups, 1.0)
+            gaps = bank.gap(layer, 0, bank.max_degree, 1.0)
             norms.append([round(float(np.linalg.norm(gap)), 4) for gap in gaps])
     output.document(
         {"kind": "bank", "path": str(path), **facts, **({"gap_norms": norms} if layers else {})}
@@ -181,5 +182,5 @@ def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
     _show(output, "bank", facts)
     if layers:
         rows = [[f"layer {layer}", *pair] for layer, pair in enumerate(norms)]
-        title = f"Frobenius norm of the gap 0 → {bank.groups} at scale 1"
+        title = f"Frobenius norm of the gap 0 → {bank.max_degree} at scale 1"
         output.table(["", "query", "value"], rows, title)

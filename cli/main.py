@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "Classify image files with one engine of a bundle.",
     "train": "Distil a ToCom bank from a model and its pre-training images.",
     "finetune": "Train a model at a source degree.",
+    "evaluate": "Measure accuracy over sources × targets, with and without ToCom.",
 }
 """Name and one line of help of each command, in the order of ``--help``."""
 

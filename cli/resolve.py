@@ -76,14 +76,21 @@ def open_bank(bank: str | None, spec: VitSpec) -> ToComBank | None:
     return ToComBank.load(Path(bank) if bank else REFERENCE_BANK)
 
 
-def choose_method(name: str | None, bank: ToComBank | None, info: ModelInfo) -> Method:
+def choose_method(
+    name: str | None,
+    bank: ToComBank | None,
+    info: ModelInfo,
+    proportional: bool | None = None,
+) -> Method:
     """``--method``, else the bank's, else the checkpoint's, else ToMe.
 
-    Whether attention is proportional follows the checkpoint, then the bank.
+    Whether attention is proportional follows the option, then the checkpoint, then the bank.
     """
     known = [m for m in (info.method, bank and bank.method) if m]
     if name is None:
         name = bank.method.name if bank else known[0].name if known else "tome"
+    if proportional is not None:
+        return Method(name, proportional)  # type: ignore[arg-type]
     return next((m for m in known if m.name == name), Method(name))  # type: ignore[arg-type]
 
 

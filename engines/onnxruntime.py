@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
 
 from tocom_export.bundle import Bundle
 from tocom_export.errors import (
@@ -16,6 +17,7 @@ from tocom_export.errors import (
     ProviderError,
     brief,
 )
+from tocom_export.store import read_header
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 _PROVIDERS: dict[Provider, str] = {
@@ -56,6 +58,8 @@ class OnnxEngine:
         provider: where to run. One that the runtime does not give is an error; it would
             otherwise fall back to the CPU in silence.
         threads: threads within an operator; None leaves it to the runtime.
+        compensated: False runs the checkpoint's own weights at that degree: token reduction
+            alone, to compare with.
 
     Raises:
         DegreeError: the bundle has no such target.
@@ -70,6 +74,7 @@ class OnnxEngine:
         *,
         provider: Provider = "cpu",
         threads: int | None = None,
+        compensated: bool = True,
     ) -> None:
         try:
             import onnxruntime
@@ -101,6 +106,11 @@ class OnnxEngine:
             options.add_session_config_entry("session.use_env_allocators", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+        own = {} if compensated else _uncompensated(bundle, target)
+        # The session reads these where they lie, so they must live as long as it does.
+        self._own = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in own.values()]
+        for name, value in zip(own, self._own, strict=True):
+            options.add_initializer(name, value)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), options, providers=[wanted], enable_fallback=0
@@ -131,3 +141,11 @@ class OnnxEngine:
             raise ImageError(f"images are {images.dtype}; float32 is expected.")
         logits: npt.NDArray[np.float32] = self._session.run(None, {"images": images})[0]
         return logits
+
+
+def _uncompensated(bundle: Bundle, target: int) -> dict[str, npt.NDArray[np.float32]]:
+    """The checkpoint's own values of what a target's weights file replaces."""
+    shared, *own = bundle.weight_files(target)
+    names = [name for file in own for name in read_header(file)[0]]
+    with safe_open(shared, "numpy") as weights:
+        return {name: weights.get_tensor(name) for name in names}

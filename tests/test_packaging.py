@@ -13,7 +13,7 @@ from tocom_export._version import __version__
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("tocom_export", "training", "engines", "cli")
-OPTIONAL = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx", "PIL")
+OPTIONAL = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx", "PIL", "matplotlib")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from tocom_export.arithmetic import ARITHMETICS, Arithmetic, groups_of, terms
 from tocom_export.atomic import replaced
 from tocom_export.errors import BankError, CheckpointError, DegreeError, InputError
 from tocom_export.info import METADATA_KEY
@@ -31,7 +32,8 @@ class ToComBank:
     """Low-rank factors of the query and value steps of all layers.
 
     Group ``g`` of a layer is the step from degree ``g`` to ``g + 1``; ``G`` of them, 16 in
-    the paper. ``L`` layers, rank ``h``, width ``C``.
+    the paper. ``L`` layers, rank ``h``, width ``C``. Banks of the paper's ablations group
+    otherwise; see :data:`~tocom_export.arithmetic.Arithmetic`.
     """
 
     q_down: Array
@@ -44,6 +46,7 @@ class ToComBank:
     """The method that the bank was trained with."""
     model: str = ""
     """The model that it was trained on."""
+    arithmetic: Arithmetic = "steps"
 
     def __post_init__(self) -> None:
         if self.q_down.ndim != 4:
@@ -66,8 +69,13 @@ class ToComBank:
 
     @property
     def groups(self) -> int:
-        """Number of steps; degrees run over 0..groups."""
+        """Number of groups, ``G``."""
         return int(self.q_down.shape[1])
+
+    @property
+    def max_degree(self) -> int:
+        """Degrees run over 0..max_degree."""
+        return self.groups if self.arithmetic == "steps" else MAX_DEGREE
 
     @property
     def rank(self) -> int:
@@ -97,19 +105,18 @@ class ToComBank:
         on the way down (paper, eq. 5 and 6).
 
         Raises:
-            DegreeError: a degree outside 0..groups.
+            DegreeError: a degree outside 0..max_degree.
         """
         for degree in (source, target):
-            if not 0 <= degree <= self.groups:
-                raise DegreeError(f"degree {degree} is outside the bank's 0..{self.groups}.")
-        low, high = sorted((source, target))
-        signed = scale if target > source else -scale
+            if not 0 <= degree <= self.max_degree:
+                raise DegreeError(f"degree {degree} is outside the bank's 0..{self.max_degree}.")
+        groups, sign = terms(self.arithmetic, source, target)
 
         def total(down: Array, up: Array) -> npt.NDArray[np.float64]:
-            a = down[layer, low:high].astype(np.float64).reshape(-1, self.width)  # (n·h, C)
-            b = up[layer, low:high].astype(np.float64)  # (n, C, h)
+            a = down[layer, groups].astype(np.float64).reshape(-1, self.width)  # (n·h, C)
+            b = up[layer, groups].astype(np.float64)  # (n, C, h)
             b = b.transpose(1, 0, 2).reshape(self.width, -1)  # (C, n·h)
-            return np.asarray(signed * (b @ a))
+            return np.asarray(sign * scale * (b @ a))
 
         return total(self.q_down, self.q_up), total(self.v_down, self.v_up)
 
@@ -122,7 +129,7 @@ class ToComBank:
         sides = (
             ("width", self.width, spec.width),
             ("depth", self.depth, spec.depth),
-            ("groups", self.groups, MAX_DEGREE),
+            ("groups", self.groups, groups_of(self.arithmetic)),
             ("method", self.method, method),
         )
         for what, ours, theirs in sides:
@@ -143,6 +150,7 @@ class ToComBank:
             "depth": self.depth,
             "groups": self.groups,
             "rank": self.rank,
+            "arithmetic": self.arithmetic,
         }
         # safetensors writes an array's memory as it lies, whatever its strides.
         factors = {name: np.ascontiguousarray(f) for name, f in self.factors().items()}
@@ -178,13 +186,16 @@ class ToComBank:
             meta = json.loads(metadata[METADATA_KEY])
             method = Method(meta["method"], bool(meta["proportional"]))
             model = str(meta["model"])
+            arithmetic = meta.get("arithmetic", "steps")
+            if arithmetic not in ARITHMETICS:
+                raise ValueError(arithmetic)
             arrays = load_file(file)
         except (KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             raise BankError(f"{file} is not a ToCom bank: its metadata can't be read.") from None
         except InputError as error:
             raise BankError(f"{file}: {error}") from None
         q_down, q_up, v_down, v_up = (arrays[name] for name in FACTORS)
-        return cls(q_down, q_up, v_down, v_up, method, model)
+        return cls(q_down, q_up, v_down, v_up, method, model, arithmetic)
 
 
 def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:

@@ -48,7 +48,7 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         need(getattr(attn, "gate", None) is None, "gated attention")
         need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")
         need(attn.num_heads * attn.head_dim == vit.embed_dim, "attention of another width")
-        need(_kind(mlp) == "Mlp", f"MLP {_kind(mlp)}")
+        need(_kind(mlp) in ("Mlp", "AdaptedMlp"), f"MLP {_kind(mlp)}")
         need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
         need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
         _activation(name, mlp.act)
@@ -105,6 +105,7 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         qk_norm=qk_norm,
         pool=vit.global_pool,
         final_norm=final_norm,  # type: ignore[arg-type]
+        adapter_width=_adapter_width(first.mlp),
     )
 
 
@@ -115,7 +116,13 @@ def _layout(block: Any) -> tuple[object, ...]:
         *(_kind(m) for m in (mlp.act, block.ls1, block.ls2, attn.q_norm, attn.k_norm)),
         *(m.bias is None for m in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)),
         *(attn.num_heads, mlp.fc1.out_features, getattr(mlp.act, "approximate", None)),
+        _adapter_width(mlp),
     )
+
+
+def _adapter_width(mlp: Any) -> int:
+    """Bottleneck of the branch that ``training.adapter`` puts beside an MLP; 0 for none."""
+    return int(mlp.adapter_down.out_features) if _kind(mlp) == "AdaptedMlp" else 0
 
 
 def _kind(module: Any) -> str:

@@ -82,7 +82,7 @@ class TokenSchedule:
         total = spec.patches * c * spec.channels * spec.patch_size[0] * spec.patch_size[1]
         for tokens, left in zip(self.tokens_in, self.tokens_out, strict=True):
             total += 4 * tokens * c * c + 2 * tokens * tokens * c
-            total += 2 * left * c * spec.mlp_width
+            total += 2 * left * c * (spec.mlp_width + spec.adapter_width)
         return total + c * spec.classes * (1 + int(spec.distilled))
 
 

@@ -57,6 +57,8 @@ class VitSpec:
     pool: Pool = "token"
     final_norm: Literal["norm", "fc_norm"] | None = "norm"
     """LayerNorm before the pooling (``norm``), after it (``fc_norm``), or none."""
+    adapter_width: int = 0
+    """Bottleneck of an AdaptFormer branch beside each MLP; 0 for none."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.model, re.ASCII):  # it becomes a folder's name
@@ -141,6 +143,9 @@ class VitSpec:
             norm(f"{block}.norm2")
             linear(f"{block}.mlp.fc1", m, c, self.linear_bias)
             linear(f"{block}.mlp.fc2", c, m, self.linear_bias)
+            if self.adapter_width:
+                linear(f"{block}.mlp.adapter_down", self.adapter_width, c, True)
+                linear(f"{block}.mlp.adapter_up", c, self.adapter_width, True)
             if self.layer_scale:
                 shapes[f"{block}.ls1.gamma"] = shapes[f"{block}.ls2.gamma"] = (c,)
         if self.final_norm:
@@ -201,7 +206,7 @@ def _parse(name: str, kind: Any, value: Any) -> Any:
         if type(value) is float and 0 < value < 1:
             return float(value)
     elif kind == "int":
-        least = 0 if name in ("classes", "registers") else 1
+        least = 0 if name in ("classes", "registers", "adapter_width") else 1
         if type(value) is int and least <= value <= _LARGEST:
             return value
     elif (

@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tocom_export.bank import ToComBank
+from tocom_export.errors import InputError
 from tocom_export.schedule import MAX_DEGREE
 from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, digest, fit, state_of
+from tocom_export.training.loop import Recipe, Report, fit
 from tocom_export.training.lowrank import TrainableBank
 from tocom_export.training.model import CompressedVit
+from tocom_export.training.placement import ALONE, Placement
+from tocom_export.training.state import digest, state_of
+
+Loss = Literal["kl", "features", "classes"]
+"""``kl``: soft targets of the teacher (section 4.2). ``features``: L1 distance from the
+teacher's pooled features, for backbones without a head (section 5.6). ``classes``: labels
+instead of a teacher, as the ablation has it (section 5.4)."""
 
 
 def distill_loss(
-    model: CompressedVit, bank: TrainableBank, images: Tensor, source: int, target: int
+    model: CompressedVit,
+    bank: TrainableBank,
+    images: Tensor,
+    source: int,
+    target: int,
+    loss: Loss = "kl",
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """KL(teacher ‖ student) in nats, averaged over the batch.
+    """How far the compensated student is from what it should say, a mean over the batch.
 
     The student runs at the target degree with the gap added; the teacher is the same frozen
-    model at the source degree.
+    model at the source degree, without drop path. ``kl`` is in nats.
 
     Args:
         images: (B, C, H, W).
+        labels: (B,), or (B, classes) where images are mixed; read by ``classes`` alone.
     """
+    side = bank.side(source, target)
+    if loss == "classes":
+        assert labels is not None
+        return F.cross_entropy(model(images, target, side), labels)
+    output = model.pooled if loss == "features" else model
+    student = output(images, target, side)
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
-        teacher = F.log_softmax(model(images, source), dim=-1)
-    student = F.log_softmax(model(images, target, bank.side(source, target)), dim=-1)
+        teacher = output(images, source)
+    model.train(was_training)
+    if loss == "features":
+        return F.l1_loss(student, teacher)
+    student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def draw_degrees() -> tuple[int, int]:
-    """A source and another target, uniformly from 0..16, from torch's global generator."""
-    source = int(torch.randint(MAX_DEGREE + 1, ()))
-    shift = int(torch.randint(1, MAX_DEGREE + 1, ()))
-    return source, (source + shift) % (MAX_DEGREE + 1)
+def draw_degrees(*key: int) -> tuple[int, int]:
+    """A source and another target, uniformly from 0..16; a function of the key alone.
+
+    Every process of a run so draws the same degrees, and does the same amount of work.
+    """
+    source, shift = np.random.default_rng(key).integers((0, 1), (MAX_DEGREE + 1, MAX_DEGREE + 1))
+    return int(source), int(source + shift) % (MAX_DEGREE + 1)
 
 
 def distill(
@@ -47,26 +77,59 @@ def distill(
     recipe: Recipe,
     out: Path,
     *,
+    loss: Loss = "kl",
+    placement: Placement = ALONE,
+    accumulate: int = 1,
     report: Report | None = None,
 ) -> ToComBank:
     """Train the bank of a frozen model; write it to ``out`` (.safetensors).
 
     Its training state lies beside it until then, and is continued by the next call.
-    """
-    state_file = state_of(out)
-    model.eval().requires_grad_(False)
 
-    def loss_of(images: Tensor, _: Tensor) -> Tensor:
-        return distill_loss(model, bank, images, *draw_degrees())
+    Raises:
+        InputError: the loss needs a head that the model hasn't got, or classes that the data
+            hasn't got; and whatever :func:`~tocom_export.training.loop.fit` raises.
+    """
+    check_loss(loss, model, data)
+    model.requires_grad_(False).to(placement.device).train()
+    bank.to(placement.device)
+
+    def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        return distill_loss(
+            model, bank, images, *draw_degrees(recipe.seed, step), loss=loss, labels=labels
+        )
 
     identity = {
         "spec": model.spec.to_json(),
-        "method": [model.method.name, model.method.proportional],
-        "bank": [bank.scale, bank.dropout],
+        "method": str(model.method),
+        "drop-path": model.drop_path,
+        "loss": loss,
+        "arithmetic": bank.arithmetic,
+        "scale": bank.scale,
+        "dropout": bank.dropout,
         "weights": digest(model.vit),
     }
-    fit(bank, loss_of, data, recipe, state_file, identity=identity, report=report)
+    state_file = state_of(out)
+    fit(
+        bank, loss_of, data, recipe, state_file,
+        identity=identity, placement=placement, accumulate=accumulate, report=report,
+    )  # fmt: skip
     trained = bank.to_bank()
-    trained.save(out)
-    state_file.unlink()
+    if placement.first:
+        trained.save(out)
+        state_file.unlink()
     return trained
+
+
+def check_loss(loss: Loss, model: CompressedVit, data: TrainData) -> None:
+    """Raise InputError where model and data don't have what a loss needs."""
+    classes = model.spec.classes
+    if loss != "features" and not classes:
+        raise InputError(
+            f"{model.spec.model} has no head, so --loss {loss} has nothing to compare; "
+            "use --loss features."
+        )
+    if loss == "classes" and len(data.classes) != classes:
+        raise InputError(
+            f"--loss classes: the data has {len(data.classes)} classes, the model {classes}."
+        )

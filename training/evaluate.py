@@ -1,13 +1,38 @@
-"""Accuracy of the compressed model on labelled images."""
+"""PyTorch models as something whose accuracy can be measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tocom_export.accuracy import RunOf
 from tocom_export.training.model import CompressedVit, SidePaths
+
+
+def runner(
+    model: CompressedVit, degree: int | Sequence[int] = 0, side: SidePaths | None = None
+) -> RunOf:
+    """The model at one degree, from images (B, C, H, W) to logits (B, classes), as arrays.
+
+    Args:
+        side: the bank's low-rank paths; None runs the weights as they are.
+    """
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        model.eval()
+        logits: npt.NDArray[Any] = (
+            model(torch.from_numpy(images).to(device), degree, side).float().cpu().numpy()
+        )
+        return logits
+
+    return run
 
 
 @torch.inference_mode()
@@ -15,12 +40,17 @@ def accuracy(
     model: CompressedVit,
     batches: Iterable[tuple[Tensor, Tensor]],
     degree: int | Sequence[int] = 0,
-    side: SidePaths | None = None,
 ) -> float:
-    """Top-1 accuracy in percent over batches of images (B, C, H, W) and labels (B,)."""
+    """Top-1 accuracy in percent over batches of images (B, C, H, W) and labels (B,).
+
+    Summed on the model's device, which is not waited for after each batch.
+    """
+    device = next(model.parameters()).device
     model.eval()
-    right = total = 0
+    right = torch.zeros((), dtype=torch.long, device=device)
+    total = 0
     for images, labels in batches:
-        right += int((model(images, degree, side).argmax(dim=-1) == labels).sum())
+        predicted = model(images.to(device), degree).argmax(dim=-1)
+        right += (predicted == labels.to(device)).sum()
         total += len(labels)
-    return 100 * right / total
+    return 100 * int(right) / total

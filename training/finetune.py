@@ -18,9 +18,12 @@ from tocom_export.errors import InputError
 from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
 from tocom_export.spec import VitSpec
+from tocom_export.training.adapter import merged_state
 from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, digest, fit, state_of
+from tocom_export.training.loop import Recipe, Report, fit
 from tocom_export.training.model import CompressedVit
+from tocom_export.training.placement import ALONE, Placement
+from tocom_export.training.state import digest, state_of
 
 
 def finetune(
@@ -32,39 +35,49 @@ def finetune(
     source: int = 0,
     preprocess: Preprocess,
     label_smoothing: float = 0.1,
+    placement: Placement = ALONE,
+    accumulate: int = 1,
     report: Report | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Train ``model`` with token reduction at degree ``source``; write a checkpoint.
 
     The checkpoint's metadata say what it is, so that ``build`` needs no further options.
-    Its training state lies beside it until the checkpoint is written.
+    Its training state lies beside it until the checkpoint is written. Weights that don't
+    require a gradient stay as they are.
 
     Args:
         out: the ``.safetensors`` file to write.
         source: the degree that the model runs at while it is trained.
     """
     state_file = state_of(out)
+    model.to(placement.device)
 
-    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+    def loss_of(images: Tensor, labels: Tensor, _: int) -> Tensor:
         return F.cross_entropy(model(images, source), labels, label_smoothing=label_smoothing)
 
+    trained = [name for name, p in model.vit.named_parameters() if p.requires_grad]
     identity = {
         "spec": model.spec.to_json(),
-        "method": [model.method.name, model.method.proportional],
+        "method": str(model.method),
+        "drop-path": model.drop_path,
         "weights": digest(model.vit),
+        "trained": trained,
+        "adapter-scale": getattr(model.vit.blocks[0].mlp, "scale", None),
         "source": source,
-        "label_smoothing": label_smoothing,
+        "label-smoothing": label_smoothing,
     }
     fit(
         model, loss_of, data, recipe, state_file,
-        identity=identity, report=report, after_epoch=after_epoch,
+        identity=identity, placement=placement, accumulate=accumulate,
+        report=report, after_epoch=after_epoch,
     )  # fmt: skip
-    info = ModelInfo(model.spec, source, model.method, data.classes, preprocess)
-    tensors = {name: t.contiguous() for name, t in model.vit.state_dict().items()}
-    with replaced(out) as beside:
-        save_file(tensors, beside, info.to_metadata())
-    state_file.unlink()
+    if placement.first:
+        info = ModelInfo(model.spec, source, model.method, data.classes, preprocess)
+        tensors = {name: t.cpu().contiguous() for name, t in merged_state(model.vit).items()}
+        with replaced(out) as beside:
+            save_file(tensors, beside, info.to_metadata())
+        state_file.unlink()
 
 
 def read_spec(file: Path) -> VitSpec:

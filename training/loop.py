@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tocom_export.atomic import replaced
-from tocom_export.errors import CheckpointError, OutputError, TocomError, brief
-from tocom_export.training.data import TrainData, seed_all
+from tocom_export.errors import InputError, TocomError
+from tocom_export.training.data import Share, TrainData, seed_all
+from tocom_export.training.log import RunLog
+from tocom_export.training.placement import ALONE, Placement
+from tocom_export.training.state import StateFile
 
+LossOf = Callable[[Tensor, Tensor, int], Tensor]
+"""Images (B, C, H, W), labels (B,) or (B, classes), and the step's number → scalar loss."""
 Report = Callable[[int, int, float, float], None]
 """Called after each step with step, total steps, loss and learning rate."""
 
@@ -35,19 +40,34 @@ class Recipe:
     lr: float
     weight_decay: float = 0.05
     warmup_epochs: int = 0
+    """Of the ``epochs``, those in which the learning rate rises to ``lr``."""
     clip: float | None = None
     """Largest norm of the gradient; None leaves it as it is."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"--warmup {self.warmup_epochs}: fewer than the {self.epochs} --epochs are needed."
+            )
+
+
+class Stopped(TocomError):
+    """SIGTERM came; the state is saved, and the run goes on when it is started again."""
+
+    exit_status = 0
+
 
 def fit(
     module: nn.Module,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_of: LossOf,
     data: TrainData,
     recipe: Recipe,
     state_file: Path,
     *,
     identity: Mapping[str, object],
+    placement: Placement = ALONE,
+    accumulate: int = 1,
     report: Report | None = None,
     after_epoch: Callable[[int], None] | None = None,
     save_seconds: float = 60.0,
@@ -55,143 +75,176 @@ def fit(
     """Train ``module`` on ``data``; continue from ``state_file`` where there is one.
 
     Saves its state there every ``save_seconds`` and after each epoch (written beside and
-    renamed), and appends one line per step to a .csv file of the same
-    stem. A resumed run takes the
-    very steps that an unbroken one would have taken.
+    renamed), and notes each step in a .csv file of the same stem. A resumed run takes the very
+    steps that an unbroken one would have taken: every random draw depends on the seed, the
+    step and the part of the batch alone.
 
     Args:
-        module: what is trained; parameters that don't require a gradient stay as they are.
-        loss_of: images (B, C, H, W) and labels (B,) → scalar loss.
+        module: what is trained, on ``placement.device``; parameters that don't require a
+            gradient stay as they are.
         identity: what else decides the outcome, as JSON; a state of another is refused.
-        after_epoch: called with the number of epochs done.
+        accumulate: parts that a process cuts its share of a batch into.
+        after_epoch: called with the number of epochs done, in the first process.
 
     Raises:
         CheckpointError: ``state_file`` is of another recipe or model.
+        InputError: out of memory; says what to lower.
+        Stopped: on SIGTERM, once the state is saved.
         TocomError: the loss is no longer finite; names the step and the last good state.
     """
+    share = Share(placement.rank, placement.world, accumulate)
+    per_epoch = data.steps_per_epoch
     optimizer = create_optimizer_v2(
         module, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
-        num_epochs=recipe.epochs,
+        num_epochs=recipe.epochs - recipe.warmup_epochs,
         warmup_epochs=recipe.warmup_epochs,
         warmup_lr=recipe.lr / 100,
-        warmup_prefix=False,
+        warmup_prefix=True,  # the decay starts from the peak, not from where it would be by then
         min_lr=0.0,
         step_on_epochs=False,
-        updates_per_epoch=data.steps_per_epoch,
+        updates_per_epoch=per_epoch,
     )
-    fingerprint = _fingerprint(module, recipe, {**data.identity, **identity})
-    total = recipe.epochs * data.steps_per_epoch
-    step = _resume(state_file, fingerprint, module, optimizer)
-    log_file = state_file.with_suffix(".csv")
-    _trim_log(log_file, step)
-    saved = time.monotonic()
+    scaler = torch.amp.GradScaler(
+        placement.device.type, enabled=placement.amp is torch.float16
+    )  # bf16 has float32's range and needs no scaling
+    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = StateFile(
+        state_file,
+        {"module": module, "optimizer": optimizer, "scaler": scaler},
+        {**asdict(recipe), **data.identity, **identity, "amp": str(placement.amp), "model": shapes},
+    )
+    step = state.resume()
+    total = recipe.epochs * per_epoch
+    loss_module = placement.distributed(_Loss(module, loss_of))
 
     def save() -> None:
-        state = {
-            "fingerprint": fingerprint,
-            "step": step,
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        stream = io.BytesIO()  # torch reports a full disk as an error of its own
-        torch.save(state, stream)
-        with replaced(state_file) as beside:
-            beside.write_bytes(stream.getbuffer())
+        if not placement.first:
+            return
+        if not all(bool(p.isfinite().all()) for p in module.parameters()):
+            raise _not_finite("weights that are not finite", step, total, state_file)
+        state.save(step)
 
-    with log_file.open("a", newline="") as stream:
-        log = csv.writer(stream)
+    def take(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """One optimizer step; the loss averaged over its whole batch."""
+        optimizer.zero_grad()
+        value = 0.0
+        for part in range(accumulate):
+            images, labels = (t.to(placement.device, non_blocking=True) for t in next(batches))
+            seed_all(recipe.seed, step, placement.rank + part * placement.world)
+            if data.mix is not None:
+                images, labels = data.mix(images, labels)
+            with _unsynced(loss_module, part + 1 < accumulate):
+                with placement.autocast():
+                    loss = loss_module(images, labels, step) / accumulate
+                scaler.scale(loss).backward()
+            value += loss.item()
+        (value,) = placement.mean(value)
+        if not math.isfinite(value):
+            raise _not_finite(f"loss {value}", step, total, state_file)
+        if recipe.clip is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        return value
+
+    with (
+        RunLog(state_file.with_suffix(".csv"), step) if placement.first else nullcontext() as log,
+        _terminated() as terminated,
+        _memory(recipe, accumulate),
+    ):
+        saved, cost = time.monotonic(), 0.0
         while step < total:
-            epoch, within = divmod(step, data.steps_per_epoch)
+            epoch, within = divmod(step, per_epoch)
+            batches = data.epoch(epoch, within, share)
             module.train()
-            for images, labels in data.epoch(epoch, within):
+            while step < (epoch + 1) * per_epoch:
                 scheduler.step_update(step)
-                seed_all(recipe.seed, step)
-                loss = loss_of(images, labels)
-                value = loss.item()
-                if not math.isfinite(value):
-                    last = f"is in {state_file}" if state_file.exists() else "was the start"
-                    raise TocomError(
-                        f"loss {value} at step {step} of {total}; the last good state {last}. "
-                        "Lower the learning rate, or clip the gradient."
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                if recipe.clip is not None:
-                    nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
-                optimizer.step()
+                value = take(batches)
                 step += 1
                 lr = optimizer.param_groups[0]["lr"]
-                log.writerow([step, f"{value:.6f}", f"{lr:.3e}"])
+                if log is not None:
+                    log.step(step, value, lr)
                 if report:
                     report(step, total, value, lr)
-                if time.monotonic() - saved > save_seconds:
-                    stream.flush()
+                (stop,) = placement.mean(float(terminated()))
+                # A large model takes a while to save; training gets the better part of the time.
+                if stop or time.monotonic() - saved > max(save_seconds, 50 * cost):
+                    if log is not None:
+                        log.flush()
+                    began = time.monotonic()
                     save()
                     saved = time.monotonic()
-            stream.flush()
+                    cost = saved - began
+                if stop:
+                    raise Stopped(f"Stopped after step {step} of {total}; saved in {state_file}.")
+            if log is not None:
+                log.flush()
             save()
-            if after_epoch:
+            if after_epoch and placement.first:
                 after_epoch(epoch + 1)
+            placement.wait()
 
 
-def state_of(out: Path) -> Path:
-    """Where the training state of a result lies until the result is written."""
-    return out.with_name(f"{out.name}.state")
+class _Loss(nn.Module):
+    """The loss as a module, whose forward pass DistributedDataParallel can wrap."""
+
+    def __init__(self, module: nn.Module, loss_of: LossOf) -> None:
+        super().__init__()
+        self.module, self._loss_of = module, loss_of
+
+    def forward(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        return self._loss_of(images, labels, step)
 
 
-def digest(module: nn.Module) -> str:
-    """SHA-256 of a module's weights: the part of an identity that shapes don't tell."""
-    sha = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
+def _unsynced(module: nn.Module, unsynced: bool) -> Any:
+    """Gradients stay in this process while parts of a batch are still to come."""
+    if unsynced and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
-def _fingerprint(module: nn.Module, recipe: Recipe, identity: Mapping[str, object]) -> str:
-    """What must be the same for a state to be continued."""
-    shapes = {name: list(t.shape) for name, t in module.state_dict().items()}
-    text = json.dumps([asdict(recipe), shapes, identity], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _not_finite(what: str, step: int, total: int, state_file: Path) -> TocomError:
+    last = f"is in {state_file}" if state_file.exists() else "was the start"
+    return TocomError(
+        f"{what} at step {step} of {total}; the last good state {last}. "
+        "Lower --lr, or limit the gradient's norm with --clip."
+    )
 
 
-def _resume(
-    state_file: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
-    """Load the state, if there is one; the number of steps done."""
-    if not state_file.exists():
-        return 0
+@contextmanager
+def _terminated() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came since; until then it only leaves a note, so a step is finished."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.set()
+
+    before = signal.signal(signal.SIGTERM, handle)
     try:
-        state: dict[str, Any] = torch.load(state_file, map_location="cpu", weights_only=True)
-        if state["fingerprint"] != fingerprint:
-            raise CheckpointError(
-                f"{state_file} is of a run with another recipe, model or data; "
-                "remove it, or train into another folder."
-            )
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch raises a different one for each way a file is broken
-        raise CheckpointError(
-            f"{state_file} is not a training state ({brief(error)}); remove it to start anew."
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _memory(recipe: Recipe, accumulate: int) -> Iterator[None]:
+    """Say what to lower where the memory doesn't suffice."""
+    try:
+        yield
+    except RuntimeError as error:  # the CPU's allocator has no class of its own
+        known = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not known:
+            raise
+        raise InputError(
+            f"out of memory with --batch {recipe.batch} --accumulate {accumulate}; lower --batch, "
+            f"or give --accumulate {2 * accumulate}, which computes the same in smaller parts; on "
+            "CUDA --amp bf16 halves activations."
         ) from error
-
-
-def _trim_log(log_file: Path, step: int) -> None:
-    """Keep the lines of the steps that the state has seen; make the file where there is none.
-
-    Raises:
-        OutputError: it can't be written.
-    """
-    try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
-        log_file.write_text("".join(lines[:step]))
-    except OSError as error:
-        raise OutputError(f"{log_file}: can't be written: {error.strerror}.") from error

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tocom_export.arithmetic import Arithmetic, groups_of, terms
 from tocom_export.bank import ToComBank
 from tocom_export.method import Method
-from tocom_export.schedule import MAX_DEGREE
 from tocom_export.spec import VitSpec
 
 
@@ -19,7 +19,7 @@ class TrainableBank(nn.Module):
     untrained bank changes nothing.
 
     Args:
-        rank: rank of each step.
+        rank: rank of each group.
         scale: ``s``, while training (paper, section 5.1).
         dropout: on the low-rank activation, while training.
     """
@@ -32,11 +32,13 @@ class TrainableBank(nn.Module):
         rank: int = 2,
         scale: float = 0.1,
         dropout: float = 0.1,
+        arithmetic: Arithmetic = "steps",
     ) -> None:
         super().__init__()
         self.method, self.model, self.scale, self.dropout = method, spec.model, scale, dropout
+        self.arithmetic: Arithmetic = arithmetic
         bound = spec.width**-0.5
-        shape = (spec.depth, 2, MAX_DEGREE, rank, spec.width)
+        shape = (spec.depth, 2, groups_of(arithmetic), rank, spec.width)
         self.down = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))  # (L, q|v, G, h, C)
         self.up = nn.Parameter(torch.zeros(*shape[:3], spec.width, rank))  # (L, q|v, G, C, h)
 
@@ -46,8 +48,9 @@ class TrainableBank(nn.Module):
 
     def to_bank(self) -> ToComBank:
         """The factors as NumPy arrays."""
-        down, up = (p.detach().cpu().numpy() for p in (self.down, self.up))
-        return ToComBank(down[:, 0], up[:, 0], down[:, 1], up[:, 1], self.method, self.model)
+        down, up = (p.detach().float().cpu().numpy() for p in (self.down, self.up))
+        factors = (down[:, 0], up[:, 0], down[:, 1], up[:, 1])
+        return ToComBank(*factors, self.method, self.model, self.arithmetic)
 
     @classmethod
     def from_bank(cls, bank: ToComBank, spec: VitSpec) -> TrainableBank:
@@ -57,7 +60,7 @@ class TrainableBank(nn.Module):
             BankError: the bank doesn't fit the spec.
         """
         bank.check(spec, bank.method)
-        self = cls(spec, bank.method, rank=bank.rank)
+        self = cls(spec, bank.method, rank=bank.rank, arithmetic=bank.arithmetic)
         with torch.no_grad():
             for side, (down, up) in enumerate(((bank.q_down, bank.q_up), (bank.v_down, bank.v_up))):
                 self.down[:, side] = torch.tensor(down)
@@ -71,12 +74,11 @@ class BankSide:
     def __init__(
         self, bank: TrainableBank, source: int, target: int, scale: float | None = None
     ) -> None:
-        low, high = sorted((source, target))
-        scale = bank.scale if scale is None else scale
-        self._signed = scale if target > source else -scale
+        groups, sign = terms(bank.arithmetic, source, target)
+        self._signed = sign * (bank.scale if scale is None else scale)
         self._dropout = bank.dropout if bank.training else 0.0
-        down, up = bank.down[:, :, low:high], bank.up[:, :, low:high]
-        self._width = (high - low) * down.shape[3]  # channels of each projection's path, n·h
+        down, up = bank.down[:, :, groups], bank.up[:, :, groups]
+        self._width = down.shape[2] * down.shape[3]  # channels of each projection's path, n·h
         self._down = down.flatten(1, 3)  # (L, 2·n·h, C): both projections in one product
         self._up = up.transpose(2, 3).flatten(3)  # (L, 2, C, n·h)
 

@@ -62,6 +62,29 @@ class CompressedVit(nn.Module):
         """
         return self.head(*self.features(images, degree, side))
 
+    def pooled(
+        self,
+        images: Tensor,
+        degree: int | Sequence[int] = 0,
+        side: SidePaths | None = None,
+    ) -> Tensor:
+        """What the head reads (B, C): the features of a backbone without one."""
+        return self.head(*self.features(images, degree, side), pre_logits=True)
+
+    @property
+    def drop_path(self) -> float:
+        """Probability, while training, that the last layer's branches are left out."""
+        return float(getattr(self.vit.blocks[-1].drop_path1, "drop_prob", 0.0) or 0.0)
+
+    def compile(self) -> None:
+        """Compile the MLPs, whose activations a compiler can fuse.
+
+        Compiled for any number of tokens: distillation draws another degree at each step, and
+        a graph of the whole model would have to be compiled for each pair.
+        """
+        for block in self.vit.blocks:
+            block.mlp.compile(dynamic=True)
+
     def features(
         self,
         images: Tensor,
@@ -89,16 +112,20 @@ class CompressedVit(nn.Module):
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         return vit.norm(x), size
 
-    def head(self, x: Tensor, size: Tensor | None) -> Tensor:
-        """From the features to logits; averages weigh a merged token by its size."""
+    def head(self, x: Tensor, size: Tensor | None, pre_logits: bool = False) -> Tensor:
+        """From the features to logits; averages weigh a merged token by its size.
+
+        Args:
+            pre_logits: stop before the last layer, at (B, C).
+        """
         vit = self.vit
         if self.spec.pool == "token" or size is None:
-            logits: Tensor = vit.forward_head(x)
+            logits: Tensor = vit.forward_head(x, pre_logits=pre_logits)
             return logits
         size = size[:, self.spec.prefix :]
         x = (x[:, self.spec.prefix :] * size).sum(dim=1) / size.sum(dim=1)
-        logits = vit.head(vit.head_drop(vit.fc_norm(x)))
-        return logits
+        x = vit.head_drop(vit.fc_norm(x))
+        return x if pre_logits else vit.head(x)
 
     def _attention(
         self,

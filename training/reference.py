@@ -21,10 +21,14 @@ from tocom_export.training.zoo import vit_from_spec
 
 
 def load_model(
-    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]], method: Method
+    spec: VitSpec,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    method: Method,
+    *,
+    drop_path: float = 0.0,
 ) -> CompressedVit:
     """A compressed ViT with those weights, float32, in evaluation mode."""
-    vit = vit_from_spec(spec)
+    vit = vit_from_spec(spec, drop_path)
     load_weights(vit, tensors)
     return CompressedVit(vit, method, spec.model).eval()
 

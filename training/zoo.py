@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import timm
 import torch
-from timm.layers import LayerNorm, get_act_layer
+from timm.layers import LayerNorm, get_act_layer, resample_abs_pos_embed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom_export.errors import CheckpointError, UnknownModelError, brief
+from tocom_export.errors import CheckpointError, InputError, UnknownModelError, brief
 from tocom_export.from_timm import spec_from_timm
 from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
+from tocom_export.training.adapter import add_adapters
 
 
 def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
     """A freshly initialised timm model of that architecture.
 
-    The inverse of :func:`~tocom_export.from_timm.spec_from_timm`.
+    The inverse of :func:`~tocom_export.from_timm.spec_from_timm`. Adapters have scale 1, as
+    a checkpoint holds them.
     """
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
     model: Any = kind(
@@ -55,6 +60,8 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
         model.patch_embed.proj = nn.Conv2d(
             spec.channels, spec.width, spec.patch_size, spec.patch_size, bias=spec.patch_bias
         )
+    if spec.adapter_width:
+        add_adapters(model, spec.adapter_width, scale=1.0)
     vit: nn.Module = model.eval()
     return vit
 
@@ -103,3 +110,39 @@ def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
             "Give a file with --checkpoint FILE."
         ) from None
     return {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+
+
+def resize_positions(
+    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]], image_size: tuple[int, int]
+) -> tuple[VitSpec, dict[str, npt.NDArray[Any]]]:
+    """Spec and weights for another image size: timm's bicubic positions, the rest as it is.
+
+    Args:
+        tensors: PyTorch name → array of a checkpoint that fits ``spec``; empty for none.
+        image_size: height and width, pixels.
+
+    Raises:
+        InputError: the patches don't fill the image.
+    """
+    if image_size == spec.image_size:
+        return spec, dict(tensors)
+    filled = tuple(
+        max(1, round(side / patch)) * patch
+        for side, patch in zip(image_size, spec.patch_size, strict=True)
+    )
+    if image_size != filled:
+        asked, patch, near = ("×".join(map(str, s)) for s in (image_size, spec.patch_size, filled))
+        raise InputError(
+            f"--image-size {asked}: {spec.model} cuts images into patches of {patch}, which must "
+            f"fill them; {near} would do."
+        )
+    resized = dataclasses.replace(spec, image_size=image_size)
+    if "pos_embed" not in tensors:
+        return resized, dict(tensors)
+    positions = resample_abs_pos_embed(
+        torch.from_numpy(np.array(tensors["pos_embed"], np.float32)),  # (1, prefix + patches, C)
+        new_size=list(resized.grid),
+        old_size=list(spec.grid),
+        num_prefix_tokens=spec.prefix if spec.prefix_positions else 0,
+    )
+    return resized, {**tensors, "pos_embed": positions.numpy()}

@@ -11,6 +11,7 @@ from torch import nn
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.from_timm import spec_from_timm
 from tocom_export.spec import VitSpec
+from tocom_export.training.adapter import AdaptedMlp, add_adapters
 
 UNSUPPORTED = {
     "swin_tiny_patch4_window7_224": "SwinTransformer",
@@ -89,8 +90,9 @@ def test_a_changed_part_is_refused(
         change("blocks.1.attn.q_norm", nn.LayerNorm(16, eps=1e-6)),
         change("blocks.1.attn.qkv", nn.Linear(64, 192, bias=False)),
         change("blocks.1.mlp", timm.layers.Mlp(64, 96)),
+        change("blocks.1.mlp", AdaptedMlp(timm.layers.Mlp(64, 128), 8, 1.0)),
     ],
-    ids=["activation", "layer scale", "q norm", "qkv bias", "mlp width"],
+    ids=["activation", "layer scale", "q norm", "qkv bias", "mlp width", "adapter"],
 )
 def test_layers_that_differ_are_refused(
     make_vit: Callable[..., Any], make_spec: Callable[..., VitSpec], apply: Callable
@@ -99,6 +101,17 @@ def test_layers_that_differ_are_refused(
     apply(vit)
     with pytest.raises(UnsupportedModelError):
         spec_from_timm(vit, "mine")
+
+
+def test_adapters_are_part_of_the_spec(
+    make_vit: Callable[..., Any], make_spec: Callable[..., VitSpec]
+):
+    vit = make_vit(make_spec(depth=2))
+    add_adapters(vit, 8)
+    assert spec_from_timm(vit, "small") == make_spec(depth=2, adapter_width=8)
+    vit.blocks[1].mlp = AdaptedMlp(timm.layers.Mlp(64, 128), 16, 1.0)
+    with pytest.raises(UnsupportedModelError, match="layers that differ"):
+        spec_from_timm(vit, "small")
 
 
 def test_a_subclass_from_elsewhere_is_refused():

@@ -44,6 +44,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no biases": {"qkv_bias": False, "linear_bias": False, "patch_bias": False},
     "relu": {"activation": "relu"},
     "token, fc_norm": {"final_norm": "fc_norm"},
+    "adapter": {"adapter_width": 8},
+    "adapter, layer scale, no biases": {
+        "adapter_width": 5, "layer_scale": True, "linear_bias": False,
+    },
     "no head": {"classes": 0},
     "no head, average": {"classes": 0, "pool": "avg"},
     "no head, distilled": {"classes": 0, "distilled": True},

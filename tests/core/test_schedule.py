@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -90,7 +91,10 @@ def test_multiply_adds_by_hand(make_spec: Callable[..., VitSpec]):
     schedule = TokenSchedule.of(spec, 1)  # 5 tokens, then 4
     patches = 4 * 8 * 3 * 8 * 8
     attention = 5 * 8 * 24 + 2 * 5 * 5 * 8 + 5 * 8 * 8
-    assert schedule.multiply_adds(spec) == patches + attention + 4 * 2 * 8 * 12 + 8 * 5
+    total = patches + attention + 4 * 2 * 8 * 12 + 8 * 5
+    assert schedule.multiply_adds(spec) == total
+    adapted = dataclasses.replace(spec, adapter_width=3)
+    assert schedule.multiply_adds(adapted) == total + 4 * 2 * 8 * 3
 
 
 @pytest.mark.parametrize(

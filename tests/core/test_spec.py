@@ -58,10 +58,28 @@ def test_json_keeps_every_field():
         mlp_width=96, classes=0, channels=1, eps=1e-5, activation="quick_gelu", qkv_bias=False,
         linear_bias=False, patch_bias=False, class_token=False, distilled=False, registers=3,
         prefix_positions=False, pre_norm=True, layer_scale=True, qk_norm=True, pool="avg",
-        final_norm=None,
+        final_norm=None, adapter_width=8,
     )  # fmt: skip
     assert len(spec.to_json()) == len(fields(spec)) - 1  # distilled is left out
     assert VitSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_an_adapter_adds_two_linear_layers_to_each_mlp():
+    plain = VitSpec.from_json(BASE)
+    assert plain.adapter_width == 0
+    adapted = VitSpec.from_json({**BASE, "adapter_width": 32})
+    assert VitSpec.from_json(json.loads(json.dumps(adapted.to_json()))) == adapted
+    added = {
+        f"blocks.{layer}.mlp.{name}": shape
+        for layer in range(12)
+        for name, shape in (
+            ("adapter_down.weight", (32, 192)),
+            ("adapter_down.bias", (32,)),
+            ("adapter_up.weight", (192, 32)),
+            ("adapter_up.bias", (192,)),
+        )
+    }
+    assert adapted.weights() == {**plain.weights(), **added}
 
 
 def test_unknown_field():
@@ -93,6 +111,9 @@ def test_missing_field(name: str):
         ("heads", None),
         ("classes", -1),
         ("registers", -1),
+        ("adapter_width", -1),
+        ("adapter_width", 32.0),
+        ("adapter_width", None),
         ("eps", 0),
         ("eps", "1e-6"),
         ("eps", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ SPECS: dict[str, Callable[[], VitSpec]] = {
     "deit_tiny_patch16_224": lambda: known_model("deit_tiny_patch16_224")[0],
     "deit_tiny_distilled_patch16_224": lambda: known_model("deit_tiny_distilled_patch16_224")[0],
     "layer scale, registers": lambda: known_model("vit_small_patch14_reg4_dinov2")[0],
+    "adapters": lambda: dataclasses.replace(
+        known_model("deit_tiny_patch16_224")[0], adapter_width=32
+    ),
 }
 
 

@@ -13,7 +13,8 @@ from tocom_export.checkpoint import Checkpoint
 from tocom_export.errors import CheckpointError
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
-from tocom_export.training.data import TrainData, eval_loader
+from tocom_export.training.data import TrainData
+from tocom_export.training.evaldata import EvalData
 from tocom_export.training.evaluate import accuracy
 from tocom_export.training.finetune import finetune
 from tocom_export.training.loop import Recipe
@@ -129,7 +130,7 @@ def test_training_runs_at_the_source_degree(make_run, tmp_path: Path, monkeypatc
 def test_two_colours_are_learnt(make_run, tmp_path: Path):
     run = make_run()
     run(tmp_path / "model.safetensors", recipe=Recipe(epochs=8, batch=4, lr=5e-3))
-    batches = eval_loader(run.images, run.model.spec, PREPROCESS, batch=5)
+    batches = EvalData(run.images, run.model.spec, PREPROCESS, batch=5)
     assert accuracy(run.model, batches, 4) == 100.0
     assert not run.model.training
 

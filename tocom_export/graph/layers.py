@@ -110,11 +110,18 @@ def attention(
 
 
 def mlp(tape: GraphTape, x: ir.Value, spec: VitSpec, layer: int) -> ir.Value:
-    """The two-layer perceptron on (B·N, C)."""
+    """The two-layer perceptron on (B·N, C), plus the adapter where the model has one.
+
+    An adapter's scale is part of its ``adapter_up`` weights (AdaptFormer's s, merged).
+    """
     name = f"blocks.{layer}.mlp"
     with tape.scope(name):
-        x = activation(tape, linear(tape, x, f"{name}.fc1", spec.linear_bias), spec)
-        return linear(tape, x, f"{name}.fc2", spec.linear_bias)
+        hidden = activation(tape, linear(tape, x, f"{name}.fc1", spec.linear_bias), spec)
+        out = linear(tape, hidden, f"{name}.fc2", spec.linear_bias)  # (B·N, C)
+        if spec.adapter_width:
+            hidden = tape.op("Relu", linear(tape, x, f"{name}.adapter_down", True))
+            out = tape.op("Add", out, linear(tape, hidden, f"{name}.adapter_up", True))
+        return out
 
 
 def activation(tape: GraphTape, x: ir.Value, spec: VitSpec) -> ir.Value:

@@ -1,0 +1,221 @@
+"""Measuring the accuracy of several subjects on one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tocom_export.accuracy import RunOf, Score, score
+from tocom_export.errors import InputError
+from tocom_export.results import Row
+
+if TYPE_CHECKING:
+    from tocom_export.cli.common import Output
+    from tocom_export.cli.subjects import Subject
+    from tocom_export.training.evaldata import EvalData
+
+SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
+"""What the paper chooses the scale from (section 5.1)."""
+DEFAULT_SCALE = 0.1
+ALLOWED_DIFFERENCE = 0.1
+"""Points of accuracy between an engine and PyTorch."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where the images are, as the options say."""
+
+    data: str
+    held_out: str | None
+    root: Path | None
+    download: bool
+    batch: int
+    workers: int
+
+    def open(self, which: str, subjects: Sequence[Subject], output: Output) -> EvalData:
+        """The images of ``which`` data set, prepared for subjects that take the same."""
+        from tocom_export.training.evaldata import EvalData
+        from tocom_export.training.sources import open_images
+
+        source = open_images(which, root=self.root, split="test", download=self.download)
+        for subject in subjects:
+            subject.check_classes(source.classes, which)
+        first = subjects[0]
+        return EvalData(source, first.spec, first.preprocess, self.batch, self.workers, output.note)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One subject at one target degree."""
+
+    subject: Subject
+    target: int
+    plain: Score
+    compensated: Score | None
+    scale: float | None
+    reference: Score | None
+    """PyTorch, beside an engine."""
+
+    @property
+    def engine(self) -> Score:
+        """What a bundle serves."""
+        return self.compensated or self.plain
+
+    @property
+    def difference(self) -> float | None:
+        """Points of accuracy that an engine has over PyTorch."""
+        return self.engine.accuracy - self.reference.accuracy if self.reference else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine says what PyTorch says; so it is where that wasn't run."""
+        return self.difference is None or abs(self.difference) <= ALLOWED_DIFFERENCE
+
+    def check_json(self) -> dict[str, Any]:
+        """The comparison with PyTorch."""
+        assert self.reference is not None
+        return {
+            "bundle": str(self.subject.path),
+            "target": self.target,
+            "images": self.engine.total,
+            "engine": self.engine.accuracy,
+            "pytorch": self.reference.accuracy,
+            "difference": self.difference,
+            "images_that_differ": self.engine.differing(self.reference),
+            "passed": self.passed,
+        }
+
+
+def measure(
+    subjects: Sequence[Subject],
+    images: Images,
+    scale: float | str | None,
+    check: bool,
+    output: Output,
+) -> list[Measured]:
+    """Run every subject at its targets on the test images, loading these once.
+
+    Args:
+        scale: of the bank; ``auto`` chooses it on the held-out images, None is 0.1.
+        check: also run PyTorch beside the engines of bundles.
+
+    Raises:
+        InputError: the subjects take different images; a scale for a bundle.
+    """
+    first = subjects[0]
+    for subject in subjects:
+        same = (subject.spec.image_size, subject.preprocess, subject.spec.classes)
+        if same != (first.spec.image_size, first.preprocess, first.spec.classes):
+            raise InputError(
+                f"{subject.path} and {first.path} differ in image size, image statistics or "
+                "classes; evaluate them one at a time."
+            )
+        if subject.baked_scale is not None and scale is not None:
+            raise InputError(f"--scale: the engines of {subject.path} have theirs baked in.")
+    scales = _choose(subjects, images, output) if scale == "auto" else None
+    fixed = DEFAULT_SCALE if scale is None or scale == "auto" else float(scale)
+    runs: list[RunOf] = []
+
+    def add(run: RunOf) -> int:
+        runs.append(run)
+        return len(runs) - 1
+
+    planned: list[tuple[Subject, int, float, int, int | None, int | None]] = []
+    for index, subject in enumerate(subjects):
+        for target in subject.targets:
+            chosen = subject.baked_scale or (scales[index, target] if scales else fixed)
+            plain = add(subject.plain(target))
+            compensated, torch = None, None
+            if subject.compensated and _gap(subject, target):
+                compensated = add(subject.compensated(target, chosen))
+            if check and subject.reference:
+                torch = add(subject.reference(target))
+            planned.append((subject, target, chosen, plain, compensated, torch))
+    data = images.open(images.data, subjects, output)
+    with output.progress("evaluating", len(data)) as advance:
+        scores = score(runs, data, lambda count: advance(""))
+    return [
+        Measured(
+            subject,
+            target,
+            plain=scores[plain],
+            compensated=None if compensated is None else scores[compensated],
+            scale=None if compensated is None else chosen,
+            reference=None if torch is None else scores[torch],
+        )
+        for subject, target, chosen, plain, compensated, torch in planned
+    ]
+
+
+def _gap(subject: Subject, target: int) -> bool:
+    """Whether there is a compensated model to run; a bundle's engine is one at any degree."""
+    baked = subject.baked_scale is not None
+    return subject.compensated is not None and (baked or target != subject.source)
+
+
+def _choose(
+    subjects: Sequence[Subject], images: Images, output: Output
+) -> dict[tuple[int, int], float]:
+    """The scale that does best on the held-out images, for each subject and target.
+
+    Of several as good as each other, the one nearest to the scale of training.
+    """
+    assert images.held_out is not None
+    settings = [
+        (index, target, scale)
+        for index, subject in enumerate(subjects)
+        for target in subject.targets
+        if _gap(subject, target)
+        for scale in SCALES
+    ]
+    runs = []
+    for index, target, scale in settings:
+        compensated = subjects[index].compensated
+        assert compensated is not None
+        runs.append(compensated(target, scale))
+    data = images.open(images.held_out, subjects, output)
+    with output.progress("choosing scales", len(data)) as advance:
+        scores = score(runs, data, lambda count: advance(""))
+    best: dict[tuple[int, int], tuple[float, float, float]] = {}
+    for (index, target, scale), result in zip(settings, scores, strict=True):
+        rated = (result.accuracy, -abs(scale - DEFAULT_SCALE), scale)
+        best[index, target] = max(rated, best.get((index, target), rated))
+    chosen = {key: scale for key, (_, _, scale) in best.items()}
+    everywhere = ((i, t) for i, subject in enumerate(subjects) for t in subject.targets)
+    return {key: chosen.get(key, DEFAULT_SCALE) for key in everywhere}
+
+
+def rows_of(measured: Sequence[Measured], dataset: str, variant: str, seed: int) -> list[Row]:
+    """As rows of a study; a model measured at its own source degree is others' reference."""
+    trained = {
+        (m.subject.method.name, m.target): m.plain.accuracy
+        for m in measured
+        if m.target == m.subject.source
+    }
+    return [
+        Row(
+            dataset=dataset,
+            method=m.subject.method.name,
+            source=m.subject.source,
+            target=m.target,
+            baseline=m.plain.accuracy,
+            tocom=_tocom(m),
+            reference=trained.get((m.subject.method.name, m.target)),
+            seed=seed,
+            scale=m.scale,
+            variant=variant,
+            images=m.plain.total,
+            throughput=m.plain.throughput,  # compensation is baked into the weights and costs none
+        )
+        for m in measured
+    ]
+
+
+def _tocom(measured: Measured) -> float | None:
+    """With the bank; at its source degree a model is what it is without."""
+    if measured.compensated:
+        return measured.compensated.accuracy
+    has_bank = measured.subject.compensated is not None
+    return measured.plain.accuracy if has_bank else None

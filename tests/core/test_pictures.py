@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tocom_export.errors import InputError, MissingPackageError
+from tocom_export.pictures import (
+    accuracy_figure,
+    accuracy_picture,
+    throughput_figure,
+    throughput_picture,
+)
+from tocom_export.results import Row
+
+WHITE, DASHED = "white", "--"
+
+
+def made(
+    datasets: tuple[str, ...] = ("cifar",),
+    sources: tuple[int, ...] = (0, 16),
+    seeds: int = 1,
+    method: str = "tome",
+) -> list[Row]:
+    rows = []
+    for dataset in datasets:
+        for source in sources:
+            for target in (0, 8, 16):
+                for seed in range(seeds):
+                    baseline = 80.0 - abs(target - source) / 4 - seed
+                    more = (None, None) if source == target else (baseline + 1, 81.0 - seed)
+                    throughput = 100.0 + 10 * target
+                    row = Row(dataset, method, source, target, baseline, *more, seed=seed)
+                    rows.append(Row(**{**row.__dict__, "throughput": throughput}))
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def _needs_matplotlib(request: pytest.FixtureRequest) -> None:
+    if "without" not in request.node.name:
+        pytest.importorskip("matplotlib")
+
+
+def test_a_panel_a_data_set_and_their_average():
+    titles = [axes.get_title() for axes in accuracy_figure(made(("a", "b"))).axes]
+    assert titles == ["a", "b", "average of 2"]
+    assert [axes.get_title() for axes in accuracy_figure(made()).axes] == ["cifar"]
+
+
+def test_two_methods_have_panels_of_their_own():
+    figure = accuracy_figure(made() + made(method="evit"))
+    assert [axes.get_title() for axes in figure.axes] == ["ToMe, cifar", "EViT, cifar"]
+
+
+def test_two_lines_a_source_and_the_references():
+    (axes,) = accuracy_figure(made()).axes
+    without, with_, _, _, stars = axes.lines
+    assert list(without.get_xdata()) == list(with_.get_xdata()) == [0, 8, 16]
+    assert list(without.get_ydata()) == [80, 78, 76]
+    assert list(with_.get_ydata()) == [80, 79, 77]  # at its own degree the gap is nothing
+    assert (without.get_markerfacecolor(), with_.get_markerfacecolor()) == (WHITE, "#0072B2")
+    assert without.get_linestyle() == DASHED != with_.get_linestyle()
+    assert (stars.get_linestyle(), stars.get_marker()) == ("None", "*")
+    assert dict(zip(*stars.get_data(), strict=True)) == {0: 81, 8: 81, 16: 81}
+    assert len({line.get_color() for line in axes.lines}) == 3
+    assert list(axes.get_xticks()) == [0, 8, 16]
+
+
+def test_the_legend_says_what_is_drawn():
+    (legend,) = accuracy_figure(made()).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "trained at degree 0",
+        "trained at degree 16",
+        "with ToCom",
+        "compression alone",
+        "trained at the target degree",
+    ]
+
+
+def test_no_stars_without_references():
+    rows = [Row("cifar", "tome", 0, target, 70.0, 71.0, None, 0) for target in (8, 16)]
+    figure = accuracy_figure(rows)
+    assert len(figure.axes[0].lines) == 2
+    assert len(figure.legends[0].get_texts()) == 3
+
+
+def test_seeds_are_averaged_with_a_band():
+    (axes,) = accuracy_figure(made(sources=(0,), seeds=3)).axes
+    assert list(axes.lines[0].get_ydata()) == [79, 77, 75]
+    assert len(axes.collections) == 2
+    assert len(accuracy_figure(made(sources=(0,))).axes[0].collections) == 0
+
+
+def test_the_average_has_only_what_every_data_set_has():
+    rows = [row for row in made(("a", "b")) if (row.dataset, row.target) != ("b", 8)]
+    average = accuracy_figure(rows).axes[-1]
+    assert list(average.lines[0].get_xdata()) == [0, 16]
+
+
+def test_ablations_are_not_drawn():
+    rows = made() + [Row(**{**row.__dict__, "variant": "shared"}) for row in made(("other",))]
+    assert [axes.get_title() for axes in accuracy_figure(rows).axes] == ["cifar"]
+
+
+def test_accuracy_against_throughput():
+    figure = throughput_figure(made(("a", "b")))
+    assert len(figure.axes) == 3
+    for axes in figure.axes:
+        assert len(axes.lines) == 4
+        assert list(axes.lines[0].get_xdata()) == [100, 180, 260]
+        assert sorted(text.get_text() for text in axes.texts) == ["0", "16", "8"]
+
+
+def test_a_label_stands_at_the_highest_point_of_its_degree():
+    (axes,) = throughput_figure(made(sources=(0,))).axes
+    places = {text.get_text(): text.xy for text in axes.texts}  # type: ignore[attr-defined]
+    assert places == {"0": (100, 80), "8": (180, 79), "16": (260, 77)}
+
+
+@pytest.mark.parametrize("draw", [accuracy_picture, throughput_picture])
+def test_the_suffix_says_the_type(draw: Callable[[list[Row], Path], None], tmp_path: Path):
+    draw(made(), tmp_path / "new" / "a.png")
+    draw(made(), tmp_path / "a.SVG")
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "a.SVG").read_text("utf-8")
+    with pytest.raises(InputError, match=r"a\.pdf: a picture is a \.png or a \.svg file"):
+        draw(made(), tmp_path / "a.pdf")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.SVG", "new"]
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_the_same_rows_give_the_same_bytes(name: str, tmp_path: Path):
+    accuracy_picture(made(("a", "b"), seeds=2), tmp_path / name)
+    accuracy_picture(made(("a", "b"), seeds=2), tmp_path / f"again-{name}")
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
+    assert b"dc:date" not in (tmp_path / name).read_bytes()
+
+
+def test_a_user_s_settings_stay_as_they_are(tmp_path: Path):
+    import matplotlib
+
+    loaded = "matplotlib.pyplot" in sys.modules
+    with matplotlib.rc_context({"lines.linewidth": 7.0, "figure.facecolor": "black"}):
+        accuracy_picture(made(), tmp_path / "a.png")
+        figure = accuracy_figure(made())
+        assert matplotlib.rcParams["lines.linewidth"] == 7.0
+        assert figure.axes[0].lines[0].get_linewidth() < 7
+        assert figure.get_facecolor() == (1, 1, 1, 1)
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_nothing_to_draw():
+    with pytest.raises(InputError, match="no rows to draw"):
+        accuracy_figure([])
+    with pytest.raises(InputError, match="no rows to draw"):
+        throughput_figure([Row("cifar", "tome", 0, 8, 70.0, 71.0, None, 0)])
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"tocom-export\[plot\]"):
+        accuracy_picture(made(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

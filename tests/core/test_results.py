@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tocom_export.errors import InputError, OutputError
+from tocom_export.results import Results, Row
+from tocom_export.summary import compared, gap_share, mean_spread, pairs, sum_of_gains
+
+ROW = Row("cifar", "tome", 0, 16, 70.0, 73.0, 74.0, 0)
+
+
+def row(dataset: str, target: int, baseline: float, *more: float | None, **fields: Any) -> Row:
+    tocom, reference = more or (None, None)
+    fields = {"method": "tome", "source": 0, "seed": 0, **fields}
+    return Row(
+        dataset, target=target, baseline=baseline, tocom=tocom, reference=reference, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset", ""),
+        ("dataset", 3),
+        ("method", "topk"),
+        ("method", []),
+        ("source", -1),
+        ("source", True),
+        ("target", 17),
+        ("target", 4.0),
+        ("baseline", None),
+        ("baseline", "70"),
+        ("baseline", float("nan")),
+        ("baseline", 10**400),
+        ("tocom", 100.1),
+        ("reference", -0.1),
+        ("seed", -1),
+        ("seed", None),
+        ("scale", float("inf")),
+        ("variant", " "),
+        ("images", 0),
+        ("images", 2.5),
+        ("throughput", 0),
+        ("throughput", "fast"),
+    ],
+)
+def test_a_row_says_which_field_is_wrong(field: str, value: Any):
+    with pytest.raises(InputError, match=f"the field '{field}' must be "):
+        replace(ROW, **{field: value})
+
+
+def test_a_document_comes_back(tmp_path: Path):
+    ablation = replace(ROW, variant="rank 1", scale=0.1, images=10_000, throughput=1234.5)
+    results = Results((ROW, ablation), {"model": "DeiT-T → x"}, ("One.\n\nTwo |.",))
+    results.save(tmp_path / "new" / "r.json")
+    assert Results.load(tmp_path / "new" / "r.json") == results
+
+
+def test_an_empty_document_comes_back(tmp_path: Path):
+    Results().save(tmp_path / "r.json")
+    assert Results.load(tmp_path / "r.json") == Results()
+
+
+def test_one_row_a_line(tmp_path: Path):
+    file = tmp_path / "r.json"
+    Results((ROW, replace(ROW, seed=1)), {"model": "m"}).save(file)
+    before = file.read_text("utf-8").splitlines()
+    Results((ROW, replace(ROW, seed=1, tocom=None)), {"model": "m"}).save(file)
+    after = file.read_text("utf-8").splitlines()
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+    assert json.loads(file.read_text("utf-8"))["format"] == 1
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"r\.json"):
+        Results().save(tmp_path / "file" / "r.json")
+
+
+def test_merging_replaces_the_same_measurement_in_its_place():
+    results = Results((ROW, replace(ROW, dataset="cars")), {"model": "m"}, ("note",))
+    better = replace(ROW, tocom=73.5, scale=0.1)
+    merged = results.merge([better])
+    assert merged == Results((better, results.rows[1]), results.about, results.notes)
+    assert results.rows[0] == ROW
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "cars"},
+        {"method": "evit"},
+        {"variant": "shared"},
+        {"source": 4},
+        {"target": 12},
+        {"seed": 1},
+    ],
+)
+def test_merging_keeps_another_measurement(change: dict[str, Any]):
+    assert Results((ROW,)).merge([replace(ROW, **change)]).rows == (ROW, replace(ROW, **change))
+
+
+GOOD = {"format": 1, "about": {}, "rows": [ROW.to_json()], "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "'format' must be 1"),
+        ({"about": {"epochs": 3}}, "the field 'about' must be an object of texts"),
+        ({"about": []}, "the field 'about'"),
+        ({"notes": "text"}, "the field 'notes' must be a list of texts"),
+        ({"notes": [3]}, "the field 'notes'"),
+        ({"rows": None}, "the field 'rows' must be a list"),
+        ({"rows": [3]}, r"rows\[0\]: a row is an object, not 3"),
+        ({"rows": [{}]}, r"rows\[0\]: the field 'dataset' is missing"),
+        ({"rows": [{**ROW.to_json(), "acc": 1}]}, r"rows\[0\]: 'acc' is no field of a row"),
+        ({"rows": [{**ROW.to_json(), "target": 99}]}, r"rows\[0\]: the field 'target' must be"),
+        ({"rows": [ROW.to_json()] * 2}, r"rows\[1\] measures the same as an earlier row"),
+    ],
+)
+def test_a_document_says_which_field_is_wrong(tmp_path: Path, change: Any, message: str):
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps(GOOD))
+    assert Results.load(file).rows == (ROW,)
+    file.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(InputError, match=rf"r\.json: .*{message}"):
+        Results.load(file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"format": 1, "rows": [NaN', "\x00"])
+def test_a_file_that_is_not_json(tmp_path: Path, text: str):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match=r"r\.json is no JSON"):
+        Results.load(tmp_path / "r.json")
+
+
+def test_a_file_that_is_not_there_or_is_too_large(tmp_path: Path):
+    with pytest.raises(InputError, match=r"r\.json: can't be read"):
+        Results.load(tmp_path / "r.json")
+    with (tmp_path / "r.json").open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(InputError, match="too large"):
+        Results.load(tmp_path / "r.json")
+
+
+def test_mean_and_spread():
+    assert mean_spread([70.0]) == (70.0, None)
+    assert mean_spread([69.0, 70.0, 74.0]) == (71.0, pytest.approx(7**0.5))
+
+
+def test_the_share_is_a_ratio_of_sums():
+    rows = [
+        row("a", 0, 80.0), row("a", 16, 70.0, 76.0, 78.0),  # 6 of 8
+        row("b", 0, 60.0), row("b", 16, 58.0, 57.0, 60.0),  # -1 of 2
+    ]  # fmt: skip
+    share = gap_share(rows)
+    assert share.share == pytest.approx(5 / 10)
+    assert share.gains == {"a": 6.0, "b": -1.0}
+    assert share.left_out == {}
+    assert not share.each_gains
+    assert gap_share(rows[:2]).each_gains
+
+
+def test_data_sets_without_a_gap_are_left_out():
+    rows = [
+        row("exactly", 0, 80.3), row("exactly", 16, 79.3, 79.8, 80.3),
+        row("small", 0, 80.0), row("small", 16, 79.5, 70.0, 81.0),
+        row("no plain", 16, 79.5, 79.0, 81.0),
+        row("no reference", 0, 80.0), row("no reference", 16, 70.0, 79.0, None),
+        row("no pair", 0, 80.0), row("no pair", 12, 70.0, 79.0, 80.0),
+        row("pruned", 16, 70.0, 79.0, 80.0, method="evit"),
+    ]  # fmt: skip
+    share = gap_share(rows)
+    assert share.share == pytest.approx(0.5)
+    assert list(share.gains) == ["exactly"]
+    assert share.left_out == {
+        "small": "compression alone costs it 0.50 points",
+        "no plain": "0 → 0 is not measured",
+        "no reference": "ToCom or the reference is not measured",
+        "no pair": "0 → 16 is not measured",
+    }
+    assert list(gap_share(rows, least_loss=0.5).gains) == ["exactly", "small"]
+
+
+def test_the_share_averages_seeds_first():
+    rows = [
+        row("a", 0, 80.0), row("a", 16, 78.0, 79.0, 79.5),
+        row("a", 0, 80.0, seed=1), row("a", 16, 79.8, 79.9, 80.3, seed=1),
+        row("a", 16, 10.0, 90.0, 91.0, seed=2),  # without 0 → 0 of its seed
+    ]  # fmt: skip
+    share = gap_share(rows)
+    assert share.gains == {"a": pytest.approx(0.55)}
+    assert share.share == pytest.approx((1.0 + 0.1) / (1.5 + 0.5))
+
+
+def test_no_share_without_a_gap_or_without_rows():
+    rows = [row("a", 0, 80.0), row("a", 16, 70.0, 75.0, 69.0)]
+    assert gap_share(rows).share is None
+    assert gap_share(rows).each_gains
+    assert gap_share([]).share is None
+    assert not gap_share([]).each_gains
+
+
+def test_the_share_of_an_ablation_and_of_pruning():
+    rows = [
+        row("a", 0, 80.0),
+        row("a", 16, 70.0, 75.0, 80.0),
+        row("a", 16, 70.0, 72.0, 80.0, variant="shared"),
+        row("a", 16, 60.0, 68.0, 80.0, method="evit"),
+    ]
+    assert gap_share(rows).share == pytest.approx(0.5)
+    assert gap_share(rows, variant="shared").share == pytest.approx(0.2)
+    assert gap_share(rows, method="evit").share == pytest.approx(0.4)  # at 0 they are the same
+
+
+def test_the_sum_of_gains():
+    rows = [
+        row("a", 12, 70.0, 71.0, None),
+        row("a", 12, 70.0, 72.0, None, seed=1),
+        row("b", 12, 70.0, 69.0, None),
+        row("c", 12, 70.0),
+        row("a", 12, 70.0, 90.0, None, variant="shared"),
+        row("a", 12, 70.0, 90.0, None, method="evit"),
+        row("a", 16, 70.0, 90.0, None),
+    ]
+    assert sum_of_gains(rows, 0, 12) == pytest.approx(1.5 - 1.0)
+    assert sum_of_gains(rows, 16, 0) is None
+
+
+def test_pairs_average_over_data_sets_before_the_spread_over_seeds():
+    rows = [
+        row("a", 12, 70.0, 71.0, 80.0), row("a", 12, 72.0, 75.0, 80.0, seed=1),
+        row("b", 12, 50.0, 51.0, None), row("b", 12, 52.0, 53.0, None, seed=1),
+        row("a", 4, 60.0),
+    ]  # fmt: skip
+    four, twelve = pairs(rows)
+    assert (four.target, four.datasets, four.baseline) == (4, ("a",), (60.0, None))
+    assert twelve.datasets == ("a", "b")
+    assert twelve.baseline == (61.0, pytest.approx(2**0.5))
+    assert twelve.gain == (1.5, pytest.approx(0.5**0.5))  # 1 and 2
+    assert twelve.reference is None
+    assert twelve.throughput is None
+
+
+def test_other_seeds_for_other_data_sets_have_no_common_spread():
+    rows = [row("a", 12, 70.0), row("a", 12, 72.0, seed=1), row("b", 12, 50.0)]
+    assert pairs(rows)[0].baseline == (60.5, None)
+
+
+def test_variants_are_compared_on_the_runs_they_share():
+    rows = [
+        row("a", 12, 70.0, 72.0, None),
+        row("a", 12, 80.0, 89.0, None, seed=1),
+        row("b", 12, 50.0, 59.0, None),
+        row("a", 12, 70.0, 71.0, None, variant="shared"),
+        row("a", 16, 70.0, 71.0, None, variant="rank 1"),
+    ]
+    found = compared(rows, 0, 12)
+    assert {variant: pair.tocom for variant, pair in found.items()} == {
+        "tocom": (72.0, None),
+        "shared": (71.0, None),
+    }
+    assert compared(rows, 16, 0) == {}
+    assert compared([rows[2], rows[3]], 0, 12) == {}

@@ -1,0 +1,70 @@
+"""What a training run writes down of every step."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tocom_export.errors import OutputError
+
+COLUMNS = ("step", "loss", "lr")
+
+
+class RunLog:
+    """A CSV file with a line per step, and TensorBoard's events where that is installed.
+
+    Lines of steps that the resumed state hasn't seen are dropped, so that the file reads as
+    one unbroken run.
+
+    Args:
+        file: the CSV file; events go into a folder of the same stem, ``.tensorboard``.
+        step: number of steps that the run has done.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+
+    def __init__(self, file: Path, step: int) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+            file.write_text("".join(lines[: step + 1]) or ",".join(COLUMNS) + "\n")
+            self._stream = file.open("a", newline="")
+        except OSError as error:
+            raise OutputError(f"{file}: can't be written: {error.strerror}.") from error
+        self._csv = csv.writer(self._stream, lineterminator="\n")
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = file.with_suffix(".tensorboard")
+            self._board = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def step(self, step: int, loss: float, lr: float) -> None:
+        """Note one step."""
+        self._csv.writerow([step, f"{loss:.6f}", f"{lr:.3e}"])
+        if self._board is not None:
+            self._board.add_scalar("loss", loss, step)
+            self._board.add_scalar("lr", lr, step)
+
+    def flush(self) -> None:
+        """Hand what was noted to the operating system."""
+        self._stream.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
