@@ -1,6 +1,6 @@
 """Run benchmarks and print a Markdown table.
 
-python benchmarks/run.py [starting] [accepting] [parity] [running] [building]
+python benchmarks/run.py [starting] [accepting] [parity] [running] [building] [distilling]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 from common import machine
 
-ALL = ("starting", "accepting", "parity", "running", "building")
+ALL = ("starting", "accepting", "parity", "running", "building", "distilling")
 
 
 def main() -> None:

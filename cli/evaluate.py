@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tocom_export.cli.measure import Measured
-    from tocom_export.results import Row
+    from tocom_export.results import Results, Row
 
 RESULTS, TABLE, PAGE = "results.json", "results.csv", "results.md"
 
@@ -77,7 +77,7 @@ class Scale(click.ParamType[float | str]):
 @click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Loading processes."
 )
-@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="For PyTorch.")
+@click.option("--device", metavar="NAME", help="Of PyTorch; default: CUDA if any.")
 @click.option(
     "--out",
     type=FILE,
@@ -102,7 +102,7 @@ def evaluate_command(
     seed: int,
     batch: int,
     workers: int,
-    device: str,
+    device: str | None,
     out: Path | None,
     as_json: bool,
     verbose: int,
@@ -127,6 +127,8 @@ def evaluate_command(
         raise MissingPackageError("matplotlib", "plot")
     if not paths and not out:
         raise InputError("name a checkpoint or a bundle, or --out with results to show.")
+    if out:
+        _results(out, bool(paths))  # what is wrong with them is to be said before hours of work
     measured: list[Measured] = []
     rows: list[Row] = []
     if paths:
@@ -137,11 +139,21 @@ def evaluate_command(
         require_torch()
         from tocom_export.cli.measure import Images, measure, rows_of
         from tocom_export.cli.subjects import open_subject
+        from tocom_export.training.placement import placed
 
-        subjects = [
-            open_subject(path, bank=bank, method=method, targets=targets, device=device)
-            for path in paths
-        ]
+        with placed(device) as placement:
+            subjects = [
+                open_subject(
+                    path, bank=bank, method=method, targets=targets, device=placement.device
+                )
+                for path in paths
+            ]
+        bundles = [subject.reference is not None for subject in subjects]
+        if check and not any(bundles):
+            raise InputError("--check holds a bundle's engines against PyTorch; name a bundle.")
+        for option, value in (("--bank", bank), ("--method", method)):
+            if value and all(bundles):
+                raise InputError(f"{option} is for checkpoints; a bundle has its own baked in.")
         images = Images(data, held_out, data_root, download, batch, workers)
         measured = measure(subjects, images, scale, check, output)
         rows = rows_of(measured, name or _name_of(data), variant, seed)
@@ -154,7 +166,9 @@ def evaluate_command(
     output.document(document)
     if failed := [m for m in measured if not m.passed]:
         where = ", ".join(f"{m.subject.path} at {m.target}" for m in failed)
-        raise CheckFailed(f"engines and PyTorch differ by more than 0.1 points: {where}.")
+        raise CheckFailed(
+            f"{where}: engine and PyTorch differ by more than 0.1 points, or give no numbers."
+        )
 
 
 def _name_of(data: str) -> str:
@@ -190,7 +204,7 @@ def _show(measured: Sequence[Measured], rows: Sequence[Row], output: Output) -> 
     checks = [m.check_json() for m in measured if m.reference]
     if checks:
         output.table(
-            ["engine", "degree", "engine", "PyTorch", "images that differ", ""],
+            ["bundle", "degree", "engine", "PyTorch", "images that differ", ""],
             [
                 [
                     c["bundle"],
@@ -206,19 +220,27 @@ def _show(measured: Sequence[Measured], rows: Sequence[Row], output: Output) -> 
         )
 
 
+def _results(out: Path, measuring: bool) -> Results:
+    """What the folder holds so far."""
+    from tocom_export.results import Results
+
+    file = out / RESULTS
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is no folder; name another.")
+    if not measuring and not file.exists():
+        raise InputError(f"--out {out} holds no {RESULTS}; name a checkpoint or a bundle, too.")
+    return Results.load(file) if file.exists() else Results()
+
+
 def _write(out: Path, rows: Sequence[Row], output: Output) -> list[Row]:
     """Add rows to the folder's results and write everything that is made of them; all rows."""
     from tocom_export.pictures import accuracy_picture, throughput_picture
     from tocom_export.report import markdown
-    from tocom_export.results import Results
 
     file = out / RESULTS
-    if not rows and not file.exists():
-        raise InputError(f"--out {out} holds no {RESULTS}; name a checkpoint or a bundle, too.")
-    results = Results.load(file) if file.exists() else Results()
+    results = _results(out, bool(rows))
     if rows:
-        results = results.merge(rows)
-        out.mkdir(parents=True, exist_ok=True)
+        results = results.merge(rows).with_references()
         results.save(file)
     _write_csv(results.rows, out / TABLE)
     pictures = {}
@@ -237,7 +259,9 @@ def _write(out: Path, rows: Sequence[Row], output: Output) -> list[Row]:
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
     """A line per row, under the names of its fields."""
-    with replaced(file) as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(rows[0])])
+    from tocom_export.results import Row
+
+    with replaced(file) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(Row)])
         writer.writeheader()
         writer.writerows(map(dataclasses.asdict, rows))

@@ -154,7 +154,7 @@ def finetune_command(
         if source is None:
             source = info.source or 0
         seed_all(settings.seed)
-        spec, tensors = with_classes(spec, tensors, len(images.classes))
+        spec, tensors = with_classes(spec, tensors, info.classes, images.classes)
         vit = vit_from_spec(spec, settings.drop_path)
         if tensors:
             load_weights(vit, tensors)
@@ -169,9 +169,12 @@ def finetune_command(
             held_out = open_images(
                 val, root=settings.data_root, split="test", download=settings.download
             )
-            test = EvalData(held_out, spec, preprocess, workers=settings.workers)
+            test = EvalData(held_out, spec, preprocess, workers=settings.workers, warn=output.note)
             if test.classes != images.classes:
-                raise InputError(f"--val {val} has other classes than --data {settings.data}.")
+                raise InputError(
+                    f"--val {val} has other classes than --data {settings.data}; "
+                    "both need the same names in the same order."
+                )
         history: list[float] = []
 
         def after_epoch(epoch: int) -> None:

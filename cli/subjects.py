@@ -15,6 +15,8 @@ from tocom_export.method import Method
 from tocom_export.spec import VitSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from tocom_export.accuracy import RunOf
 
 
@@ -39,16 +41,20 @@ class Subject:
     """Target → PyTorch with the very weights of a bundle's engine."""
 
     def check_classes(self, names: Sequence[str], data: str) -> None:
-        """Raise DataError where a data set's classes are not the model's."""
+        """Raise DataError where a data set's classes are not the model's.
+
+        Args:
+            data: the option and its value.
+        """
         if len(names) != self.spec.classes:
             raise DataError(
-                f"--data {data} has {len(names)} classes, but {self.path} has a head of "
+                f"{data} has {len(names)} classes, but {self.path} has a head of "
                 f"{self.spec.classes}."
             )
         if self.classes and self.classes != tuple(names):
             ours, theirs = next(p for p in zip(self.classes, names, strict=True) if p[0] != p[1])
             raise DataError(
-                f"--data {data} has a class {theirs!r} where {self.path} has {ours!r}; classes "
+                f"{data} has a class {theirs!r} where {self.path} has {ours!r}; classes "
                 "must have the same names in the same order."
             )
 
@@ -59,7 +65,7 @@ def open_subject(
     bank: str | None,
     method: str | None,
     targets: tuple[int, ...] | None,
-    device: str,
+    device: torch.device,
 ) -> Subject:
     """A bundle where ``path`` is a folder, else a checkpoint.
 
@@ -76,7 +82,7 @@ def _checkpoint(
     bank_name: str | None,
     method_name: str | None,
     targets: tuple[int, ...],
-    device: str,
+    device: torch.device,
 ) -> Subject:
     from tocom_export.training.evaluate import runner
     from tocom_export.training.lowrank import TrainableBank

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,7 +65,8 @@ class Settings:
     def of(cls, options: Mapping[str, Any], defaults: Defaults) -> Settings:
         """Options as Click hands them over; where one is None, the recipe's.
 
-        A learning rate that isn't given grows with the batch.
+        A learning rate that isn't given grows with the batch, and a warm-up that isn't given is
+        shorter in a run that is.
         """
         values: dict[str, Any] = {
             field.name: options[field.name]
@@ -74,6 +76,9 @@ class Settings:
         }
         if options["lr"] is None:
             values["lr"] = defaults.lr * values["batch"] / defaults.batch
+        if options["warmup"] is None:
+            share = defaults.warmup * values["epochs"] // defaults.epochs
+            values["warmup"] = min(defaults.warmup, share)
         return cls(**values)
 
     def recipe(self) -> Recipe:
@@ -108,7 +113,7 @@ class Settings:
             cutmix=self.cutmix,
             seed=self.seed,
             workers=self.workers,
-            warn=output.note,
+            warn=partial(click.echo, err=True),  # whichever process meets them
         )
 
 
@@ -138,7 +143,11 @@ _OPTIONS = (
         show_default=True,
         help="Parts that a process takes its share of a batch in; more need less memory.",
     ),
-    click.option("--lr", type=FiniteFloat(1e-12), help="Learning rate at its peak."),
+    click.option(
+        "--lr",
+        type=FiniteFloat(1e-12),
+        help="Learning rate at its peak; default: the recipe's, in proportion to --batch.",
+    ),
     click.option("--weight-decay", type=FiniteFloat(0), help="AdamW's."),
     click.option(
         "--warmup",
@@ -254,16 +263,12 @@ def reporting(output: Output, title: str, recipe: Recipe, steps: int) -> Iterato
                 if step > 1:
                     output.note(f"{title} continues after step {step - 1} of {total}")
             pace = (step - first) / max(time.monotonic() - began, 1e-9)  # steps a second
-            speed = f"{pace * recipe.batch:.0f} images/s" if step > first else ""
+            speed = f" {pace * recipe.batch:.0f} images/s" if step > first else ""
             epoch = f"epoch {(step - 1) // steps + 1}/{recipe.epochs}"
-            bar.update(
-                task, completed=step, description=f"{title} {epoch}, loss {loss:.4f} {speed}"
-            )
-            if not console.is_terminal and step % max(1, total // 100) == 0:
+            bar.update(task, completed=step, description=f"{title} {epoch}, loss {loss:.4f}{speed}")
+            if not console.is_terminal and (step % -(-total // 100) == 0 or step == total):
                 left = f", {(total - step) / pace / 60:.0f} min left" if pace else ""
-                output.note(
-                    f"{title} step {step}/{total} loss {loss:.4f} lr {lr:.2e} {speed}{left}"
-                )
+                output.note(f"{title} step {step}/{total} loss {loss:.4f} lr {lr:.2e}{speed}{left}")
 
         try:
             yield report

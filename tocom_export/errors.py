@@ -11,11 +11,12 @@
     │   ├── BankError               a ToCom bank that is broken or of another model
     │   ├── BundleError             a bundle that is broken, changed or incomplete
     │   ├── ImageError              an image file or an image batch that can't be used
-    │   ├── DataError               a folder of training or test images that can't be used
+    │   ├── DataError               a set of training or test images that can't be used
     │   ├── OutputError             a place that can't be written
     │   ├── MissingPackageError     an optional dependency that isn't installed
     │   └── ProviderError           an execution provider that the runtime doesn't give
-    └── CheckFailed                 an engine that disagrees with the model: exit status 1
+    ├── CheckFailed                 an engine that disagrees with the model: exit status 1
+    └── Stopped                     SIGTERM came, and the state is saved: exit status 0
 
 A message is one or two lines: which file or option, what is wrong with it, what to do.
 """
@@ -74,7 +75,7 @@ class ImageError(InputError):
 
 
 class DataError(InputError):
-    """A data set's folder is missing or holds no images."""
+    """A set of labelled images is missing, broken, or doesn't fit the model."""
 
 
 class OutputError(InputError):
@@ -97,3 +98,9 @@ class ProviderError(InputError):
 
 class CheckFailed(TocomError):
     """An engine's outputs differ from the model's."""
+
+
+class Stopped(TocomError):
+    """SIGTERM came; the state is saved, and the run goes on when it is started again."""
+
+    exit_status = 0

@@ -114,6 +114,20 @@ class Results:
         merged.update((row.key, row) for row in rows)
         return replace(self, rows=tuple(merged.values()))
 
+    def with_references(self) -> Results:
+        """With the references that the rows of models trained at the target give."""
+        trained = {
+            (row.dataset, row.method, row.target, row.seed): row.baseline
+            for row in self.rows
+            if row.source == row.target
+        }
+
+        def filled(row: Row) -> Row:
+            key = row.dataset, row.method, row.target, row.seed
+            return replace(row, reference=trained.get(key, row.reference))
+
+        return replace(self, rows=tuple(map(filled, self.rows)))
+
     @classmethod
     def load(cls, file: Path) -> Results:
         """Read a document that :meth:`save` wrote.

@@ -1,7 +1,8 @@
-"""Labelled images as deterministic training data, and as test data."""
+"""Labelled images as deterministic training data."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom_export.errors import DataError
 from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
-from tocom_export.training.loading import Item, input_size, load
+from tocom_export.training.loading import Item, load
 from tocom_export.training.sources import LabelledImages
+from tocom_export.training.transforms import train_transform
 from tocom_export.training.unreadable import Unreadable, UnreadableImage
 
 Warn = Callable[[str], None]
@@ -96,28 +98,13 @@ class TrainData:
         workers: int = 0,
         warn: Warn | None = None,
     ) -> None:
-        try:
-            transform = create_transform(
-                input_size(spec),
-                is_training=True,
-                no_aug=augment == "none",
-                scale=(crop_scale, 1.0),
-                hflip=0.5 if flip else 0.0,
-                color_jitter=0.0,
-                auto_augment=None if augment in ("none", "crop") else augment,
-                interpolation=preprocess.interpolation,
-                mean=preprocess.mean,
-                std=preprocess.std,
-                re_prob=erasing,
-                re_mode="pixel",
-            )
-        except (AssertionError, ValueError, KeyError, NotImplementedError):
-            raise DataError(
-                f"--augment {augment}: rand-m9-mstd0.5-inc1 and the like, crop or none is expected."
-            ) from None
+        transform = train_transform(
+            spec, preprocess, augment=augment, flip=flip, crop_scale=crop_scale, erasing=erasing
+        )
         self.classes = images.classes
         self.identity: dict[str, object] = {
             "images": len(images),
+            "files": _digest(images),
             "classes": list(images.classes),
             "augment": augment,
             "flip": flip,
@@ -189,6 +176,14 @@ class TrainData:
         )
         batches = [order[start : start + size].tolist() for start in starts]
         yield from load(self._items, batches, self._workers, self._unreadable)
+
+
+def _digest(images: LabelledImages) -> str:
+    """Tells apart sets of as many images: SHA-256 of what each of them is called."""
+    sha = hashlib.sha256()
+    for index in range(len(images)):
+        sha.update(images.where(index).replace("\\", "/").rpartition("/")[2].encode() + b"\0")
+    return sha.hexdigest()
 
 
 class _Seeded(Dataset[Item]):

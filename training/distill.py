@@ -49,11 +49,11 @@ def distill_loss(
         assert labels is not None
         return F.cross_entropy(model(images, target, side), labels)
     output = model.pooled if loss == "features" else model
-    student = output(images, target, side)
+    student = output(images, target, side).float()
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        teacher = output(images, source)
+        teacher = output(images, source).float()
     model.train(was_training)
     if loss == "features":
         return F.l1_loss(student, teacher)
@@ -131,5 +131,6 @@ def check_loss(loss: Loss, model: CompressedVit, data: TrainData) -> None:
         )
     if loss == "classes" and len(data.classes) != classes:
         raise InputError(
-            f"--loss classes: the data has {len(data.classes)} classes, the model {classes}."
+            f"--loss classes: the data has {len(data.classes)} classes, the model {classes}; give "
+            "the images it was trained on, or use --loss kl, which needs no labels."
         )

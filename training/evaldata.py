@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom_export.images import Preprocess
 from tocom_export.spec import VitSpec
-from tocom_export.training.loading import Item, input_size, load
+from tocom_export.training.loading import Item, load
 from tocom_export.training.sources import LabelledImages
+from tocom_export.training.transforms import eval_transform
 from tocom_export.training.unreadable import Unreadable, UnreadableImage
 
 
@@ -38,16 +38,9 @@ class EvalData:
         workers: int = 0,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        transform = create_transform(
-            input_size(spec),
-            interpolation=preprocess.interpolation,
-            mean=preprocess.mean,
-            std=preprocess.std,
-            crop_pct=preprocess.crop_pct,
-        )
         self.classes, self.name = images.classes, images.name
         self._unreadable = Unreadable(images, warn)
-        self._items = _Plain(images, transform)
+        self._items = _Plain(images, eval_transform(spec, preprocess))
         self._batch, self._workers = batch, workers
 
     @property

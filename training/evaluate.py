@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tocom_export.accuracy import RunOf
+from tocom_export.accuracy import RunOf, score
 from tocom_export.training.model import CompressedVit, SidePaths
 
 
@@ -35,22 +35,10 @@ def runner(
     return run
 
 
-@torch.inference_mode()
 def accuracy(
     model: CompressedVit,
     batches: Iterable[tuple[Tensor, Tensor]],
     degree: int | Sequence[int] = 0,
 ) -> float:
-    """Top-1 accuracy in percent over batches of images (B, C, H, W) and labels (B,).
-
-    Summed on the model's device, which is not waited for after each batch.
-    """
-    device = next(model.parameters()).device
-    model.eval()
-    right = torch.zeros((), dtype=torch.long, device=device)
-    total = 0
-    for images, labels in batches:
-        predicted = model(images.to(device), degree).argmax(dim=-1)
-        right += (predicted == labels.to(device)).sum()
-        total += len(labels)
-    return 100 * int(right) / total
+    """Top-1 accuracy in percent over batches of images (B, C, H, W) and labels (B,)."""
+    return score([runner(model, degree)], batches)[0].accuracy

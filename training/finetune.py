@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,21 @@ def read_spec(file: Path) -> VitSpec:
 
 
 def with_classes(
-    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]] | None, classes: int
+    spec: VitSpec,
+    tensors: Mapping[str, npt.NDArray[Any]] | None,
+    known: Sequence[str] | None,
+    wanted: Sequence[str],
 ) -> tuple[VitSpec, Mapping[str, npt.NDArray[Any]] | None]:
-    """Spec and weights for another number of classes: a head of another size is left out."""
-    if spec.classes == classes:
+    """Spec and weights for other classes: a head of others is left out.
+
+    Args:
+        known: names of the head's classes, where the checkpoint says them.
+        wanted: names of the data's classes.
+    """
+    same = tuple(known) == tuple(wanted) if known else spec.classes == len(wanted)
+    if same:
         return spec, tensors
-    spec = dataclasses.replace(spec, classes=classes)
+    spec = dataclasses.replace(spec, classes=len(wanted))
     if tensors is not None:
         tensors = {n: t for n, t in tensors.items() if not n.startswith(("head.", "head_dist."))}
     return spec, tensors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tocom_export.errors import DataError
-from tocom_export.spec import VitSpec
 from tocom_export.training.unreadable import Unreadable
 
 Item = tuple[Tensor | None, int, list[int]]
@@ -30,7 +32,8 @@ def load(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlast,
+        pin_memory=torch.cuda.is_initialized(),  # else it would open a context of its own
     )
     try:
         for images, labels, skipped in loader:
@@ -42,15 +45,22 @@ def load(
         raise DataError(last.rpartition("DataError: ")[2]) from None
 
 
-def input_size(spec: VitSpec) -> tuple[int, int, int]:
-    """Channels, height and width.
+def _outlast(_: int) -> None:
+    """Let SIGTERM end a worker only where the main process sends it.
 
-    Raises:
-        DataError: they aren't the three channels that images are read with.
+    Whoever stops a run may send it to all of its processes, but the main one still wants the
+    batches of the step it is at.
     """
-    if spec.channels != 3:
-        raise DataError(f"{spec.model} takes {spec.channels} channels; images are read as RGB.")
-    return spec.channels, *spec.image_size
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # neither macOS nor Windows tells who sent a signal
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[int]]:

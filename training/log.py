@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tocom_export.atomic import replaced
 from tocom_export.errors import OutputError
 
 COLUMNS = ("step", "loss", "lr")
@@ -29,9 +30,9 @@ class RunLog:
 
     def __init__(self, file: Path, step: int) -> None:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-            file.write_text("".join(lines[: step + 1]) or ",".join(COLUMNS) + "\n")
+            with replaced(file) as beside:
+                beside.write_text("".join(lines[: step + 1]) or ",".join(COLUMNS) + "\n")
             self._stream = file.open("a", newline="")
         except OSError as error:
             raise OutputError(f"{file}: can't be written: {error.strerror}.") from error

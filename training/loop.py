@@ -19,9 +19,10 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tocom_export.errors import InputError, TocomError
+from tocom_export.errors import InputError, Stopped, TocomError
 from tocom_export.training.data import Share, TrainData, seed_all
 from tocom_export.training.log import RunLog
+from tocom_export.training.memory import explained
 from tocom_export.training.placement import ALONE, Placement
 from tocom_export.training.state import StateFile
 
@@ -50,12 +51,6 @@ class Recipe:
             raise InputError(
                 f"--warmup {self.warmup_epochs}: fewer than the {self.epochs} --epochs are needed."
             )
-
-
-class Stopped(TocomError):
-    """SIGTERM came; the state is saved, and the run goes on when it is started again."""
-
-    exit_status = 0
 
 
 def fit(
@@ -94,20 +89,7 @@ def fit(
     """
     share = Share(placement.rank, placement.world, accumulate)
     per_epoch = data.steps_per_epoch
-    optimizer = create_optimizer_v2(
-        module, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs - recipe.warmup_epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.lr / 100,
-        warmup_prefix=True,  # the decay starts from the peak, not from where it would be by then
-        min_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=per_epoch,
-    )
+    optimizer, scheduler = _schedule(module, recipe, per_epoch)
     scaler = torch.amp.GradScaler(
         placement.device.type, enabled=placement.amp is torch.float16
     )  # bf16 has float32's range and needs no scaling
@@ -118,15 +100,15 @@ def fit(
         {**asdict(recipe), **data.identity, **identity, "amp": str(placement.amp), "model": shapes},
     )
     step = state.resume()
+    placement.agree(step, f"the number of steps in {state_file}; every machine must see that file")
     total = recipe.epochs * per_epoch
     loss_module = placement.distributed(_Loss(module, loss_of))
 
     def save() -> None:
-        if not placement.first:
-            return
-        if not all(bool(p.isfinite().all()) for p in module.parameters()):
+        if not _finite(module):  # in all processes, which hold the same weights
             raise _not_finite("weights that are not finite", step, total, state_file)
-        state.save(step)
+        if placement.first:
+            state.save(step)
 
     def take(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """One optimizer step; the loss averaged over its whole batch."""
@@ -144,7 +126,7 @@ def fit(
             value += loss.item()
         (value,) = placement.mean(value)
         if not math.isfinite(value):
-            raise _not_finite(f"loss {value}", step, total, state_file)
+            raise _not_finite(f"loss {value}", step + 1, total, state_file)
         if recipe.clip is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -155,7 +137,11 @@ def fit(
     with (
         RunLog(state_file.with_suffix(".csv"), step) if placement.first else nullcontext() as log,
         _terminated() as terminated,
-        _memory(recipe, accumulate),
+        explained(
+            f"--batch {recipe.batch} --accumulate {accumulate}",
+            f"lower --batch, or give --accumulate {2 * accumulate}, which computes the same in "
+            "smaller parts; on CUDA --amp bf16 halves activations",
+        ),
     ):
         saved, cost = time.monotonic(), 0.0
         while step < total:
@@ -172,8 +158,11 @@ def fit(
                 if report:
                     report(step, total, value, lr)
                 (stop,) = placement.mean(float(terminated()))
-                # A large model takes a while to save; training gets the better part of the time.
-                if stop or time.monotonic() - saved > max(save_seconds, 50 * cost):
+                due = time.monotonic() - saved > max(save_seconds, 50 * cost)
+                # A large model takes a while to save; training gets the better part of the time,
+                # and the end of an epoch is a good moment only where saving is cheap.
+                ended = step == (epoch + 1) * per_epoch
+                if stop or due or step == total or (ended and cost < 0.2):
                     if log is not None:
                         log.flush()
                     began = time.monotonic()
@@ -182,12 +171,33 @@ def fit(
                     cost = saved - began
                 if stop:
                     raise Stopped(f"Stopped after step {step} of {total}; saved in {state_file}.")
-            if log is not None:
-                log.flush()
-            save()
             if after_epoch and placement.first:
                 after_epoch(epoch + 1)
             placement.wait()
+
+
+def _schedule(module: nn.Module, recipe: Recipe, per_epoch: int) -> tuple[Any, Any]:
+    """AdamW, and its learning rate over the steps."""
+    optimizer = create_optimizer_v2(
+        module, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=recipe.epochs - recipe.warmup_epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.lr / 100,
+        warmup_prefix=True,  # the decay starts from the peak, not from where it would be by then
+        min_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=per_epoch,
+    )
+    return optimizer, scheduler
+
+
+def _finite(module: nn.Module) -> bool:
+    """Whether all weights are numbers; waits for the device once."""
+    return bool(torch.stack([p.isfinite().all() for p in module.parameters()]).all())
 
 
 class _Loss(nn.Module):
@@ -232,19 +242,3 @@ def _terminated() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _memory(recipe: Recipe, accumulate: int) -> Iterator[None]:
-    """Say what to lower where the memory doesn't suffice."""
-    try:
-        yield
-    except RuntimeError as error:  # the CPU's allocator has no class of its own
-        known = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not known:
-            raise
-        raise InputError(
-            f"out of memory with --batch {recipe.batch} --accumulate {accumulate}; lower --batch, "
-            f"or give --accumulate {2 * accumulate}, which computes the same in smaller parts; on "
-            "CUDA --amp bf16 halves activations."
-        ) from error

@@ -71,10 +71,15 @@ class CompressedVit(nn.Module):
         """What the head reads (B, C): the features of a backbone without one."""
         return self.head(*self.features(images, degree, side), pre_logits=True)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names that timm's optimizers leave without weight decay: tokens and positions."""
+        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
+
     @property
     def drop_path(self) -> float:
         """Probability, while training, that the last layer's branches are left out."""
-        return float(getattr(self.vit.blocks[-1].drop_path1, "drop_prob", 0.0) or 0.0)
+        probability = getattr(self.vit.blocks[-1].drop_path1, "drop_prob", None) or 0.0
+        return round(float(probability), 6)  # timm spaces them in float32
 
     def compile(self) -> None:
         """Compile the MLPs, whose activations a compiler can fuse.
@@ -160,5 +165,8 @@ class CompressedVit(nn.Module):
             return out, None, None
         if self.method.name == "tome":
             return out, k.mean(dim=1), None
-        scores = (q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)  # (B, H, 1, N)
-        return out, None, scores.softmax(dim=-1).mean(dim=1)[:, 0]
+        with torch.autocast(q.device.type, enabled=False):  # tokens are ranked in float32
+            scores = (q[:, :, :1].float() * attn.scale) @ k.float().transpose(
+                -2, -1
+            )  # (B, H, 1, N)
+        return out, None, scores.softmax(dim=-1).mean(dim=1)[:, 0]  # from (B, H, 1, N)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -53,6 +54,14 @@ class Placement:
         dist.all_reduce(tensor)
         return [float(total / self.world) for total in tensor]
 
+    def agree(self, value: int, what: str) -> None:
+        """Raise InputError in every process unless all of them have the same value."""
+        if self.world > 1:
+            values: list[Any] = [None] * self.world
+            dist.all_gather_object(values, value)
+            if len(set(values)) > 1:
+                raise InputError(f"processes differ in {what}.")
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
@@ -94,7 +103,10 @@ def placed(device: str | None = None, amp: Amp = "none") -> Iterator[Placement]:
     if amp == "fp16" and place.type == "cpu":
         raise InputError("--amp fp16 needs a CUDA device; the CPU takes bf16 or none.")
     if world > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # The first process may measure accuracy for long while the others wait.
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=4)
+        )
     try:
         yield Placement(place, _DTYPES[amp], rank, world)
     finally:

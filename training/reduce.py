@@ -30,9 +30,13 @@ def match(metric: Tensor, remove: int, prefix: int) -> tuple[Tensor, Tensor, Ten
         Positions of the kept A tokens in order (B, A - remove), positions of the merged A
         tokens (B, remove), and each one's B token as an index into set B (B, remove).
     """
-    metric = metric / metric.norm(dim=-1, keepdim=True)
     first_a, first_b = _first(prefix)
-    scores = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)  # (B, A, B)
+    # Autocast would compare in bfloat16, where near 1 all similarities are alike: a model would be
+    # trained on other merges than those its engines make.
+    with torch.autocast(metric.device.type, enabled=False):
+        metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+        metric = metric / metric.norm(dim=-1, keepdim=True)
+        scores = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)  # (B, A, B)
     best, into = scores.max(dim=-1)
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, kept = order[:, :remove], order[:, remove:].sort(dim=-1).values

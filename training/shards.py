@@ -101,7 +101,7 @@ def find_shards(data: str) -> list[Path]:
         DataError: one is missing, or none is found.
     """
     if "://" in data or data.startswith("pipe:"):
-        raise DataError(f"--data {data}: shards are read from local files; fetch them first.")
+        raise DataError(f"{data}: shards are read from local files; fetch them first.")
     path = Path(data)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if _ARCHIVE.search(file.name))
@@ -111,7 +111,7 @@ def find_shards(data: str) -> list[Path]:
     for pattern in _expand(data):
         matches = sorted(glob(pattern))  # noqa: PTH207 - the pattern may be absolute
         if not matches:
-            raise DataError(f"--data {data}: there is no file {pattern}.")
+            raise DataError(f"{data}: there is no file {pattern}.")
         found.extend(map(Path, matches))
     return found
 

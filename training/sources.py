@@ -79,7 +79,7 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         if not folder.exists():
             raise DataError(
-                f"--data {folder}: no such folder. It takes <folder>/<class>/<image>, shards "
+                f"{folder}: no such folder. It takes <folder>/<class>/<image>, shards "
                 "(*.tar), or a name like torch/cifar10."
             )
         try:

@@ -32,18 +32,18 @@ def open_timm_set(name: str, root: Path | None, split: str, download: bool) -> T
     if prefix in _STREAMS:
         instead = "the shards' folder or pattern" if prefix == "wds" else "a torch/ or hfds/ name"
         raise DataError(
-            f"--data {name}: {prefix}/ sets are read as a stream, and a run on one can't be "
-            f"resumed exactly; give {instead} as --data."
+            f"{name}: {prefix}/ sets are read as a stream, and a run on one can't be "
+            f"resumed exactly; give {instead} instead."
         )
     if prefix == "hfds":
         try:
             import_module("datasets")  # timm would print on the standard output first
         except ImportError:
             raise DataError(
-                f"--data {name}: datasets is not installed; pip install datasets brings it."
+                f"{name}: datasets is not installed; pip install datasets brings it."
             ) from None
     elif root is None:
-        raise DataError(f"--data {name}: name the folder that it lies in with --data-root.")
+        raise DataError(f"{name}: name the folder that it lies in with --data-root.")
     place = None if root is None else str(root)
     short, _, part = name.partition(":")
     split = part or split
@@ -52,8 +52,7 @@ def open_timm_set(name: str, root: Path | None, split: str, download: bool) -> T
     except Exception as error:  # each set has its own for "not there" and "not known"
         hint = "" if download else " --download fetches it where that is possible."
         raise DataError(
-            f"--data {name}: split {split} can't be opened in --data-root {place} "
-            f"({brief(error)}).{hint}"
+            f"{name}: split {split} can't be opened in --data-root {place} ({brief(error)}).{hint}"
         ) from None
     return TimmSet(name, found)
 
@@ -72,7 +71,7 @@ class TimmSet:
         self._reader = getattr(found, "reader", None)
         self._found = found
         if not self.classes:
-            raise DataError(f"--data {name}: the set doesn't name its classes.")
+            raise DataError(f"{name}: the set doesn't name its classes.")
 
     def __len__(self) -> int:
         return len(self._found)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -14,10 +16,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from tocom_export.bank import ToComBank
+from tocom_export.bundle import record_files
 from tocom_export.cli.main import cli
 from tocom_export.info import ModelInfo
 from tocom_export.method import Method
 from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
+from tocom_export.training.data import TrainData
 
 SOURCE = 4
 CLASSES = tuple(f"class-{letter}" for letter in "abcdefghij")
@@ -137,6 +142,103 @@ def damage() -> Callable[..., None]:
 def photos(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
     """12 images of two classes, ``a`` and ``b``."""
     return image_folder(tmp_path / "photos")
+
+
+@pytest.fixture
+def recipe(photos: Path) -> tuple[object, ...]:
+    """The options of a training run of two epochs of three steps."""
+    return ("--data", photos, "--epochs", 2, "--batch", 4, "--workers", 0)
+
+
+@pytest.fixture
+def written(here: Path) -> Callable[[], list[str]]:
+    """What lies in the working directory, but for TensorBoard's log where that is installed."""
+    return lambda: sorted(p.name for p in here.iterdir() if p.suffix != ".tensorboard")
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Training is interrupted when an epoch begins."""
+    epochs = TrainData.epoch
+
+    @contextmanager
+    def call(number: int) -> Iterator[None]:
+        def epoch(self: TrainData, epoch: int, *arguments: object) -> object:
+            if epoch == number:
+                raise KeyboardInterrupt
+            return epochs(self, epoch, *arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainData, "epoch", epoch)
+            yield
+
+    return call
+
+
+@pytest.fixture
+def started(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, object]]:
+    """What would decide the outcome of a training command, which stops before its first step."""
+
+    def call(command: str, *arguments: object) -> dict[str, object]:
+        found: dict[str, object] = {}
+
+        def fit(_: object, __: object, data: TrainData, recipe: object, *___: object, **rest):
+            found.update({**vars(recipe), **data.identity, **rest["identity"]})
+            found["accumulate"], found["amp"] = rest["accumulate"], rest["placement"].amp
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            module = {"train": "distill"}.get(command, command)
+            patched.setattr(f"tocom_export.training.{module}.fit", fit)
+            result = run(command, *arguments)
+        assert result.exit_code == 130, result.output + repr(result.exception)
+        return found
+
+    return call
+
+
+@pytest.fixture
+def make_shards() -> Callable[..., Path]:
+    """WebDataset shards of image files with their labels, five samples each."""
+
+    def call(
+        folder: Path, images: Sequence[bytes], labels: Sequence[int], classes: Sequence[str]
+    ) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "classes.txt").write_text("\n".join(classes))
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            mode = "a" if index % 5 else "w"
+            with tarfile.open(folder / f"{index // 5:03d}.tar", mode) as tar:
+                for kind, content in (("png", image), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{index:04d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        return folder
+
+    return call
+
+
+@pytest.fixture
+def misreads() -> Callable[[Path], None]:
+    """Points the graph of degree 8 at the second layer's weights for the first."""
+
+    def call(bundle: Path) -> None:
+        name, graph = "blocks.0.attn.qkv.weight", bundle / "r08.onnx"
+        stored = read_header(bundle / "r08.safetensors")[0]
+        first, second = (str(stored[n].offset) for n in (name, name.replace("0", "1")))
+        assert len(first) <= len(second)
+        content = graph.read_bytes()
+        changed = content.replace(second.encode(), first.zfill(len(second)).encode())
+        assert changed != content
+        graph.write_bytes(changed)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        record = record_files(bundle, ["r08.onnx"])["r08.onnx"]
+        manifest["files"]["r08.onnx"]["sha256"] = record.sha256
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+    return call
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from click.testing import Result
 
 from tocom_export._version import __version__
 from tocom_export.cli.main import COMMANDS
+from tocom_export.results import Results, Row
 
 Run = Callable[..., Result]
-HEAVY = ("torch", "timm", "onnxruntime", "onnx", "tensorrt")
+HEAVY = ("torch", "timm", "onnxruntime", "onnx", "tensorrt", "matplotlib")
 CALL = "from tocom_export.cli.main import main; main()"
 
 
@@ -40,7 +42,7 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(succeeds: Run, command: str, flag: str):
     text = succeeds(command, flag).stdout
-    assert f"tocom-export {command}" in text.partition("Example:")[2]
+    assert f"tocom-export {command}" in re.split("Examples?:\n", text)[1]
     for option in ("--json", "--verbose", "--quiet"):
         assert option in text
 
@@ -51,6 +53,11 @@ def test_the_help_of_all(succeeds: Run):
         assert command in text
         assert summary in text
     assert "tocom-export build" in text
+
+
+def test_the_commands():
+    wanted = ["build", "inspect", "verify", "run", "train", "finetune", "evaluate"]
+    assert list(COMMANDS) == wanted
 
 
 def test_the_version(succeeds: Run):
@@ -67,6 +74,14 @@ def test_no_command_shows_the_help(run: Run):
 def test_help_imports_nothing_heavy():
     assert imported(["--help"], ["--version"]) == []
     assert set(imported(*([name, "--help"] for name in COMMANDS))) <= {"onnx"}
+    assert imported(*([name, "--help"] for name in ("train", "finetune", "evaluate"))) == []
+
+
+def test_making_a_page_imports_no_torch(here: Path):
+    row = Row("flowers", "tome", 0, 8, 50.0, 60.0, 70.0, 0, throughput=9.0)
+    Results((row,)).save(here / "study" / "results.json")
+    assert imported(["evaluate", "--out", "study", "-q"]) == ["matplotlib"]
+    assert (here / "study" / "accuracy.svg").exists()
 
 
 def test_building_from_safetensors_imports_no_torch(checkpoint: Path, bank_file: Path, here: Path):

@@ -3,37 +3,109 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
+from safetensors.numpy import load_file
 
 from tocom_export.bank import ToComBank
-from tocom_export.training.data import TrainData
+from tocom_export.cli.common import Output
+from tocom_export.cli.training import reporting
+from tocom_export.info import ModelInfo
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
+from tocom_export.training.loop import Recipe
 
 Run = Callable[..., Result]
+Started = Callable[..., dict[str, Any]]
 Options = tuple[object, ...]
 
 
 @pytest.fixture
-def recipe(photos: Path) -> Options:
-    """Two epochs of three steps."""
-    return ("--data", photos, "--epochs", 2, "--batch", 4, "--workers", 0)
+def headless(tmp_path: Path, make_spec: Callable, make_checkpoint: Callable) -> Path:
+    """A checkpoint without a head, as MAE's are."""
+    spec = make_spec(model="tiny", image_size=[32, 32], classes=0)
+    return make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
 
 
-def test_a_bank_that_build_takes(succeeds: Run, checkpoint: Path, recipe: Options, here: Path):
+@pytest.fixture
+def unproportional(tmp_path: Path, spec: VitSpec, make_checkpoint: Callable) -> Path:
+    info = ModelInfo(spec, 0, Method("tome", proportional=False))
+    return make_checkpoint(tmp_path, spec, metadata=info.to_metadata())
+
+
+def test_a_bank_that_build_takes(
+    succeeds: Run, checkpoint: Path, recipe: Options, here: Path, written: Callable
+):
     options = ("--checkpoint", checkpoint, *recipe, "--rank", 3, "--out", "bank.safetensors")
     result = succeeds("train", *options, "--json")
-    parameters = 4 * 2 * 16 * 2 * 64 * 3
     assert json.loads(result.stdout) == {
-        "bank": "bank.safetensors", "model": "tiny", "parameters": parameters,
-    }  # fmt: skip
+        "bank": "bank.safetensors",
+        "model": "tiny",
+        "parameters": 4 * 2 * 16 * 2 * 64 * 3,
+        "backbone_parameters": sum(t.size for t in load_file(checkpoint).values()),
+        "unreadable_images": 0,
+    }
     assert "step 6/6 loss" in result.stderr
     bank = ToComBank.load(here / "bank.safetensors")
     assert (bank.model, bank.method.name, bank.rank) == ("tiny", "tome", 3)
+    assert (bank.arithmetic, bank.groups) == ("steps", 16)
     assert bank.q_up.any()
-    assert sorted(p.name for p in here.iterdir()) == ["bank.safetensors", "bank.safetensors.csv"]
+    assert written() == ["bank.safetensors", "bank.safetensors.csv"]
     model = ("--checkpoint", checkpoint, "--bank", "bank.safetensors")
     succeeds("build", *model, "--targets", "8", "--no-verify")
+
+
+def test_the_closing_words(succeeds: Run, checkpoint: Path, recipe: Options):
+    result = succeeds("train", "--checkpoint", checkpoint, *recipe)
+    share = 100 * 32768 / sum(t.size for t in load_file(checkpoint).values())
+    assert result.stdout == ""
+    told = f"Wrote bank.safetensors: 32,768 parameters for tiny, {share:.2f} % of its own."
+    assert result.stderr.splitlines()[-1] == told
+
+
+def test_the_defaults_are_the_papers(started: Started, checkpoint: Path, photos: Path):
+    found = started("train", "--checkpoint", checkpoint, "--data", photos, "--batch", 8)
+    expected = {
+        "epochs": 10, "batch": 8, "lr": 2e-3 * 8 / 1024, "weight_decay": 0.05, "warmup_epochs": 0,
+        "clip": None, "seed": 0, "augment": "rand-m9-mstd0.5-inc1", "flip": True, "mixup": 0.8,
+        "cutmix": 1.0, "erasing": 0.25, "crop-scale": 0.08, "drop-path": pytest.approx(0.1),
+        "loss": "kl", "arithmetic": "steps", "scale": 0.1, "method": "tome", "accumulate": 1,
+        "amp": None,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_the_default_batch(fails: Run, checkpoint: Path, photos: Path):
+    options = ("--checkpoint", checkpoint, "--data", photos)
+    fails("train", *options, says=(photos, "12 images", "batch of 1024", "--batch"))
+
+
+def test_options_reach_the_loop(started: Started, checkpoint: Path, recipe: Options):
+    given = {
+        "epochs": 3, "batch": 6, "lr": 0.5, "weight-decay": 0.25, "warmup": 2, "clip": 4.0,
+        "seed": 9, "augment": "crop", "mixup": 0.5, "cutmix": 0.75, "erasing": 0.125,
+        "crop-scale": 0.5, "drop-path": 0.25, "scale": 2.0, "accumulate": 3,
+    }  # fmt: skip
+    flags = [text for name, value in given.items() for text in (f"--{name}", value)]
+    found = started("train", "--checkpoint", checkpoint, *recipe, *flags, "--no-flip")
+    names = {"weight-decay": "weight_decay", "warmup": "warmup_epochs"}
+    assert {name: found[names.get(name, name)] for name in given} == given
+    assert found["flip"] is False
+
+
+@pytest.mark.parametrize("augment", ["crop", "none", "rand-m5-n1"])
+def test_augmentations(succeeds: Run, checkpoint: Path, recipe: Options, augment: str):
+    options = ("--checkpoint", checkpoint, *recipe, "--augment", augment, "--epochs", 1)
+    succeeds("train", *options)
+
+
+def test_an_augmentation_that_is_none(fails: Run, checkpoint: Path, recipe: Options):
+    options = ("--checkpoint", checkpoint, *recipe, "--augment", "nonsense")
+    fails("train", *options, says=("--augment", "nonsense", "crop or none"))
 
 
 def test_a_bank_for_pruning(succeeds: Run, checkpoint: Path, recipe: Options, here: Path):
@@ -41,24 +113,84 @@ def test_a_bank_for_pruning(succeeds: Run, checkpoint: Path, recipe: Options, he
     assert ToComBank.load(here / "bank.safetensors").method.name == "evit"
 
 
+@pytest.mark.parametrize(
+    "options, expected", [((), False), (("--proportional",), True), (("--no-proportional",), False)]
+)
+def test_proportional_attention_follows_the_option_then_the_checkpoint(
+    succeeds: Run, unproportional: Path, recipe: Options, here: Path, options: Options,
+    expected: bool,
+):  # fmt: skip
+    succeeds("train", "--checkpoint", unproportional, *recipe, "--epochs", 1, *options)
+    assert ToComBank.load(here / "bank.safetensors").method == Method("tome", expected)
+
+
+@pytest.mark.parametrize("arithmetic, groups, rank", [("shared", 1, 48), ("no-inversion", 32, 3)])
+def test_arithmetic_of_the_ablation(
+    succeeds: Run, checkpoint: Path, recipe: Options, here: Path, arithmetic: str, groups: int,
+    rank: int,
+):  # fmt: skip
+    options = ("--checkpoint", checkpoint, *recipe, "--rank", 3, "--arithmetic", arithmetic)
+    document = json.loads(succeeds("train", *options, "--json").stdout)
+    bank = ToComBank.load(here / "bank.safetensors")
+    assert (bank.arithmetic, bank.groups, bank.rank) == (arithmetic, groups, rank)
+    assert document["parameters"] == 4 * 2 * 2 * 64 * groups * rank
+    model = ("--checkpoint", checkpoint, "--bank", "bank.safetensors")
+    succeeds("build", *model, "--targets", "2,8")  # verified against PyTorch, up and down
+
+
+def test_the_losses_differ(
+    succeeds: Run, checkpoint: Path, tmp_path: Path, here: Path, image_folder: Callable,
+    info: ModelInfo,
+):  # fmt: skip
+    data = image_folder(tmp_path / "ten", info.classes, each=1)
+    options = ("--data", data, "--epochs", 2, "--batch", 4, "--workers", 0, "--lr", 0.01)
+    for loss in ("default", "kl", "features", "classes"):
+        chosen = () if loss == "default" else ("--loss", loss)
+        out = ("--out", f"{loss}.safetensors")
+        succeeds("train", "--checkpoint", checkpoint, *options, *chosen, *out)
+    banks = {file.stem: file.read_bytes() for file in here.glob("*.safetensors")}
+    assert len(banks) == 4
+    assert banks["default"] == banks["kl"]
+    assert len(set(banks.values())) == 3
+
+
+def test_labels_that_the_head_has_not(fails: Run, checkpoint: Path, recipe: Options):
+    options = ("--checkpoint", checkpoint, *recipe, "--loss", "classes")
+    fails("train", *options, says=("--loss classes", "2 classes", "10"))
+
+
+@pytest.mark.parametrize("loss", [(), ("--loss", "features")])
+def test_a_model_without_a_head_learns_from_features(
+    started: Started, headless: Path, recipe: Options, loss: Options
+):
+    found = started("train", "--checkpoint", headless, *recipe, *loss)
+    assert found["loss"] == "features"
+
+
+def test_a_bank_of_a_model_without_a_head(
+    succeeds: Run, headless: Path, recipe: Options, here: Path
+):
+    succeeds("train", "--checkpoint", headless, *recipe, "--lr", 0.01)
+    assert np.abs(ToComBank.load(here / "bank.safetensors").v_up).max() > 1e-4
+
+
+@pytest.mark.parametrize("loss", ["kl", "classes"])
+def test_a_loss_that_needs_a_head(fails: Run, headless: Path, recipe: Options, loss: str):
+    options = ("--checkpoint", headless, *recipe, "--loss", loss)
+    fails("train", *options, says=(f"--loss {loss}", "no head", "--loss features"))
+
+
 @pytest.mark.parametrize("stopped_in", [0, 1])
 def test_a_stopped_run_is_continued(
-    run: Run, succeeds: Run, checkpoint: Path, recipe: Options, here: Path,
-    monkeypatch: pytest.MonkeyPatch, stopped_in: int,
+    run: Run, succeeds: Run, checkpoint: Path, recipe: Options, here: Path, stops: Callable,
+    stopped_in: int,
 ):  # fmt: skip
-    epochs = TrainData.epoch
-
-    def stop(self: TrainData, epoch: int, first: int = 0) -> object:
-        if epoch == stopped_in:
-            raise KeyboardInterrupt
-        return epochs(self, epoch, first)
-
     options = ("train", "--checkpoint", checkpoint, *recipe)
     succeeds(*options, "--out", "whole.safetensors")
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainData, "epoch", stop)
+    with stops(stopped_in):
         result = run(*options, "--out", "broken.safetensors")
     assert result.exit_code == 130
+    assert "Run the same command again" in result.stderr
     assert result.stderr.endswith("Stopped.\n")
     assert not (here / "broken.safetensors").exists()
 
@@ -71,27 +203,79 @@ def test_a_stopped_run_is_continued(
     assert not list(here.glob("*.state"))
 
 
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        (("--lr", "0.5"), "lr 7.8125e-06 there, 0.5 here"),
+        (("--augment", "none"), 'augment "rand-m9-mstd0.5-inc1" there, "none" here'),
+        (("--loss", "features"), 'loss "kl" there, "features" here'),
+        (("--mixup", "0", "--no-flip"), "flip true there, false here; mixup 0.8 there, 0.0 here"),
+        (("--method", "evit"), 'method "tome" there, "evit" here'),
+        (("--epochs", "3"), "epochs 2 there, 3 here"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
 def test_a_state_of_another_recipe(
-    run: Run, fails: Run, checkpoint: Path, recipe: Options, monkeypatch: pytest.MonkeyPatch
+    run: Run, fails: Run, checkpoint: Path, recipe: Options, stops: Callable, options: Options,
+    difference: str,
+):  # fmt: skip
+    command = ("train", "--checkpoint", checkpoint, *recipe)
+    with stops(1):
+        assert run(*command).exit_code == 130
+    fails(*command, *options, says=("bank.safetensors.state", "another recipe", difference))
+
+
+def test_a_part_of_a_batch_at_a_time_goes_on_with_the_same_run(
+    run: Run, succeeds: Run, checkpoint: Path, recipe: Options, stops: Callable
 ):
-    epochs = TrainData.epoch
+    """How a run that is out of memory is to be mended."""
+    command = ("train", "--checkpoint", checkpoint, *recipe)
+    with stops(1):
+        assert run(*command).exit_code == 130
+    assert "continues after step 3" in succeeds(*command, "--accumulate", 2).stderr
 
-    def stop(self: TrainData, epoch: int, first: int = 0) -> object:
-        if epoch:
-            raise KeyboardInterrupt
-        return epochs(self, epoch, first)
 
-    options = ("train", "--checkpoint", checkpoint, *recipe)
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainData, "epoch", stop)
-        run(*options)
-    fails(*options, "--lr", "0.5", says=("bank.safetensors.state", "another recipe"))
+def test_parts_that_a_batch_has_not(fails: Run, checkpoint: Path, recipe: Options):
+    options = ("--checkpoint", checkpoint, *recipe, "--accumulate", 3)
+    fails("train", *options, says=("--batch 4", "--accumulate 3", "multiple"))
+
+
+@pytest.mark.parametrize("batch, parts", [(3, 1), (6, 2)])
+def test_an_odd_number_of_images_to_mix(
+    fails: Run, succeeds: Run, checkpoint: Path, recipe: Options, batch: int, parts: int
+):
+    options = ("--checkpoint", checkpoint, *recipe, "--batch", batch, "--accumulate", parts)
+    fails("train", *options, says=("--mixup", "--cutmix", "3 images", f"--batch {batch}", "even"))
+    succeeds("train", *options, "--mixup", 0, "--cutmix", 0, "--force")
+
+
+@pytest.mark.parametrize("warmup", [2, 3])
+def test_a_warmup_as_long_as_the_run(fails: Run, checkpoint: Path, recipe: Options, warmup: int):
+    options = ("--checkpoint", checkpoint, *recipe, "--warmup", warmup)
+    fails("train", *options, says=(f"--warmup {warmup}", "2 --epochs"))
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--device", "nonsense"), ("--device nonsense", "cuda:N")),
+        (("--device", "mps"), ("--device mps", "cuda:N")),
+        (("--device", "cpu", "--amp", "fp16"), ("--amp fp16", "CUDA", "bf16")),
+        (("--amp", "fp8"), ("--amp", "fp8", "bf16")),
+    ],
+    ids=str,
+)
+def test_a_place_that_cannot_compute(
+    fails: Run, checkpoint: Path, recipe: Options, options: Options, says: Options,
+    written: Callable,
+):  # fmt: skip
+    fails("train", "--checkpoint", checkpoint, *recipe, *options, says=says)
+    assert written() == []
 
 
 def test_a_loss_that_is_not_finite(fails: Run, checkpoint: Path, recipe: Options, here: Path):
     options = ("--checkpoint", checkpoint, *recipe, "--scale", "1e30", "--lr", "1e30")
-    fails_with = fails("train", *options, "-q", says=("loss", "step"), status=1)
-    assert "learning rate" in fails_with.stderr
+    fails("train", *options, "-q", says=("loss nan", "step", "--lr", "--clip"), status=1)
     assert not (here / "bank.safetensors").exists()
 
 
@@ -107,6 +291,35 @@ def test_data_that_cannot_be_used(fails: Run, checkpoint: Path, tmp_path: Path, 
     fails("train", "--checkpoint", checkpoint, "--data", data, says=(data,))
 
 
+def test_images_of_one_class(fails: Run, checkpoint: Path, tmp_path: Path, image_folder: Callable):
+    data = image_folder(tmp_path / "images", ("a",))
+    fails("train", "--checkpoint", checkpoint, "--data", data, says=(data, "one class only"))
+
+
+def test_shards_are_the_same_images(
+    succeeds: Run, checkpoint: Path, photos: Path, recipe: Options, make_shards: Callable,
+    tmp_path: Path, here: Path,
+):  # fmt: skip
+    files = sorted(photos.glob("*/*.png"))
+    labels = [int(file.parent.name == "b") for file in files]
+    shards = make_shards(tmp_path / "shards", [f.read_bytes() for f in files], labels, ("a", "b"))
+    options = ("train", "--checkpoint", checkpoint, *recipe)
+    succeeds(*options, "--out", "folder.safetensors")
+    succeeds(*options, "--data", shards, "--out", "shards.safetensors")
+    folder, packed = (here / f"{name}.safetensors" for name in ("folder", "shards"))
+    assert folder.read_bytes() == packed.read_bytes()
+
+
+def test_an_image_that_cannot_be_read(
+    succeeds: Run, checkpoint: Path, photos: Path, recipe: Options
+):
+    broken = photos / "b" / "3.png"
+    broken.write_bytes(b"not an image")
+    result = succeeds("train", "--checkpoint", checkpoint, *recipe, "--json")
+    assert json.loads(result.stdout)["unreadable_images"] == 1
+    assert result.stderr.count(f"{broken}: can't be read; skipped") == 1
+
+
 def test_fewer_images_than_a_batch(fails: Run, checkpoint: Path, photos: Path):
     options = ("--checkpoint", checkpoint, "--data", photos, "--batch", 13)
     fails("train", *options, says=(photos, "12 images", "batch of 13"))
@@ -114,11 +327,6 @@ def test_fewer_images_than_a_batch(fails: Run, checkpoint: Path, photos: Path):
 
 def test_no_data(fails: Run, checkpoint: Path):
     fails("train", "--checkpoint", checkpoint, says=("--data",))
-
-
-def test_an_augmentation_that_is_none(fails: Run, checkpoint: Path, recipe: Options):
-    options = ("--checkpoint", checkpoint, *recipe, "--augment", "nonsense")
-    fails("train", *options, says=("--augment", "nonsense"))
 
 
 def test_a_folder_that_is_not_there_yet(succeeds: Run, checkpoint: Path, recipe: Options):
@@ -136,12 +344,12 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_a_full_disk(
-    fails: Run, checkpoint: Path, recipe: Options, here: Path, files_end_at: Callable
+    fails: Run, checkpoint: Path, recipe: Options, files_end_at: Callable, written: Callable
 ):
     options = ("--checkpoint", checkpoint, *recipe, "-q")
     with files_end_at(50_000):  # a bank and its optimiser need more
         fails("train", *options, says=("bank.", "can't be written"))
-    assert not [p.name for p in here.iterdir() if p.suffix != ".csv"]
+    assert set(written()) <= {"bank.safetensors.csv"}
 
 
 @pytest.mark.parametrize("name", ["bank.pth", "bank", "bank.state"])
@@ -171,3 +379,38 @@ def test_a_finished_result_is_not_replaced_unasked(fails: Run, command: str, her
     options = ("--data", "images", "--out", "done.safetensors")
     fails(command, *options, says=("--out done.safetensors exists", "--force"))
     assert (here / "done.safetensors").read_bytes() == b"a week of training"
+
+
+def test_a_finished_result_is_replaced_by_force(
+    succeeds: Run, checkpoint: Path, recipe: Options, here: Path
+):
+    (here / "bank.safetensors").write_bytes(b"a week of training")
+    succeeds("train", "--checkpoint", checkpoint, *recipe, "--force")
+    assert ToComBank.load(here / "bank.safetensors").model == "tiny"
+
+
+@pytest.mark.parametrize("epochs, lines", [(1, 50), (10, 100)])
+def test_a_line_for_each_hundredth(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, epochs: int, lines: int
+):
+    """Where stderr is no terminal; a step takes half a second here."""
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("tocom_export.cli.training.time", clock)
+    total = 50 * epochs
+    with reporting(Output(False, 0), "training", Recipe(epochs, 4, 1e-3), 50) as report:
+        for step in range(1, total + 1):
+            now += 0.5
+            report(step, total, 1 / step, 1e-3)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == lines
+    assert told[-1] == (
+        f"training step {total}/{total} loss {1 / total:.4f} lr 1.00e-03 8 images/s, 0 min left"
+    )
+    if epochs == 10:
+        assert told[3].endswith("step 20/500 loss 0.0500 lr 1.00e-03 8 images/s, 4 min left")
+
+
+def test_a_quiet_run_says_nothing(succeeds: Run, checkpoint: Path, recipe: Options):
+    result = succeeds("train", "--checkpoint", checkpoint, *recipe, "-q")
+    assert result.output == ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from tocom_export.arithmetic import ARITHMETICS, groups_of
 from tocom_export.bank import FACTORS, ToComBank
 from tocom_export.errors import BankError, DegreeError
 from tocom_export.info import METADATA_KEY
@@ -66,6 +68,89 @@ def test_gap_telescopes(bank: ToComBank, source: int, middle: int, target: int):
     first, second = bank.gap(2, source, middle, 0.1), bank.gap(2, middle, target, 0.1)
     for a, b, whole in zip(first, second, bank.gap(2, source, target, 0.1), strict=True):
         np.testing.assert_allclose(a + b, whole, rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def ablated(make_bank: Callable[..., ToComBank], spec: VitSpec) -> Callable[..., ToComBank]:
+    """A bank of the paper's ablation, its groups all different."""
+
+    def make(arithmetic: Any) -> ToComBank:
+        return replace(make_bank(spec, groups=groups_of(arithmetic)), arithmetic=arithmetic)
+
+    return make
+
+
+@given(source=degrees, target=degrees)
+def test_a_shared_banks_gap_knows_no_degrees(ablated: Callable, source: int, target: int):
+    bank = ablated("shared")
+    whole = 0.3 * (bank.q_up[1, 0].astype(float) @ bank.q_down[1, 0].astype(float))
+    q, _ = bank.gap(1, source, target, 0.3)
+    np.testing.assert_allclose(q, whole if source != target else 0 * whole, rtol=0, atol=1e-12)
+
+
+@given(source=degrees, target=degrees, scale=st.floats(0.01, 1))
+def test_without_inversion_the_way_down_has_groups_of_its_own(
+    ablated: Callable, source: int, target: int, scale: float
+):
+    bank = ablated("no-inversion")
+    low, high = sorted((source, target))
+    offset = 16 if source > target else 0
+    q, v = bank.gap(2, source, target, scale)
+    wanted_q, wanted_v = np.zeros_like(q), np.zeros_like(v)
+    for g in range(offset + low, offset + high):
+        wanted_q += scale * (bank.q_up[2, g].astype(float) @ bank.q_down[2, g])
+        wanted_v += scale * (bank.v_up[2, g].astype(float) @ bank.v_down[2, g])
+    np.testing.assert_allclose(q, wanted_q, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(v, wanted_v, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "holds"), [("steps", True), ("shared", False), ("no-inversion", False)]
+)
+def test_only_steps_add_up_and_turn_round(ablated: Callable, arithmetic: str, holds: bool):
+    bank = ablated(arithmetic)
+    there, back = bank.gap(0, 3, 11, 1.0)[0], bank.gap(0, 11, 3, 1.0)[0]
+    assert np.allclose(there, -back) == holds
+    past = bank.gap(0, 3, 14, 1.0)[0] + bank.gap(0, 14, 11, 1.0)[0]
+    assert np.allclose(past, there) == holds
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_the_arithmetic_is_saved(tmp_path: Path, ablated: Callable, spec: VitSpec, arithmetic: Any):
+    bank = ablated(arithmetic)
+    bank.save(tmp_path / "bank.safetensors")
+    loaded = ToComBank.load(tmp_path / "bank.safetensors")
+    loaded.check(spec, Method("tome"))
+    assert (loaded.arithmetic, loaded.groups) == (arithmetic, groups_of(arithmetic))
+    assert loaded.max_degree == 16
+    for pair in ((2, 9), (9, 2)):
+        for a, b in zip(bank.gap(1, *pair, 0.1), loaded.gap(1, *pair, 0.1), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_bank_that_doesnt_say_is_of_steps(tmp_path: Path, bank: ToComBank):
+    file = tmp_path / "bank.safetensors"
+    meta = {"method": "tome", "proportional": True, "model": "m"}
+    save_file(bank.factors(), file, {METADATA_KEY: json.dumps(meta)})
+    assert ToComBank.load(file).arithmetic == "steps"
+
+
+@pytest.mark.parametrize("arithmetic", ["shared", "no-inversion"])
+def test_groups_of_another_arithmetic_are_refused(
+    make_bank: Callable[..., ToComBank], spec: VitSpec, arithmetic: Any
+):
+    bank = replace(make_bank(spec), arithmetic=arithmetic)
+    with pytest.raises(BankError, match=rf"groups 16.* {groups_of(arithmetic)};"):
+        bank.check(spec, Method("tome"))
+
+
+@pytest.mark.parametrize(("source", "target"), [(-1, 4), (0, 17), (17, 17), (4, -1)])
+@pytest.mark.parametrize("arithmetic", ["shared", "no-inversion"])
+def test_an_ablations_degrees_end_at_16_too(
+    ablated: Callable, arithmetic: str, source: int, target: int
+):
+    with pytest.raises(DegreeError, match=r"0\.\.16"):
+        ablated(arithmetic).gap(0, source, target, 0.1)
 
 
 @pytest.mark.parametrize(("source", "target"), [(-1, 4), (0, 17), (17, 17), (4, -1)])
@@ -175,7 +260,15 @@ def test_wrong_names_shapes_or_types(tmp_path: Path, bank: ToComBank, change, pa
 
 
 @pytest.mark.parametrize(
-    "meta", ["{", "[]", "3", {}, {"method": "topk", "proportional": True, "model": "m"}]
+    "meta",
+    [
+        "{",
+        "[]",
+        "3",
+        {},
+        {"method": "topk", "proportional": True, "model": "m"},
+        {"method": "tome", "proportional": True, "model": "m", "arithmetic": "sums"},
+    ],
 )
 def test_bad_metadata(tmp_path: Path, bank: ToComBank, meta: Any):
     broken(bank, tmp_path, lambda _: None, meta)

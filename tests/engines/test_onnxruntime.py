@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tocom_export.build import BuildPlan
 from tocom_export.bundle import Bundle
 from tocom_export.engines.onnxruntime import OnnxEngine
 from tocom_export.errors import (
@@ -21,6 +23,8 @@ from tocom_export.errors import (
     MissingPackageError,
     ProviderError,
 )
+from tocom_export.training.evaluate import runner
+from tocom_export.training.reference import load_model
 
 TARGETS = (0, 8, 16)
 CPU = "CPUExecutionProvider"
@@ -34,6 +38,32 @@ def test_every_target_gives_logits(bundle: Bundle, make_images: Images, target: 
     assert logits.shape == (batch, bundle.spec.classes)
     assert logits.dtype == np.float32
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_compensation_it_is_the_checkpoint(
+    bundle: Bundle, plan: BuildPlan, make_images: Images, target: int
+):
+    images = make_images(bundle.spec, 8)
+    model = load_model(bundle.spec, plan.checkpoint.tensors, plan.method)
+    expected = runner(model, target)(images)
+    plain = OnnxEngine(bundle, target, compensated=False)
+    np.testing.assert_allclose(plain.run(images), expected, atol=1e-4)
+    differs = np.abs(OnnxEngine(bundle, target).run(images) - expected).max() > 1e-2
+    assert differs == (target != bundle.source)  # what the bank adds isn't left out of both
+
+
+def test_an_engine_without_compensation_goes_on_as_others_come_and_go(
+    bundle: Bundle, make_images: Images
+):
+    """It reads weights that lie in memory, not in a file."""
+    images = make_images(bundle.spec)
+    plain = OnnxEngine(bundle, 8, compensated=False)
+    first = plain.run(images)
+    for _ in range(3):
+        OnnxEngine(bundle, 8).run(images)
+        gc.collect()
+    np.testing.assert_array_equal(plain.run(images), first)
 
 
 def test_targets_differ(bundle: Bundle, make_images: Images):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,23 @@ def test_batches(folder: Path, spec: VitSpec):
 def test_each_image_once_an_epoch(folder: Path, spec: VitSpec):
     labels = torch.cat([labels for _, labels in train_data(folder, spec).epoch(0)])
     assert sorted(labels.tolist()) == [0] * 6 + [1] * 6
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="can't tell who sends a signal")
+def test_workers_outlast_sigterm_unless_it_is_ours(folder: Path, spec: VitSpec):
+    data = train_data(folder, spec, batch=1, workers=1)
+    batches = data.epoch(0)
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert equal([first, *batches], list(train_data(folder, spec, batch=1).epoch(0)))
+
+    batches = data.epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()  # as at the end of the main process
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from tocom_export.bank import FACTORS, ToComBank
-from tocom_export.errors import CheckpointError
+from tocom_export.errors import CheckpointError, InputError
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
 from tocom_export.spec import VitSpec
 from tocom_export.training.data import TrainData, seed_all
-from tocom_export.training.distill import distill, distill_loss, draw_degrees
+from tocom_export.training.distill import check_loss, distill, distill_loss, draw_degrees
 from tocom_export.training.loop import Recipe
 from tocom_export.training.lowrank import TrainableBank
 from tocom_export.training.model import CompressedVit
+from tocom_export.training.placement import Placement
+from tocom_export.training.sources import open_images
+from tocom_export.training.zoo import vit_from_spec
 
 RECIPE = Recipe(epochs=3, batch=4, lr=1e-2)  # 3 steps an epoch
 
@@ -59,29 +63,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory, image_folder: Callable[...,
 def run(spec: VitSpec, folder: Path, make_vit: Callable) -> Callable[..., ToComBank]:
     """Distil from the start, or from where the state beside ``out`` left off."""
 
-    def call(out: Path, recipe: Recipe = RECIPE, report: Callable | None = None) -> ToComBank:
-        data = TrainData(folder, spec, Preprocess(), recipe.batch)
+    def call(out: Path, recipe: Recipe = RECIPE, **options: Any) -> ToComBank:
+        data = TrainData(open_images(folder), spec, Preprocess(), recipe.batch, seed=recipe.seed)
         seed_all(0)
-        bank = TrainableBank(spec, Method("tome"))
-        return distill(CompressedVit(make_vit(spec)), bank, data, recipe, out, report=report)
+        names = ("arithmetic", "scale", "dropout")
+        bank = TrainableBank(
+            spec, Method("tome"), **{n: options.pop(n) for n in names if n in options}
+        )
+        return distill(CompressedVit(make_vit(spec)), bank, data, recipe, out, **options)
 
     return call
 
 
+def interrupt_at(stop: int) -> Callable[..., None]:
+    """A report that ends the run like a user at the keyboard."""
+
+    def report(step: int, *_: float) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
+
+    return report
+
+
 def test_degrees_are_drawn_uniformly_and_differ():
-    torch.manual_seed(0)
-    draws = Counter(draw_degrees() for _ in range(27_200))
+    draws = Counter(draw_degrees(0, step) for step in range(27_200))
     assert set(draws) == {(m, n) for m in range(17) for n in range(17) if m != n}
     expected = 27_200 / (17 * 16)  # 100 of each pair
     chi_square = sum((n - expected) ** 2 / expected for n in draws.values())
     assert chi_square < 360  # 271 degrees of freedom; more than that once in 4000
 
 
-def test_draws_follow_torchs_generator():
+def test_draws_follow_the_key_alone():
     torch.manual_seed(3)
-    first = [draw_degrees() for _ in range(5)]
-    torch.manual_seed(3)
-    assert [draw_degrees() for _ in range(5)] == first
+    first = [draw_degrees(5, step) for step in range(20)]
+    torch.manual_seed(4)
+    np.random.seed(4)
+    assert [draw_degrees(5, step) for step in range(20)] == first
+    assert [draw_degrees(6, step) for step in range(20)] != first
+
+
+def test_a_run_draws_the_degrees_of_seed_and_step(
+    run: Callable[..., ToComBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = []
+    loss = distill_loss
+
+    def spy(model, bank, images, source, target, **options):
+        drawn.append((source, target))
+        return loss(model, bank, images, source, target, **options)
+
+    monkeypatch.setattr("tocom_export.training.distill.distill_loss", spy)
+    run(tmp_path / "bank.safetensors", replace(RECIPE, seed=3), accumulate=2)
+    assert drawn == [draw_degrees(3, step) for step in range(9) for _ in range(2)]
 
 
 def test_the_loss_is_zero_where_student_and_teacher_agree(
@@ -123,7 +156,7 @@ def test_the_model_stays_as_it_is(
 ):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     bank = TrainableBank(spec, Method("tome"))
-    data = TrainData(folder, spec, Preprocess(), 4)
+    data = TrainData(open_images(folder), spec, Preprocess(), 4)
     distill(model, bank, data, RECIPE, tmp_path / "bank.safetensors")
     assert not any(p.requires_grad for p in model.parameters())
     for name, tensor in model.state_dict().items():
@@ -147,10 +180,8 @@ def test_the_bank_is_written_and_the_state_removed(run: Callable[..., ToComBank]
     steps = []
     trained = run(tmp_path / "bank.safetensors", report=lambda *step: steps.append(step))
     assert [(step, total) for step, total, _, _ in steps] == [(n, 9) for n in range(1, 10)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "bank.safetensors",
-        "bank.safetensors.csv",
-    ]
+    found = {p.name for p in tmp_path.iterdir()}
+    assert found - {"bank.safetensors.tensorboard"} == {"bank.safetensors", "bank.safetensors.csv"}
     loaded = ToComBank.load(tmp_path / "bank.safetensors")
     assert loaded.model == "small"
     for name in FACTORS:
@@ -162,18 +193,14 @@ def test_the_bank_is_written_and_the_state_removed(run: Callable[..., ToComBank]
 def test_an_interrupted_run_gives_the_same_bank(
     run: Callable[..., ToComBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ):
-    def interrupt(step: int, *_: float) -> None:
-        if step == stop:
-            raise KeyboardInterrupt
-
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
     run(whole)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        clock = count(step=100)  # so that every step is saved
+        clock = (100**n for n in count())  # so that every step is saved, however long that takes
         patched.setattr(
             "tocom_export.training.loop.time", SimpleNamespace(monotonic=lambda: next(clock))
         )
-        run(broken, report=interrupt)
+        run(broken, report=interrupt_at(stop))
     assert not broken.exists()
     assert broken.with_suffix(".safetensors.state").exists()
 
@@ -187,20 +214,36 @@ def test_an_interrupted_run_gives_the_same_bank(
     )
 
 
-def test_a_state_of_another_recipe(run: Callable[..., ToComBank], tmp_path: Path):
-    def interrupt(step: int, *_: float) -> None:
-        if step == 4:  # after the first epoch, which is saved
-            raise KeyboardInterrupt
-
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        ({"lr": 1e-3}, {}, "lr 0.01 there, 0.001 here"),
+        ({"epochs": 2}, {}, "epochs 3 there, 2 here"),
+        ({}, {"loss": "features"}, 'loss "kl" there, "features" here'),
+        ({}, {"scale": 0.2}, "scale 0.1 there, 0.2 here"),
+        ({}, {"dropout": 0.0}, "dropout 0.1 there, 0.0 here"),
+    ],
+)
+def test_a_state_of_another_recipe(
+    run: Callable[..., ToComBank], tmp_path: Path, recipe: dict, options: dict, words: str
+):
     out = tmp_path / "bank.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        run(out, report=interrupt)
-    with pytest.raises(
-        CheckpointError, match=r"bank\.safetensors\.state is of a run with another recipe"
-    ):
-        run(out, Recipe(epochs=3, batch=4, lr=1e-3))
+        run(out, report=interrupt_at(4))  # after the first epoch, which is saved
+    with pytest.raises(CheckpointError) as caught:
+        run(out, replace(RECIPE, **recipe), **options)
+    state = out.with_suffix(".safetensors.state")
+    assert f"{state} is of a run with another recipe ({words})." in str(caught.value)
     assert not out.exists()
-    assert out.with_suffix(".safetensors.state").exists()
+    assert state.exists()
+
+
+def test_a_state_of_another_arithmetic(run: Callable[..., ToComBank], tmp_path: Path):
+    out = tmp_path / "bank.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, report=interrupt_at(4))
+    with pytest.raises(CheckpointError, match='arithmetic "steps" there, "shared" here'):
+        run(out, arithmetic="shared")
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04"])
@@ -211,22 +254,146 @@ def test_a_state_that_is_none(run: Callable[..., ToComBank], tmp_path: Path, con
         run(out)
 
 
-def test_a_state_of_other_weights(
+def test_a_state_of_another_model(
     tmp_path: Path, spec: VitSpec, make_vit, image_folder: Callable[..., Path]
 ):
     folder = image_folder(tmp_path / "images", each=8)
-    data = TrainData(folder, spec, Preprocess(), 4)
+    data = TrainData(open_images(folder), spec, Preprocess(), 4)
 
-    def run(seed: int, report: Any = None) -> None:
-        model = CompressedVit(make_vit(spec, seed))
-        bank = TrainableBank(spec, Method("tome"))
+    def run(seed: int, method: str = "tome", report: Any = None) -> None:
+        model = CompressedVit(make_vit(spec, seed), Method(method))
+        bank = TrainableBank(spec, Method(method))
         distill(model, bank, data, Recipe(2, 4, 1e-3), tmp_path / "b.safetensors", report=report)
 
-    def stop(step: int, *_: Any) -> None:
-        if step == 5:  # the first epoch is saved
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(0, stop)
-    with pytest.raises(CheckpointError, match="another recipe, model or data"):
+        run(0, report=interrupt_at(5))  # the first epoch is saved
+    with pytest.raises(CheckpointError, match=r"another recipe \(weights\)\."):
         run(1)
+    with pytest.raises(CheckpointError, match=r'\(method "tome" there, "evit" here\)'):
+        run(0, "evit")
+
+
+def test_features_are_compared_by_their_mean_distance(
+    make_spec: Callable[..., VitSpec], make_vit: Callable, make_bank: Callable,
+    make_images: Callable,
+):  # fmt: skip
+    spec = make_spec(image_size=(32, 32), depth=2, classes=0, pool="avg", final_norm="fc_norm")
+    model = CompressedVit(make_vit(spec)).eval()
+    bank = TrainableBank.from_bank(make_bank(spec), spec)
+    images = torch.from_numpy(make_images(spec, 4))
+    loss = distill_loss(model, bank, images, 2, 8, "features")
+    with torch.no_grad():
+        tokens = [model.features(images, degree)[0].shape[1] for degree in (2, 8)]
+        teacher, student = model(images, 2), model(images, 8, bank.side(2, 8))  # no head: pooled
+    assert tokens[0] > tokens[1]
+    assert teacher.shape == (4, spec.width)
+    assert loss.item() == pytest.approx((teacher - student).abs().mean().item(), rel=1e-5)
+    loss.backward()
+    assert bank.up.grad[:, :, 2:8].any()
+
+
+def test_features_of_a_model_with_a_head_are_what_the_head_reads(
+    model: CompressedVit, spec: VitSpec, images: torch.Tensor, make_bank: Callable
+):
+    bank = TrainableBank.from_bank(make_bank(spec), spec)
+    with torch.no_grad():
+        loss = distill_loss(model, bank, images, 0, 8, "features")
+        sides = ((0, None), (8, bank.side(0, 8)))
+        read = [model.vit.norm(model.features(images, *s)[0])[:, 0] for s in sides]
+        pooled = [model.pooled(images, *s) for s in sides]
+        for features, side in zip(pooled, sides, strict=True):
+            torch.testing.assert_close(model.vit.head(features), model(images, *side))
+    assert read[0].shape == pooled[0].shape
+    assert loss.item() == pytest.approx((pooled[0] - pooled[1]).abs().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_are_compared_with_the_labels(
+    model: CompressedVit, spec: VitSpec, images: torch.Tensor, make_bank: Callable, soft: bool
+):
+    bank = TrainableBank.from_bank(make_bank(spec), spec)
+    labels = torch.tensor([1, 9, 0, 4])
+    targets = F.one_hot(labels, spec.classes).float()
+    if soft:
+        labels = targets = 0.7 * targets + 0.3 * targets.roll(1, dims=0)
+    with torch.no_grad():
+        loss = distill_loss(model, bank, images, 3, 8, "classes", labels)
+        says = model(images, 8, bank.side(3, 8)).double().log_softmax(dim=-1)
+    assert loss.item() == pytest.approx(-(targets * says).sum(dim=-1).mean().item(), rel=1e-5)
+
+
+def test_drop_path_is_the_students_alone(spec: VitSpec, make_images: Callable, make_weights):
+    vit = vit_from_spec(spec, drop_path=0.9999)
+    vit.load_state_dict({n: torch.from_numpy(w) for n, w in make_weights(spec).items()})
+    model = CompressedVit(vit).train()
+    images = torch.from_numpy(make_images(spec, 4))
+    said: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    forward = model.forward
+
+    def spy(*inputs: Any) -> torch.Tensor:
+        out = forward(*inputs)
+        said["student" if torch.is_grad_enabled() else "teacher"].append(out.detach())
+        return out
+
+    model.forward = spy
+    bank = TrainableBank(spec, Method("tome"))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        distill_loss(model, bank, images, 0, 8)
+        assert model.training
+        assert all(module.training for module in model.modules())
+    model.eval()
+    with torch.no_grad():
+        kept = forward(images)
+        for block in model.vit.blocks[1:]:  # the first layer's drop path is 0
+            for last in (block.attn.proj, block.mlp.fc2):
+                last.weight.zero_()
+                last.bias.zero_()
+        dropped = forward(images, 8)
+    for teacher, student in zip(said["teacher"], said["student"], strict=True):
+        torch.testing.assert_close(teacher, kept)
+        torch.testing.assert_close(student, dropped)  # but once in 400
+    assert (kept - dropped).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["kl", "classes"])
+def test_a_model_without_a_head_has_features_alone(
+    make_spec: Callable[..., VitSpec], make_vit: Callable, folder: Path, loss: Any
+):
+    spec = make_spec(image_size=(32, 32), depth=2, classes=0)
+    model = CompressedVit(make_vit(spec), name="headless")
+    data = TrainData(open_images(folder), spec, Preprocess(), 4)
+    with pytest.raises(InputError, match=f"headless has no head, so --loss {loss} .*features"):
+        check_loss(loss, model, data)
+    check_loss("features", model, data)
+
+
+def test_labels_of_other_classes_than_the_models(
+    model: CompressedVit, spec: VitSpec, folder: Path, tmp_path: Path
+):
+    data = TrainData(open_images(folder), spec, Preprocess(), 4)
+    bank = TrainableBank(spec, Method("tome"))
+    out = tmp_path / "bank.safetensors"
+    with pytest.raises(InputError, match="--loss classes: the data has 2 classes, the model 10"):
+        distill(model, bank, data, RECIPE, out, loss="classes")
+    assert not list(tmp_path.iterdir())
+    check_loss("kl", model, data)
+
+
+@pytest.mark.parametrize("arithmetic", ["shared", "no-inversion"])
+def test_the_ablations_banks_are_distilled(
+    run: Callable[..., ToComBank], tmp_path: Path, arithmetic: Any
+):
+    trained = run(tmp_path / "bank.safetensors", arithmetic=arithmetic)
+    loaded = ToComBank.load(tmp_path / "bank.safetensors")
+    assert (loaded.arithmetic, loaded.groups) == (arithmetic, {"shared": 1}.get(arithmetic, 32))
+    np.testing.assert_array_equal(loaded.q_up, trained.q_up)
+    assert trained.q_up.any()
+
+
+def test_a_bank_is_distilled_in_bf16(run: Callable[..., ToComBank], tmp_path: Path):
+    exact = run(tmp_path / "exact.safetensors")
+    rough = run(tmp_path / "rough.safetensors", placement=Placement(amp=torch.bfloat16))
+    assert rough.q_up.dtype == np.float32
+    assert not np.array_equal(rough.q_up, exact.q_up)
+    assert rough.q_up.any()

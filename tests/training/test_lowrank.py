@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tocom_export.arithmetic import ARITHMETICS, groups_of
 from tocom_export.bake import bake, qkv_name
 from tocom_export.bank import ToComBank
 from tocom_export.errors import BankError
@@ -153,3 +156,73 @@ def test_only_the_steps_between_are_trained(spec: VitSpec, tokens: torch.Tensor)
     wanted = torch.zeros_like(touched)
     wanted[1, :, 4:9] = True
     assert torch.equal(touched, wanted)
+
+
+@pytest.fixture
+def ablated(make_bank: Callable[..., ToComBank], spec: VitSpec) -> Callable[..., ToComBank]:
+    """A bank of the paper's ablation, its groups all different."""
+
+    def make(arithmetic: Any) -> ToComBank:
+        return replace(make_bank(spec, groups=groups_of(arithmetic)), arithmetic=arithmetic)
+
+    return make
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_side_paths_equal_baked_weights_in_every_arithmetic(
+    ablated: Callable, spec: VitSpec, tokens: torch.Tensor, make_weights: Callable,
+    arithmetic: Any, source: int, target: int,
+):  # fmt: skip
+    bank, weights, width = ablated(arithmetic), make_weights(spec), spec.width
+    side = TrainableBank.from_bank(bank, spec).side(source, target, 0.3)
+    baked = bake(weights, spec, bank, source, target, 0.3)
+    for layer in range(spec.depth):
+        change = torch.from_numpy(baked[qkv_name(layer)] - weights[qkv_name(layer)])
+        assert not change[width : 2 * width].any()  # keys
+        q_and_v = change[:width], change[2 * width :]
+        for gain, rows in zip(side(layer, tokens), q_and_v, strict=True):
+            assert gain.abs().max() > 0.1
+            torch.testing.assert_close(gain, tokens @ rows.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_trainable_banks_arithmetic_survives(ablated: Callable, spec: VitSpec, arithmetic: Any):
+    bank = ablated(arithmetic)
+    returned = TrainableBank.from_bank(bank, spec).to_bank()
+    assert returned.arithmetic == arithmetic
+    for name, factor in bank.factors().items():
+        np.testing.assert_array_equal(returned.factors()[name], factor)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "source", "target", "trained"),
+    [
+        ("steps", 4, 9, range(4, 9)),
+        ("steps", 9, 4, range(4, 9)),
+        ("shared", 4, 9, range(1)),
+        ("shared", 9, 4, range(1)),
+        ("no-inversion", 4, 9, range(4, 9)),
+        ("no-inversion", 9, 4, range(20, 25)),
+    ],
+)
+def test_which_groups_are_trained(
+    spec: VitSpec, tokens: torch.Tensor, arithmetic: Any, source: int, target: int, trained: range
+):
+    bank = TrainableBank(spec, Method("tome"), dropout=0.0, arithmetic=arithmetic)
+    q, v = bank.side(source, target)(0, tokens)
+    (q.sum() + v.sum()).backward()
+    touched = bank.up.grad[0].abs().sum(dim=(2, 3)) > 0  # (q|v, G)
+    assert touched.shape[1] == groups_of(arithmetic)
+    for projection in touched:
+        assert projection.nonzero().flatten().tolist() == list(trained)
+
+
+def test_a_shared_path_is_the_same_in_both_directions(
+    ablated: Callable, spec: VitSpec, tokens: torch.Tensor
+):
+    bank = TrainableBank.from_bank(ablated("shared"), spec)
+    wanted = bank.side(0, 16)(1, tokens)
+    for pair in ((16, 0), (3, 4), (9, 2)):
+        for found, expected in zip(bank.side(*pair)(1, tokens), wanted, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -115,3 +115,16 @@ def test_pruning_is_what_the_method_says(patches: int, prefix: int, share: float
         order = sorted(range(prefix, prefix + patches), key=lambda p: scores[p])
         kept = [*range(prefix), *sorted(order[remove:])]
         assert torch.equal(found[image], x[image, kept])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_blur_similarities(dtype: torch.dtype):
+    """Keys that are much alike, as those of neighbouring patches: bfloat16 can't rank them."""
+    g = torch.Generator().manual_seed(0)
+    keys = (torch.randn(4, 1, 16, generator=g) + 0.05 * torch.randn(4, 41, 16, generator=g)).to(
+        dtype
+    )
+    wanted = match(keys.float(), 8, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = match(keys, 8, 1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))

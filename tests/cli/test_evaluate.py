@@ -1,0 +1,499 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from safetensors.torch import load_file
+
+from tocom_export.bank import ToComBank
+from tocom_export.images import Preprocess
+from tocom_export.info import ModelInfo
+from tocom_export.method import Method
+from tocom_export.results import Results
+from tocom_export.spec import VitSpec
+from tocom_export.training.evaldata import EvalData
+from tocom_export.training.lowrank import TrainableBank
+from tocom_export.training.model import CompressedVit
+from tocom_export.training.reference import Reference
+from tocom_export.training.sources import open_images
+from tocom_export.training.zoo import vit_from_spec
+
+Run = Callable[..., Result]
+Options = tuple[object, ...]
+Predict = Callable[..., np.ndarray]
+Labelled = Callable[..., Path]
+
+SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
+COUNT = 48
+
+
+@pytest.fixture(scope="session")
+def pictures(make_images: Callable, spec: VitSpec) -> list[bytes]:
+    """PNG files with structure, on which small differences between models tell."""
+    files = []
+    for pixels in make_images(spec, COUNT):  # (3, 32, 32), roughly -4 to 4
+        stream = io.BytesIO()
+        values = (pixels * 32 + 128).clip(0, 255).astype(np.uint8)
+        Image.fromarray(values.transpose(1, 2, 0)).save(stream, "png")
+        files.append(stream.getvalue())
+    return files
+
+
+@pytest.fixture
+def labelled(
+    tmp_path: Path, make_shards: Callable, pictures: list[bytes], info: ModelInfo
+) -> Labelled:
+    """The pictures under given labels."""
+
+    def call(name: str, labels: Sequence[int], classes: Sequence[str] | None = None) -> Path:
+        return make_shards(tmp_path / name, pictures, labels, classes or info.classes)
+
+    return call
+
+
+@pytest.fixture
+def predict(labelled: Labelled, spec: VitSpec, bank_file: Path) -> Predict:
+    """What a checkpoint says of the pictures, in plain PyTorch."""
+    (pixels,) = (
+        images
+        for images, _ in EvalData(open_images(labelled("blank", [0] * COUNT)), spec, Preprocess())
+    )
+
+    @torch.inference_mode()
+    def call(
+        file: Path, source: int, target: int, scale: float | None = None, method: str = "tome",
+        bank: Path = bank_file,
+    ) -> np.ndarray:  # fmt: skip
+        vit = vit_from_spec(spec)
+        vit.load_state_dict(load_file(file))
+        model = CompressedVit(vit, Method(method), spec.model).eval()
+        side = None
+        if scale is not None:
+            steps = TrainableBank.from_bank(ToComBank.load(bank), spec)
+            side = steps.side(source, target, scale)
+        return model(pixels, target, side).argmax(dim=-1).numpy()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable, spec: VitSpec,
+    info: ModelInfo,
+) -> Path:  # fmt: skip
+    """A checkpoint of degree 0, of the same classes as ``checkpoint``."""
+    metadata = ModelInfo(spec, 0, Method("tome"), info.classes).to_metadata()
+    return make_checkpoint(tmp_path_factory.mktemp("plain"), spec, seed=1, metadata=metadata)
+
+
+@pytest.fixture
+def data(labelled: Labelled, predict: Predict, checkpoint: Path, plain: Path) -> Path:
+    """Half the labels are what one model says, half what the other does."""
+    one, two = predict(checkpoint, 4, 0), predict(plain, 0, 0)
+    return labelled("moons", np.where(np.arange(COUNT) % 2, one, two))
+
+
+def percent(predicted: np.ndarray, data: Path) -> float:
+    """Accuracy on labelled pictures."""
+    images = open_images(data)
+    labels = np.array([images.read(index)[1] for index in range(len(images))])
+    return 100 * int((predicted == labels).sum()) / len(labels)
+
+
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    return json.loads(result.stdout)["rows"]
+
+
+def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "throughput"} for row in rows]
+
+
+def test_rows_are_what_pytorch_says(
+    succeeds: Run, checkpoint: Path, plain: Path, bank_file: Path, data: Path, predict: Predict
+):
+    options = ("--data", data, "--bank", bank_file, "--targets", "0,4,8,16", "--scale", 0.15)
+    result = succeeds("evaluate", plain, checkpoint, *options, "--seed", 3, "--batch", 20, "--json")
+    rows = rows_of(result)
+    degrees = [(source, target) for source in (0, 4) for target in (0, 4, 8, 16)]
+    assert [(row["source"], row["target"]) for row in rows] == degrees
+    trained = {0: percent(predict(plain, 0, 0), data), 4: percent(predict(checkpoint, 4, 4), data)}
+    for row in rows:
+        source, target = row["source"], row["target"]
+        file = plain if source == 0 else checkpoint
+        assert row.pop("throughput") > 0
+        expected = {
+            "dataset": "moons", "method": "tome", "source": source, "target": target, "seed": 3,
+            "images": COUNT, "baseline": percent(predict(file, source, target), data),
+            "tocom": percent(predict(file, source, target, 0.15), data),
+            "reference": trained.get(target),
+        }  # fmt: skip
+        if source == target:
+            assert expected["tocom"] == expected["baseline"]
+        else:
+            expected["scale"] = 0.15
+        assert row == expected
+    assert len({row["baseline"] for row in rows}) > 4  # or the above would say little
+    assert sum(row["baseline"] != row["tocom"] for row in rows) > 3
+
+
+def test_the_table(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path):
+    text = succeeds("evaluate", checkpoint, "--data", data, "--bank", bank_file).stdout
+    lines = text.splitlines()
+    assert lines[0] == f"moons, {COUNT} images, tome"
+    assert [line.split()[1:4] for line in lines[2:]] == [
+        ["4", "→", str(target)] for target in (0, 4, 8, 12, 16)
+    ]
+    assert all(line.split()[0] == "checkpoint" for line in lines[2:])
+
+
+def test_without_a_bank(succeeds: Run, checkpoint: Path, data: Path, predict: Predict):
+    options = ("--data", data, "--bank", "none", "--targets", 8, "--json")
+    (row,) = rows_of(succeeds("evaluate", checkpoint, *options))
+    assert row["baseline"] == percent(predict(checkpoint, 4, 8), data)
+    assert row["tocom"] is row["reference"] is None
+    assert "scale" not in row
+
+
+def test_pruning(
+    succeeds: Run, checkpoint: Path, data: Path, predict: Predict, make_bank: Callable,
+    spec: VitSpec, tmp_path: Path,
+):  # fmt: skip
+    bank = tmp_path / "evit.safetensors"
+    make_bank(spec, method="evit").save(bank)
+    options = ("--data", data, "--bank", bank, "--targets", "4,8", "--json")
+    four, eight = rows_of(succeeds("evaluate", checkpoint, *options))
+    assert (four["method"], eight["method"]) == ("evit", "evit")
+    assert four["baseline"] == percent(predict(checkpoint, 4, 4, method="evit"), data)
+    assert four["baseline"] != percent(predict(checkpoint, 4, 4), data)
+    said = predict(checkpoint, 4, 8, 0.1, method="evit", bank=bank)
+    assert eight["tocom"] == percent(said, data)
+    alone = ("--data", data, "--bank", "none", "--method", "evit", "--targets", 4, "--json")
+    (again,) = rows_of(succeeds("evaluate", checkpoint, *alone))
+    assert again["baseline"] == four["baseline"]
+
+
+@pytest.fixture
+def strong(make_bank: Callable, spec: VitSpec, tmp_path: Path) -> Path:
+    """A bank with which each scale says something else."""
+    bank = make_bank(spec, rank=16, seed=5)
+    file = tmp_path / "strong.safetensors"
+    bank.save(file)
+    return file
+
+
+@pytest.mark.parametrize("best", [0.01, 0.05, 0.15])
+def test_the_scale_that_is_best_on_held_out_images(
+    succeeds: Run, checkpoint: Path, data: Path, strong: Path, labelled: Labelled,
+    predict: Predict, best: float,
+):  # fmt: skip
+    """Their labels are what the model says at that scale."""
+    said = {scale: predict(checkpoint, 4, 12, scale, bank=strong) for scale in SCALES}
+    assert all((said[best] != said[other]).any() for other in SCALES if other != best)
+    held_out = labelled("held-out", said[best])
+    options = ("--data", data, "--bank", strong, "--targets", "4,12", "--held-out", held_out)
+    source, row = rows_of(succeeds("evaluate", checkpoint, *options, "--scale", "auto", "--json"))
+    assert row["scale"] == best
+    assert row["tocom"] == percent(said[best], data)
+    assert "scale" not in source
+
+
+def test_of_equal_scales_the_one_of_training_is_taken(
+    succeeds: Run, checkpoint: Path, data: Path, make_bank: Callable, spec: VitSpec, tmp_path: Path
+):
+    bank = make_bank(spec)
+    nothing = ToComBank(*(0 * f for f in bank.factors().values()), bank.method, bank.model)
+    nothing.save(tmp_path / "nothing.safetensors")
+    options = ("--data", data, "--bank", tmp_path / "nothing.safetensors", "--targets", 8)
+    result = succeeds("evaluate", checkpoint, *options, "--scale", "auto", "--held-out", data,
+                      "--json")  # fmt: skip
+    (row,) = rows_of(result)
+    assert row["scale"] == 0.1
+    assert row["tocom"] == row["baseline"]
+
+
+@pytest.mark.parametrize("options", [("--scale", "auto"), ("--held-out", "more"),
+                                     ("--held-out", "more", "--scale", 0.1)])  # fmt: skip
+def test_auto_and_held_out_images_need_each_other(
+    fails: Run, checkpoint: Path, bank_file: Path, options: Options
+):
+    model = (checkpoint, "--data", "images", "--bank", bank_file)
+    fails("evaluate", *model, *options, says=("--scale auto", "--held-out"))
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_a_bundle_says_what_its_checkpoint_says(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, compensated: bool
+):
+    bank = bank_file if compensated else "none"
+    model = ("--checkpoint", checkpoint, "--bank", bank, "--no-verify", "--targets", "0,4,8")
+    succeeds("build", *model, "--scale", 0.15, "--out", "bundle")
+    result = succeeds("evaluate", "bundle", "--data", data, "--check", "--json")
+    options = ("--bank", bank, "--scale", 0.15, "--targets", "0,4,8", "--data", data, "--json")
+    expected = without_speed(rows_of(succeeds("evaluate", checkpoint, *options)))
+    assert without_speed(rows_of(result)) == expected
+    gains = [row["tocom"] != row["baseline"] for row in expected if row["tocom"] is not None]
+    assert any(gains) is compensated
+    for row, check in zip(expected, json.loads(result.stdout)["checks"], strict=True):
+        served = row["tocom"] if compensated else row["baseline"]
+        assert check == {
+            "bundle": "bundle", "target": row["target"], "images": COUNT, "engine": served,
+            "pytorch": served, "difference": 0, "images_that_differ": 0, "passed": True,
+        }  # fmt: skip
+
+
+def test_a_bundle_of_scale_zero(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path):
+    model = ("--checkpoint", checkpoint, "--bank", bank_file, "--no-verify", "--targets", 8)
+    succeeds("build", *model, "--scale", 0, "--out", "bundle")
+    (row,) = rows_of(succeeds("evaluate", "bundle", "--data", data, "--json"))
+    assert (row["scale"], row["tocom"]) == (0, row["baseline"])
+
+
+def test_an_engine_that_reads_other_weights(
+    run: Run, fails: Run, bundle: Path, data: Path, misreads: Callable
+):
+    misreads(bundle)
+    options = ("evaluate", bundle, "--data", data, "--check")
+    result = fails(*options, says=(f"{bundle} at 8:", "0.1 points"), status=1)
+    assert result.stdout.count("FAILED") == result.stdout.count("passed") == 1
+    result = run(*options, "--json")
+    assert result.exit_code == 1
+    four, eight = json.loads(result.stdout)["checks"]
+    assert (four["passed"], eight["passed"]) == (True, False)
+    assert eight["images_that_differ"] > 0
+    assert eight["difference"] == eight["engine"] - eight["pytorch"] != 0
+
+
+def test_a_reference_that_differs(
+    fails: Run, bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    call = Reference.__call__
+    monkeypatch.setattr(Reference, "__call__", lambda *arguments: -call(*arguments))
+    says = (f"{bundle} at 4, {bundle} at 8:",)
+    fails("evaluate", bundle, "--data", data, "--check", says=says, status=1)
+
+
+def test_outputs_that_are_no_numbers(fails: Run, bundle: Path, data: Path, nan_in: Callable):
+    nan_in(bundle / "r08.safetensors")
+    options = ("evaluate", bundle, "--data", data, "--targets", 8, "--check", "-q")
+    fails(*options, says=(f"{bundle} at 8", "no numbers"), status=1)
+
+
+def test_outputs_that_are_no_numbers_are_told(
+    succeeds: Run, bundle: Path, data: Path, nan_in: Callable
+):
+    nan_in(bundle / "r08.safetensors")
+    result = succeeds("evaluate", bundle, "--data", data, "--json")
+    assert [row["tocom"] for row in rows_of(result)][1] == 0
+    assert f"{COUNT} outputs hold values that are no numbers" in result.stderr
+
+
+def test_a_check_without_a_bundle(fails: Run, checkpoint: Path, bank_file: Path):
+    options = (checkpoint, "--bank", bank_file, "--data", "images", "--check")
+    fails("evaluate", *options, says=("--check", "name a bundle"))
+
+
+@pytest.mark.parametrize("options", [("--scale", 0.1), ("--bank", "none"), ("--method", "evit"),
+                                     ("--scale", "auto", "--held-out", "more")])  # fmt: skip
+def test_what_a_bundle_has_baked_in(fails: Run, bundle: Path, options: Options, data: Path):
+    fails("evaluate", bundle, "--data", data, *options, says=(options[0], "baked in"))
+
+
+def test_a_target_that_the_bundle_lacks(fails: Run, bundle: Path):
+    options = ("--data", "images", "--targets", "4,16")
+    fails("evaluate", bundle, *options, says=(bundle, "degree 16", "4, 8"))
+
+
+def test_another_number_of_classes(fails: Run, checkpoint: Path, photos: Path):
+    options = (checkpoint, "--bank", "none", "--data", photos)
+    fails("evaluate", *options, says=(f"--data {photos}", "2 classes", checkpoint, "head of 10"))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_classes_in_another_order(
+    fails: Run, checkpoint: Path, bank_file: Path, data: Path, labelled: Labelled, info: ModelInfo,
+    held_out: bool,
+):  # fmt: skip
+    names = list(info.classes)
+    names[2], names[5] = names[5], names[2]
+    swapped = labelled("swapped", [0] * COUNT, names)
+    options = ("--data", swapped)
+    if held_out:
+        options = ("--data", data, "--scale", "auto", "--held-out", swapped)
+    option = "--held-out" if held_out else "--data"
+    says = (f"{option} {swapped}", "'class-f'", "'class-c'", checkpoint, "same order")
+    fails("evaluate", checkpoint, "--bank", bank_file, *options, says=says)
+
+
+def test_models_that_take_other_images(
+    fails: Run, checkpoint: Path, make_spec: Callable, make_checkpoint: Callable, tmp_path: Path
+):
+    spec = make_spec(model="tiny", image_size=[48, 48])
+    larger = make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
+    options = (checkpoint, larger, "--bank", "none", "--data", "images")
+    fails("evaluate", *options, says=(checkpoint, larger, "image size", "one at a time"))
+
+
+def test_an_image_that_cannot_be_read(
+    succeeds: Run, checkpoint: Path, tmp_path: Path, image_folder: Callable, info: ModelInfo
+):
+    images = image_folder(tmp_path / "images", info.classes, each=2)
+    broken = images / "class-c" / "1.png"
+    broken.write_bytes(b"not an image")
+    options = (checkpoint, "--bank", "none", "--data", images, "--targets", "4,8", "--json")
+    result = succeeds("evaluate", *options)
+    assert [row["images"] for row in rows_of(result)] == [19, 19]
+    assert result.stderr.count(f"{broken}: can't be read; skipped") == 1
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ((), ("checkpoint", "bundle", "--out")),
+        (("model.safetensors",), ("--data",)),
+        (("model.safetensors", "--data", "images"), ("model.safetensors",)),
+        (("--out", "none"), ("--out none", "results.json")),
+        (("model.safetensors", "--out", "file", "--data", "x"), ("--out file", "no folder")),
+        (("--out", "broken"), ("broken/results.json", "no JSON")),
+        (("model.safetensors", "--data", "x", "--scale", "nan"), ("--scale", "nan")),
+        (("model.safetensors", "--data", "x", "--scale", "best"), ("--scale", "best")),
+        (("model.safetensors", "--data", "x", "--targets", "17"), ("--targets", "17")),
+    ],
+    ids=str,
+)
+def test_bad_usage(fails: Run, here: Path, options: Options, says: Options):
+    (here / "file").touch()
+    (here / "broken").mkdir()
+    (here / "broken" / "results.json").write_text("{")
+    fails("evaluate", *options, says=says)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "mps"])
+def test_a_device_that_is_none(fails: Run, checkpoint: Path, data: Path, device: str):
+    options = (checkpoint, "--bank", "none", "--data", data, "--device", device)
+    fails("evaluate", *options, says=(f"--device {device}", "cuda:N"))
+
+
+def test_a_model_without_a_bank_of_its_own(fails: Run, checkpoint: Path, data: Path):
+    fails("evaluate", checkpoint, "--data", data, says=("--bank", "tiny", "'none'"))
+
+
+def test_a_bank_of_another_method(fails: Run, checkpoint: Path, bank_file: Path, data: Path):
+    options = (checkpoint, "--data", data, "--bank", bank_file, "--method", "evit")
+    fails("evaluate", *options, says=(f"--bank {bank_file}", "tome", "evit"))
+
+
+@pytest.mark.parametrize("package, module", [("matplotlib", "evaluate"), ("torch", "training")])
+def test_without_a_package(
+    fails: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str
+):
+    monkeypatch.setattr(f"tocom_export.cli.{module}.installed", lambda *_: False)
+    extra = {"matplotlib": "plot"}.get(package, package)
+    options = (checkpoint, "--data", "images", "--out", "results")
+    if package == "torch":
+        options = options[:3]
+    fails("evaluate", *options, says=(package, f"pip install 'tocom-export[{extra}]'"))
+
+
+FILES = ["accuracy.svg", "results.csv", "results.json", "results.md", "throughput.svg"]
+
+
+def test_a_folder_of_results(
+    succeeds: Run, checkpoint: Path, plain: Path, bank_file: Path, data: Path, here: Path
+):
+    model = (plain, checkpoint, "--data", data, "--bank", bank_file, "--targets", "0,4,8")
+    first = rows_of(succeeds("evaluate", *model, "--out", "study", "--json"))
+    folder = here / "study"
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    assert [row.to_json() for row in Results.load(folder / "results.json").rows] == first
+    with (folder / "results.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [float(line["baseline"]) for line in table] == [row["baseline"] for row in first]
+    page = (folder / "results.md").read_text()
+    assert "![Accuracy against target degree](accuracy.svg)" in page
+    assert "![Accuracy against throughput](throughput.svg)" in page
+    assert page.count("| 0 → 8 |") == 1
+    for picture in ("accuracy.svg", "throughput.svg"):
+        assert (folder / picture).read_text().startswith("<?xml")
+
+    both = rows_of(succeeds("evaluate", *model, "--out", "study", "--seed", 1, "--json"))
+    assert both[:6] == first
+    assert [row["seed"] for row in both] == [0] * 6 + [1] * 6
+    assert without_speed(both[6:]) == [{**row, "seed": 1} for row in without_speed(first)]
+    assert " ± 0.00 |" in (folder / "results.md").read_text()
+
+    again = rows_of(succeeds("evaluate", *model, "--out", "study", "--seed", 1, "--json"))
+    assert len(again) == 12
+    assert without_speed(again) == without_speed(both)
+
+
+def test_references_of_an_earlier_run(
+    succeeds: Run, checkpoint: Path, plain: Path, bank_file: Path, data: Path, predict: Predict
+):
+    options = ("--data", data, "--bank", bank_file, "--targets", 4, "--out", "study", "--json")
+    (row,) = rows_of(succeeds("evaluate", plain, *options))
+    assert row["reference"] is None
+    row, trained = rows_of(succeeds("evaluate", checkpoint, *options))
+    assert row["source"] == 0
+    assert row["reference"] == trained["baseline"] == percent(predict(checkpoint, 4, 4), data)
+
+
+def test_a_page_is_made_again(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, here: Path
+):
+    options = (checkpoint, "--data", data, "--bank", bank_file, "--out", "study", "--name", "süß|x")
+    rows = rows_of(succeeds("evaluate", *options, "--targets", "4,8", "--json"))
+    assert {row["dataset"] for row in rows} == {"süß|x"}
+    files = {file: file.read_bytes() for file in (here / "study").iterdir()}
+    for file in files:
+        if file.name != "results.json":
+            file.unlink()
+    result = succeeds("evaluate", "--out", "study", "--json")
+    assert rows_of(result) == rows
+    assert {file: file.read_bytes() for file in (here / "study").iterdir()} == files
+
+
+def test_results_without_rows(succeeds: Run, here: Path):
+    Results().save(here / "study" / "results.json")
+    succeeds("evaluate", "--out", "study")
+    assert sorted(file.name for file in (here / "study").iterdir()) == FILES[1:4]
+
+
+def test_ablations_are_not_drawn(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, here: Path
+):
+    options = (checkpoint, "--data", data, "--bank", bank_file, "--targets", "12", "--out", "study")
+    (row,) = rows_of(succeeds("evaluate", *options, "--variant", "shared", "--json"))
+    assert row["variant"] == "shared"
+    assert sorted(file.name for file in (here / "study").iterdir()) == FILES[1:4]
+    assert "svg" not in (here / "study" / "results.md").read_text()
+    succeeds("evaluate", *options)
+    assert sorted(file.name for file in (here / "study").iterdir()) == FILES
+    assert len(Results.load(here / "study" / "results.json").rows) == 2
+
+
+def test_a_folder_that_cannot_be_written(fails: Run, checkpoint: Path, data: Path, here: Path):
+    (here / "file").touch()
+    options = (checkpoint, "--bank", "none", "--data", data, "--out", "file/study", "-q")
+    fails("evaluate", *options, says=("file/study", "can't be written"))
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [("cifar10/test", "cifar10"), ("a/b/val", "b"), ("flowers", "flowers"), ("test", "test")],
+)
+def test_the_name_of_a_data_set(
+    succeeds: Run, checkpoint: Path, image_folder: Callable, info: ModelInfo, place: str, name: str
+):
+    image_folder(Path(place), info.classes, each=1)
+    options = (checkpoint, "--bank", "none", "--data", place, "--targets", 4, "--json")
+    (row,) = rows_of(succeeds("evaluate", *options))
+    assert row["dataset"] == name
