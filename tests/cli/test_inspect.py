@@ -57,7 +57,8 @@ def test_a_bank(succeeds: Run, bank_file: Path):
     assert document.pop("size").endswith("MB")
     assert document == {
         "kind": "bank", "path": str(bank_file), "model": "tiny", "method": "tome", "layers": 4,
-        "width": 64, "arithmetic": "steps", "groups": 16, "rank": 2, "parameters": 4 * 2 * 16 * 2 * 64 * 2,
+        "width": 64, "arithmetic": "steps", "groups": 16, "rank": 2,
+        "parameters": 4 * 2 * 16 * 2 * 64 * 2,
     }  # fmt: skip
     layers = json.loads(succeeds("inspect", bank_file, "--layers", "--json").stdout)
     assert [len(pair) for pair in layers["gap_norms"]] == [2, 2, 2, 2]
