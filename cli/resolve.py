@@ -14,7 +14,7 @@ from tocom_export.info import ModelInfo
 from tocom_export.method import Method
 from tocom_export.models import (
     REFERENCE,
-    REFERENCE_BANK,
+    REFERENCE_BANKS,
     REFERENCE_CHECKPOINT,
     is_known,
     known_model,
@@ -64,8 +64,10 @@ def open_model(model: str | None, file: Path | None) -> tuple[VitSpec, Checkpoin
     return checkpoint.fit(spec), checkpoint, info.preprocess or preprocess
 
 
-def open_bank(bank: str | None, spec: VitSpec) -> ToComBank | None:
-    """The bank that ``--bank`` asks for; None for ``none``."""
+def open_bank(
+    bank: str | None, spec: VitSpec, method: str | None, info: ModelInfo
+) -> ToComBank | None:
+    """The bank that ``--bank`` asks for, or the shipped one of the method; None for ``none``."""
     if bank == "none":
         return None
     if bank is None and spec.model != REFERENCE:
@@ -73,7 +75,8 @@ def open_bank(bank: str | None, spec: VitSpec) -> ToComBank | None:
             f"--bank: {spec.model} has no bank of its own; give FILE (tocom-export train makes "
             "one), or 'none' for uncompensated engines."
         )
-    return ToComBank.load(Path(bank) if bank else REFERENCE_BANK)
+    method = method or (info.method.name if info.method else "tome")
+    return ToComBank.load(Path(bank) if bank else REFERENCE_BANKS[method])
 
 
 def choose_method(
@@ -112,7 +115,7 @@ def plan_build(
             f"--source {source}, but {checkpoint.file} was trained at degree {known_source} by "
             "its metadata; leave --source out."
         )
-    bank = open_bank(bank_name, spec)
+    bank = open_bank(bank_name, spec, method_name, checkpoint.info)
     method = choose_method(method_name, bank, checkpoint.info)
     if bank is not None:
         bank.check(spec, method, f"--bank {bank_name or 'of the package'}")

@@ -89,7 +89,7 @@ def _checkpoint(
     from tocom_export.training.reference import load_model
 
     spec, checkpoint, preprocess = open_model(None, path)
-    bank = None if bank_name == "none" else open_bank(bank_name, spec)
+    bank = open_bank(bank_name, spec, method_name, checkpoint.info)
     method = choose_method(method_name, bank, checkpoint.info)
     if bank is not None:
         bank.check(spec, method, f"--bank {bank_name or 'of the package'}")

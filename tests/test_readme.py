@@ -100,4 +100,4 @@ def test_python_example_runs(desk: Path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "(1, 10)", done.stderr
+    assert done.stdout.strip() == "(1, 200)", done.stderr

@@ -15,7 +15,11 @@ from tocom_export.spec import VitSpec
 ASSETS = Path(__file__).parent / "assets"
 REFERENCE = "reference"
 REFERENCE_CHECKPOINT = ASSETS / "reference.safetensors"
-REFERENCE_BANK = ASSETS / "reference-bank.safetensors"
+REFERENCE_BANKS = {
+    "tome": ASSETS / "reference-bank.safetensors",
+    "evit": ASSETS / "reference-evit-bank.safetensors",
+}
+"""Method → the reference model's bank."""
 
 
 @cache

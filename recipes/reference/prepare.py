@@ -14,6 +14,7 @@ scale is chosen on.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timm.data import ImageNetInfo
 
 SETS = ("tiny-imagenet", "cifar10", "caltech101", "gtsrb", "imagenette")
 FEW = 1_000
@@ -43,6 +45,7 @@ def unpack(archives: Path, name: str, out: Path) -> None:
                 for file in files:
                     with zipfile.ZipFile(file) as archive:
                         archive.extractall(beside)
+                name_classes(beside)
 
 
 def unpack_cifar(package: Path, out: Path) -> None:
@@ -64,6 +67,16 @@ def unpack_cifar(package: Path, out: Path) -> None:
                         file = beside / CIFAR[label] / f"{number:05d}.png"
                         file.parent.mkdir(parents=True, exist_ok=True)
                         Image.fromarray(image).save(file)
+
+
+def name_classes(folder: Path) -> None:
+    """Folders that are called by WordNet's numbers get its words."""
+    known = (ImageNetInfo("imagenet-22k"), ImageNetInfo())  # each lacks a few of the other's
+    for old in sorted(folder.iterdir()):
+        if re.fullmatch(r"n\d{8}", old.name):
+            info = next(info for info in known if old.name in info.label_names())
+            text = info.label_name_to_description(old.name)
+            old.rename(folder / text.split(",")[0])
 
 
 @contextmanager

@@ -14,12 +14,10 @@ from PIL import Image
 from tocom_export.bank import ToComBank
 from tocom_export.bundle import Bundle
 from tocom_export.checkpoint import Checkpoint
-from tocom_export.models import REFERENCE_BANK, REFERENCE_CHECKPOINT
+from tocom_export.models import REFERENCE_BANKS, REFERENCE_CHECKPOINT
 
 Run = Callable[..., Result]
-CIFAR_10 = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+INFO = Checkpoint.open(REFERENCE_CHECKPOINT).info
 
 
 @pytest.fixture
@@ -39,8 +37,8 @@ def test_build_without_an_option(succeeds: Run, here: Path):
     assert document["compensated"] is True
     bundle = Bundle.open(here / "reference-source0", hashes=True)
     spec = bundle.spec
-    assert (spec.image_size, spec.patch_size, spec.depth) == ((32, 32), (4, 4), 6)
-    assert bundle.classes == CIFAR_10
+    assert (spec.image_size, spec.patch_size, spec.depth) == ((48, 48), (6, 6), 6)
+    assert bundle.classes == INFO.classes
     assert bundle.targets[16] == (49, 33, 17, 9, 5, 3)
     assert sorted(bundle.targets) == [4, 8, 12, 16]
     costs = [target["multiply_adds"] for target in document["targets"]]
@@ -63,7 +61,7 @@ def test_run_on_a_few_images(succeeds: Run, files: list[Path]):
     for image in images:
         names = [top["class"] for top in image["top5"]]
         assert len(set(names)) == 5
-        assert set(names) <= set(CIFAR_10)
+        assert set(names) <= set(INFO.classes)
         shares = [top["probability"] for top in image["top5"]]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 1 + 1e-6
@@ -76,16 +74,30 @@ def test_every_degree_passes_verification(succeeds: Run):
         assert target["check"]["agreement"] == 100
 
 
-def test_the_bank_was_made_for_the_model():
-    info = Checkpoint.open(REFERENCE_CHECKPOINT).info
-    bank = ToComBank.load(REFERENCE_BANK)
-    assert (bank.model, info.spec.model, info.source) == ("reference", "reference", 0)
-    bank.check(info.spec, info.method)
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_each_method_has_a_bank_made_for_the_model(method: str):
+    bank = ToComBank.load(REFERENCE_BANKS[method])
+    assert (bank.model, bank.method.name) == ("reference", method)
+    bank.check(INFO.spec, bank.method)
     assert all(factor.any() for factor in bank.factors().values())
+
+
+def test_pruning_takes_the_bank_of_its_method(succeeds: Run, here: Path):
+    options = ("--method", "evit", "--targets", "16", "--no-verify")
+    succeeds("build", *options, "--out", "default")
+    succeeds("build", *options, "--out", "named", "--bank", REFERENCE_BANKS["evit"])
+    weights = [(here / name / "r16.safetensors").read_bytes() for name in ("default", "named")]
+    assert weights[0] == weights[1]
+
+
+def test_the_package_stays_small():
+    assets = REFERENCE_CHECKPOINT.parent.iterdir()
+    assert sum(file.stat().st_size for file in assets) <= 16e6
 
 
 def test_its_checkpoint_needs_no_metadata_from_elsewhere():
     checkpoint = Checkpoint.open(REFERENCE_CHECKPOINT)
     assert checkpoint.fit(checkpoint.info.spec) == checkpoint.info.spec
     assert checkpoint.info.preprocess is not None
-    assert checkpoint.info.classes == CIFAR_10
+    assert len(checkpoint.info.classes) == checkpoint.info.spec.classes == 200
+    assert "goldfish" in checkpoint.info.classes
