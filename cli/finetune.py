@@ -175,12 +175,12 @@ def finetune_command(
                     f"--val {val} has other classes than --data {settings.data}; "
                     "both need the same names in the same order."
                 )
-        history: list[float] = []
+        history: dict[int, float] = {}  # of the epochs since the run was last started
 
         def after_epoch(epoch: int) -> None:
             if test is not None:
-                history.append(accuracy(network, test, source))
-                output.note(f"epoch {epoch}: accuracy {history[-1]:.2f} % on {val}")
+                history[epoch] = accuracy(network, test, source)
+                output.note(f"epoch {epoch}: accuracy {history[epoch]:.2f} % on {val}")
 
         recipe = settings.recipe()
         with reporting(output, "training", recipe, images.steps_per_epoch) as report:
@@ -205,7 +205,7 @@ def finetune_command(
             "model": spec.model,
             "source": source,
             "classes": list(images.classes),
-            "accuracy": history,
+            "accuracy_after_epoch": history,
             "unreadable_images": len(images.unreadable),
         }
     )

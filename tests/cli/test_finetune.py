@@ -35,13 +35,13 @@ def test_build_needs_no_more_options(
     options = ("--checkpoint", checkpoint, *recipe, "--source", 8, "--val", photos)
     result = succeeds("finetune", *options, "--json")
     document = json.loads(result.stdout)
-    accuracy = document.pop("accuracy")
+    accuracy = document.pop("accuracy_after_epoch")
     assert document == {
         "checkpoint": "finetuned.safetensors", "model": "tiny", "source": 8, "classes": ["a", "b"],
         "unreadable_images": 0,
     }  # fmt: skip
     told = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
-    assert told == [f"epoch {n}: accuracy {accuracy[n - 1]:.2f} % on {photos}" for n in (1, 2)]
+    assert told == [f"epoch {n}: accuracy {accuracy[str(n)]:.2f} % on {photos}" for n in (1, 2)]
     last = "Wrote finetuned.safetensors: tiny with 2 classes, source 8."
     assert result.stderr.splitlines()[-1] == last
     assert written() == ["finetuned.safetensors", "finetuned.safetensors.csv"]
@@ -52,7 +52,7 @@ def test_build_needs_no_more_options(
         "evaluate", "finetuned.safetensors", "--data", photos, "--bank", "none", "--targets", 8,
         "--json",
     )  # fmt: skip
-    assert json.loads(measured.stdout)["rows"][0]["baseline"] == accuracy[-1]
+    assert json.loads(measured.stdout)["rows"][0]["baseline"] == accuracy["2"]
 
     options = ("--checkpoint", "finetuned.safetensors", "--bank", bank_file, "--no-verify")
     succeeds("build", *options)
@@ -74,7 +74,8 @@ def test_accuracy_is_measured_at_the_source_degree(
 
     monkeypatch.setattr("tocom_export.training.evaluate.accuracy", accuracy)
     options = ("--checkpoint", checkpoint, *recipe, "--source", 8, "--val", photos, "--json")
-    assert json.loads(succeeds("finetune", *options).stdout)["accuracy"] == [12.5, 12.5]
+    document = json.loads(succeeds("finetune", *options).stdout)
+    assert document["accuracy_after_epoch"] == {"1": 12.5, "2": 12.5}
     assert degrees == [8, 8]
 
 
@@ -309,7 +310,7 @@ def test_images_that_cannot_be_read(
     result = succeeds("finetune", *options, "--json")
     document = json.loads(result.stdout)
     assert document["unreadable_images"] == 1
-    assert set(document["accuracy"]) <= {0, 100 / 3, 200 / 3, 100}
+    assert set(document["accuracy_after_epoch"].values()) <= {0, 100 / 3, 200 / 3, 100}
     for broken in (photos / "a" / "1.png", val / "b" / "1.png"):
         assert result.stderr.count(f"{broken}: can't be read; skipped") == 1
 
