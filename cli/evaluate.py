@@ -67,9 +67,7 @@ class Scale(click.ParamType[float | str]):
     "does best on --held-out. A bundle's is baked in.",
 )
 @click.option("--held-out", metavar="DATA", help="Images, not of the test split, for --scale auto.")
-@click.option(
-    "--check", is_flag=True, help="Run PyTorch (CPU) beside a bundle's engines."
-)
+@click.option("--check", is_flag=True, help="Run PyTorch (CPU) beside a bundle's engines.")
 @click.option("--name", metavar="TEXT", help="What to call the data set; default: from --data.")
 @click.option(
     "--variant", default="tocom", show_default=True, help="What to call the bank in the rows."
