@@ -1,6 +1,6 @@
 """The reference model, its banks and the study, stage by stage.
 
-python recipes/reference/run.py full    DATA OUT    on a GPU, about 30 minutes
+python recipes/reference/run.py full    DATA OUT    on a GPU; sized for half an hour, not run yet
 python recipes/reference/run.py reduced DATA OUT    on two CPU cores, some hours
 
 DATA is what prepare.py makes. What is finished is not done again, and what was broken off goes on
