@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,9 @@ class Output:
             table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))  # no markup in file names or shapes
-        Console(highlight=False, soft_wrap=True).print(table)
+        # Into a pipe or a file, where no window sets a width, names are not to be folded.
+        width = None if sys.stdout.isatty() else 160
+        Console(highlight=False, soft_wrap=True, width=width).print(table)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:

@@ -21,7 +21,7 @@ from tocom_export.cli.common import (
     output_of,
 )
 from tocom_export.cli.training import DATA_HELP, require_torch
-from tocom_export.errors import CheckFailed, InputError, MissingPackageError
+from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,10 @@ class Scale(click.ParamType[float | str]):
     name = "S|auto"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
-        return value if value == "auto" else FiniteFloat().convert(value, param, ctx)
+        try:
+            return value if value == "auto" else FiniteFloat().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a finite number nor 'auto'.", param, ctx)
 
 
 @click.command("evaluate", cls=Command)
@@ -82,8 +85,8 @@ class Scale(click.ParamType[float | str]):
     "--out",
     type=FILE,
     metavar="DIR",
-    help=f"Add the rows to {RESULTS} in this folder, and write {TABLE}, {PAGE} and two pictures "
-    "from it; without a checkpoint or bundle only the latter.",
+    help=f"Add the rows to {RESULTS} in this folder, and write {TABLE}, {PAGE} and, with "
+    "matplotlib, two pictures from it; without a checkpoint or bundle only the latter.",
 )
 @common_options
 def evaluate_command(
@@ -123,12 +126,10 @@ def evaluate_command(
       tocom-export evaluate --out results
     """
     output = output_of(as_json, verbose, quiet)
-    if out and not installed("matplotlib"):
-        raise MissingPackageError("matplotlib", "plot")
-    if not paths and not out:
-        raise InputError("name a checkpoint or a bundle, or --out with results to show.")
-    if out:
-        _results(out, bool(paths))  # what is wrong with them is to be said before hours of work
+    if not paths and (data or check or not out):
+        raise InputError("name a checkpoint or a bundle, or --out alone to show its results anew.")
+    # What is wrong with earlier results is to be said before hours of work.
+    known = _results(out, bool(paths)).rows if out else ()
     measured: list[Measured] = []
     rows: list[Row] = []
     if paths:
@@ -137,7 +138,7 @@ def evaluate_command(
         if (scale == "auto") != (held_out is not None):
             raise InputError("--scale auto and --held-out DATA need each other.")
         require_torch()
-        from tocom_export.cli.measure import Images, measure, rows_of
+        from tocom_export.cli.measure import Images, check_rows, measure, rows_of
         from tocom_export.cli.subjects import open_subject
         from tocom_export.training.placement import placed
 
@@ -155,8 +156,10 @@ def evaluate_command(
             if value and all(bundles):
                 raise InputError(f"{option} is for checkpoints; a bundle has its own baked in.")
         images = Images(data, held_out, data_root, download, batch, workers)
+        name = name or _name_of(data)
+        check_rows(subjects, name, variant, seed, known)
         measured = measure(subjects, images, scale, check, output)
-        rows = rows_of(measured, name or _name_of(data), variant, seed)
+        rows = rows_of(measured, name, variant, seed)
         _show(measured, rows, output)
     if out:
         rows = _write(out, rows, output)
@@ -245,6 +248,9 @@ def _write(out: Path, rows: Sequence[Row], output: Output) -> list[Row]:
     _write_csv(results.rows, out / TABLE)
     pictures = {}
     drawn = [row for row in results.rows if row.variant == "tocom"]  # ablations are a table
+    if not installed("matplotlib"):
+        output.note("No pictures: matplotlib is not installed (pip install 'tocom-export[plot]').")
+        drawn = []
     if drawn:
         pictures["Accuracy against target degree"] = "accuracy.svg"
         accuracy_picture(drawn, out / "accuracy.svg")

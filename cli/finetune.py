@@ -130,6 +130,11 @@ def finetune_command(
     require_torch()
     from tocom_export.training.recipes import ADAPTFORMER, FULL
 
+    if init == "random" and tune == "adaptformer":
+        raise InputError(
+            "--tune adaptformer leaves the backbone as it is, and --init random leaves it "
+            "untrained; use --tune full, or start from a checkpoint."
+        )
     defaults = FULL if tune == "full" else ADAPTFORMER
     settings = Settings.of(options, defaults)
     check_out(settings.out, settings.force)

@@ -136,6 +136,10 @@ def _weights(path: Path, layers: bool, output: Output) -> None:
     shapes = {name: list(t.shape) for name, t in checkpoint.tensors.items()}
     facts = {
         "model": info.spec.model if info.spec else None,
+        "images": f"{info.spec.channels}×{info.spec.image_size[0]}×{info.spec.image_size[1]}"
+        if info.spec
+        else None,
+        "adapters": (info.spec.adapter_width or None) if info.spec else None,
         "source degree": info.source,
         "method": info.method.name if info.method else None,
         "classes": len(info.classes) if info.classes else None,

@@ -121,6 +121,11 @@ def measure(
             )
         if subject.baked_scale is not None and scale is not None:
             raise InputError(f"--scale: the engines of {subject.path} have theirs baked in.")
+    if images.held_out == images.data:
+        raise InputError(
+            "--held-out is the same as --data: the scale would be chosen on the images that it is "
+            "judged by. Name others, such as some of the training split."
+        )
     data = images.open("--data", subjects, output)
     scales = _choose(subjects, images, output) if scale == "auto" else None
     fixed = DEFAULT_SCALE if scale is None or scale == "auto" else float(scale)
@@ -219,10 +224,32 @@ def rows_of(measured: Sequence[Measured], dataset: str, variant: str, seed: int)
             variant=variant,
             images=m.plain.total,
             throughput=m.plain.throughput,  # compensation is baked into the weights and costs none
+            model=m.subject.path.name,
         )
         for m in measured
     ]
     return list(Results(tuple(rows)).with_references().rows)
+
+
+def check_rows(
+    subjects: Sequence[Subject], dataset: str, variant: str, seed: int, known: Sequence[Row]
+) -> None:
+    """Raise InputError where two models would have the same rows, before anything is measured.
+
+    Args:
+        known: rows that the new ones are added to; those of the same model are replaced.
+    """
+    names = {row.key: row.model for row in known if row.model}
+    for subject in subjects:
+        name = subject.path.name
+        for target in subject.targets:
+            key = (dataset, subject.method.name, variant, subject.source, target, seed)
+            if (other := names.setdefault(key, name)) != name:
+                raise InputError(
+                    f"{name} and {other} are both of source {subject.source} and seed {seed} on "
+                    f"{dataset}, and would share their rows; tell them apart by --variant, --seed "
+                    "or --name, in a run for each."
+                )
 
 
 def _tocom(measured: Measured) -> float | None:

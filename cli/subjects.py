@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tocom_export.bundle import Bundle
+from tocom_export.checkpoint import Checkpoint
 from tocom_export.cli.resolve import choose_method, open_bank, open_model
-from tocom_export.errors import DataError, DegreeError
+from tocom_export.errors import CheckpointError, DataError, DegreeError
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
 from tocom_export.spec import VitSpec
@@ -88,6 +89,11 @@ def _checkpoint(
     from tocom_export.training.lowrank import TrainableBank
     from tocom_export.training.reference import load_model
 
+    if path.suffix == ".safetensors" and Checkpoint.open(path).info.spec is None:
+        raise CheckpointError(
+            f"{path} doesn't say which model it is; evaluate takes what finetune writes, or a "
+            f"bundle (tocom-export build --model NAME --checkpoint {path})."
+        )
     spec, checkpoint, preprocess = open_model(None, path)
     bank = open_bank(bank_name, spec, method_name, checkpoint.info)
     method = choose_method(method_name, bank, checkpoint.info)

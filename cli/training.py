@@ -135,7 +135,11 @@ _OPTIONS = (
     click.option("--download", is_flag=True, help="Let timm download the data set."),
     click.option("--force", is_flag=True, help="Replace an existing --out."),
     click.option("--epochs", type=click.IntRange(1), help="Passes over the images."),
-    click.option("--batch", type=click.IntRange(1), help="Images a step, over all processes."),
+    click.option(
+        "--batch",
+        type=click.IntRange(1),
+        help="Images a step, over all processes; an epoch's last, smaller batch is left out.",
+    ),
     click.option(
         "--accumulate",
         type=click.IntRange(1),
@@ -273,5 +277,5 @@ def reporting(output: Output, title: str, recipe: Recipe, steps: int) -> Iterato
         try:
             yield report
         except KeyboardInterrupt:
-            output.note("Run the same command again to go on from the last saved state.")
+            output.note("Run the same command again to go on from the last saved state, if any.")
             raise

@@ -59,6 +59,7 @@ def desk(
     small = make_spec(classes=2, depth=2)
     save_file(make_weights(small), folder / "backbone.safetensors", ModelInfo(small).to_metadata())
     image_folder(folder / "images" / "train", each=80)
+    image_folder(folder / "images" / "test", each=8)
     find_images(folder / "images")[0].replace(folder / "cat.png")
     return folder
 

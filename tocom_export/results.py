@@ -49,10 +49,13 @@ class Row:
     """How many images the test split has."""
     throughput: float | None = None
     """Images per second at the target degree."""
+    model: str = ""
+    """What was measured, by the name of its file or bundle; empty where that isn't known."""
 
     def __post_init__(self) -> None:
         _check("dataset", _is_text(self.dataset), "a name", self.dataset)
         _check("variant", _is_text(self.variant), "a name", self.variant)
+        _check("model", isinstance(self.model, str), "a name", self.model)
         valid = isinstance(self.method, str) and self.method in METHODS
         _check("method", valid, " or ".join(METHODS), self.method)
         for name in ("source", "target"):

@@ -65,7 +65,11 @@ def open_images(
     else:
         images = Folder(path)
     if len(images.classes) < 2:
-        raise DataError(f"{text}: one class only; there is nothing to tell it from. Add another.")
+        only = repr(images.classes[0]) if images.classes else "none"
+        raise DataError(
+            f"{text}: one class only ({only}), with nothing to tell it from. Is this the folder "
+            "of the class folders?"
+        )
     return images
 
 
@@ -85,8 +89,10 @@ class Folder:
         try:
             found = ImageFolder(str(folder))
         except (OSError, ValueError) as error:
+            empty = [p.name for p in sorted(folder.glob("*/")) if not any(p.iterdir())]
+            what = f"its class {empty[0]!r} is empty" if empty else brief(error)
             raise DataError(
-                f"{folder} is no folder of images as <folder>/<class>/<image> ({brief(error)})."
+                f"{folder}: not images as <folder>/<class>/<image> throughout ({what})."
             ) from None
         self.name = str(folder)
         self.classes: tuple[str, ...] = tuple(found.classes)
