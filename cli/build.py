@@ -23,9 +23,12 @@ from tocom_export.cli.common import (
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from tocom_export.build import BuildPlan
+    from tocom_export.build import BuildPlan, Calibrate
     from tocom_export.bundle import Bundle
     from tocom_export.engines.compare import Comparison
+    from tocom_export.precision import Precision
+
+CALIBRATION_IMAGES = 512
 
 
 @click.command("build", cls=Command)
@@ -79,10 +82,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Type of the weights and of the arithmetic.",
+    help="Type of the weights and of the arithmetic; int8 wants --calibrate.",
+)
+@click.option(
+    "--calibrate",
+    type=FILE,
+    metavar="DIR",
+    help="Image files that int8's ranges are measured on; some hundreds (512 at most are taken).",
 )
 @click.option("--out", type=FILE, metavar="DIR", help="Default: ./<model>-source<R>.")
 @click.option(
@@ -102,7 +111,8 @@ def build_command(
     scale: float,
     method: str | None,
     engine: tuple[str, ...],
-    precision: str,
+    precision: Precision,
+    calibrate: Path | None,
     out: Path | None,
     verify: bool | None,
     dry_run: bool,
@@ -128,6 +138,12 @@ def build_command(
         raise InputError(
             "--verify needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
         )
+    if (precision == "int8") != (calibrate is not None):
+        raise InputError(
+            "--precision int8 needs --calibrate DIR, a folder of images like those it will see."
+            if precision == "int8"
+            else f"--calibrate is for --precision int8 alone; this is {precision}."
+        )
     plan = plan_build(
         model=model,
         checkpoint_file=checkpoint,
@@ -136,6 +152,7 @@ def build_command(
         source=source,
         targets=targets,
         scale=scale,
+        precision=precision,
     )
     if plan.bank and plan.bank.model not in ("", plan.spec.model):
         output.note(
@@ -161,8 +178,20 @@ def build_command(
             advance(name)
             output.detail(f"writing {out / name}")
 
-        bundle = write_bundle(plan, out, force=force, progress=step, check=check)
+        measure = _calibration(plan, calibrate) if calibrate else None
+        bundle = write_bundle(plan, out, force=force, progress=step, check=check, calibrate=measure)
     _report(plan, bundle, checks, time.perf_counter() - started, output)
+
+
+def _calibration(plan: BuildPlan, folder: Path) -> Calibrate:
+    """What measures the ranges of int8 on the images in a folder."""
+    from tocom_export.engines.calibrate import input_scales
+    from tocom_export.images import find_images
+
+    files = find_images(folder)
+    chosen = files[:: -(-len(files) // CALIBRATION_IMAGES)]  # spread over all classes
+    images = plan.preprocess.load_batch(chosen, plan.spec.image_size)
+    return lambda bundle, target: input_scales(bundle, target, images)
 
 
 def _check(
@@ -249,6 +278,7 @@ def _report(
             "source": bundle.source,
             "scale": bundle.scale,
             "compensated": bundle.compensated,
+            "precision": bundle.precision,
             "method": bundle.method.name,
             "bytes": total,
             "seconds": round(seconds, 3),

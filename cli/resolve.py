@@ -19,6 +19,7 @@ from tocom_export.models import (
     is_known,
     known_model,
 )
+from tocom_export.precision import Precision
 from tocom_export.spec import VitSpec
 
 
@@ -73,7 +74,7 @@ def open_bank(
     if bank is None and spec.model != REFERENCE:
         raise BankError(
             f"--bank: {spec.model} has no bank of its own; give FILE (tocom-export train makes "
-            "one), or 'none' for uncompensated engines."
+            "one), or 'none' to go without."
         )
     method = method or (info.method.name if info.method else "tome")
     return ToComBank.load(Path(bank) if bank else REFERENCE_BANKS[method])
@@ -106,6 +107,7 @@ def plan_build(
     source: int | None,
     targets: tuple[int, ...],
     scale: float,
+    precision: Precision = "fp32",
 ) -> BuildPlan:
     """What ``build`` would do, everything about it checked; writes nothing."""
     spec, checkpoint, preprocess = open_model(model, checkpoint_file)
@@ -129,4 +131,5 @@ def plan_build(
         scale=scale,
         preprocess=preprocess,
         classes=checkpoint.info.classes,
+        precision=precision,
     )

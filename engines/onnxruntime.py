@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 
 from tocom_export.bundle import Bundle
 from tocom_export.errors import (
@@ -50,7 +49,8 @@ class OnnxEngine:
     """A bundle's graph at one target degree, ready to run. Safe to share among threads.
 
     The weights are mapped from the bundle's files and not repacked, so that engines of one
-    bundle share them in memory.
+    bundle share them in memory. On a CPU, which has no bfloat16 operators, bf16 is computed in
+    float32 and rounded after each operator: slow, and right.
 
     Args:
         bundle: an opened bundle.
@@ -106,14 +106,17 @@ class OnnxEngine:
             options.add_session_config_entry("session.use_env_allocators", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
-        own = {} if compensated else _uncompensated(bundle, target)
-        # The session reads these where they lie, so they must live as long as it does.
-        self._own = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in own.values()]
-        for name, value in zip(own, self._own, strict=True):
-            options.add_initializer(name, value)
+        content: str | bytes = str(graph)
+        narrow = bundle.precision == "bf16" and provider == "cpu"
+        if narrow or not compensated:
+            content = _altered(bundle, target, compensated, narrow)
+            folder = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(folder, str(bundle.path))
+        if narrow:  # optimised, the roundings between two operators might be taken for superfluous
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
-                str(graph), options, providers=[wanted], enable_fallback=0
+                content, options, providers=[wanted], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
             raise BundleError(f"{graph}: ONNX Runtime can't open it ({brief(error)}).") from error
@@ -143,9 +146,27 @@ class OnnxEngine:
         return logits
 
 
-def _uncompensated(bundle: Bundle, target: int) -> dict[str, npt.NDArray[np.float32]]:
-    """The checkpoint's own values of what a target's weights file replaces."""
-    shared, *own = bundle.weight_files(target)
-    names = [name for file in own for name in read_header(file)[0]]
-    with safe_open(shared, "numpy") as weights:
-        return {name: weights.get_tensor(name) for name in names}
+def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool) -> bytes:
+    """A target's graph with other weights or with bfloat16 widened, as the file would hold it.
+
+    What a target's weights file replaces is read from the shared file instead where the engine
+    is not to be compensated.
+    """
+    import onnx
+
+    model = onnx.load(bundle.graph(target), load_external_data=False)
+    if not compensated:
+        shared, *own = (read_header(file)[0] for file in bundle.weight_files(target))
+        names = {name for header in own for name in header}
+        for tensor in model.graph.initializer:
+            if tensor.name in names:
+                stored = shared[tensor.name]
+                place = {"location": stored.file.name, "offset": stored.offset}
+                for entry in tensor.external_data:
+                    entry.value = str({**place, "length": stored.length}[entry.key])
+    if narrow:
+        from tocom_export.engines.widened import widen
+
+        widen(model)
+    content: bytes = model.SerializeToString()
+    return content

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
@@ -33,6 +33,8 @@ from tocom_export.graph.writer import write_graph
 from tocom_export.images import Preprocess
 from tocom_export.info import METADATA_KEY, ModelInfo
 from tocom_export.method import Method
+from tocom_export.precision import TYPES, Precision
+from tocom_export.quantize import quantized_layers, stored_form
 from tocom_export.schedule import TokenSchedule
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
@@ -57,6 +59,7 @@ class BuildPlan:
     scale: float
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
+    precision: Precision = "fp32"
 
     def compensates(self, target: int) -> bool:
         """Whether a target has weights of its own."""
@@ -68,6 +71,10 @@ class BuildPlan:
         return [MANIFEST, WEIGHTS, *own, *map(graph_name, self.targets)]
 
 
+Calibrate = Callable[[Bundle, int], Mapping[str, float]]
+"""An fp32 bundle and a target → layer → what one step of its int8 input stands for."""
+
+
 def write_bundle(
     plan: BuildPlan,
     out: Path,
@@ -75,6 +82,7 @@ def write_bundle(
     force: bool = False,
     progress: Callable[[str], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
+    calibrate: Calibrate | None = None,
 ) -> Bundle:
     """Write a bundle beside ``out`` and rename it there once it is complete.
 
@@ -83,13 +91,22 @@ def write_bundle(
         progress: called with the name of each file before it is written.
         check: called with the finished bundle before it is renamed; what it raises leaves
             nothing behind.
+        calibrate: measures the inputs of each layer; needed for int8 alone.
 
     Raises:
         OutputError: ``out`` exists and ``force`` is off, or it can't be written.
+        CheckpointError: weights are beyond the range of the precision.
     """
     check_out(out, force)
+    tell = progress or (lambda _: None)
     with replaced_folder(out) as folder:
-        bundle = _write(plan, folder, progress or (lambda _: None))
+        scales = {}
+        if plan.precision == "int8":
+            assert calibrate is not None
+            with TemporaryDirectory(dir=folder) as exact:
+                wide = _write(dataclasses.replace(plan, precision="fp32"), Path(exact), tell)
+                scales = {target: calibrate(wide, target) for target in plan.targets}
+        bundle = _write(plan, folder, tell, scales)
         if check:
             check(bundle)
     return dataclasses.replace(bundle, path=out)
@@ -125,7 +142,12 @@ def _is_replaceable(folder: Path) -> bool:
         return False
 
 
-def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bundle:
+def _write(
+    plan: BuildPlan,
+    folder: Path,
+    progress: Callable[[str], None],
+    input_scales: Mapping[int, Mapping[str, float]] | None = None,
+) -> Bundle:
     spec = plan.spec
     schedules = {t: TokenSchedule.of(spec, t) for t in plan.targets}
     own = {t: weights_name(t) for t in plan.targets if plan.compensates(t)}
@@ -141,7 +163,9 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
         progress(graph_name(target))
         weights = shared | (read_header(folder / own[target])[0] if target in own else {})
         metadata = _metadata(plan, target, schedule)
-        model = write_graph(spec, schedule, plan.method, weights, metadata)
+        scales = input_scales[target] if input_scales else None
+        types = TYPES[plan.precision]
+        model = write_graph(spec, schedule, plan.method, weights, metadata, types, scales)
         ir.save(model, folder / graph_name(target))
     files |= record_files(folder, [graph_name(t) for t in plan.targets])
     progress(MANIFEST)
@@ -152,7 +176,7 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
         source=plan.source,
         scale=plan.scale,
         compensated=plan.bank is not None,
-        precision="fp32",
+        precision=plan.precision,
         targets={t: s.tokens_out for t, s in schedules.items()},
         files={name: files[name] for name in plan.files()[1:]},
         preprocess=plan.preprocess,
@@ -164,7 +188,7 @@ def _write(plan: BuildPlan, folder: Path, progress: Callable[[str], None]) -> Bu
 
 
 def _write_weights(plan: BuildPlan, folder: Path, target: int | None = None) -> FileRecord:
-    """Write the shared weights, or those that differ at a target, as float32 safetensors."""
+    """Write the shared weights, or those that differ at a target, in the plan's precision."""
     tensors = {name: plan.checkpoint.tensors[name] for name in plan.spec.weights()}
     if target is None or plan.bank is None:
         name = WEIGHTS
@@ -174,7 +198,7 @@ def _write_weights(plan: BuildPlan, folder: Path, target: int | None = None) -> 
         name = weights_name(target)
         tensors = bake(tensors, plan.spec, plan.bank, plan.source, target, plan.scale)
         metadata = {METADATA_KEY: json.dumps({"target": target})}
-    arrays = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
+    arrays = stored_form(tensors, plan.precision, quantized_layers(plan.spec))
     save_file(arrays, folder / name, metadata)
     return record_files(folder, [name])[name]
 
@@ -192,6 +216,7 @@ def _metadata(plan: BuildPlan, target: int, schedule: TokenSchedule) -> dict[str
     return {
         "model": plan.spec.model,
         "method": plan.method.name,
+        "precision": plan.precision,
         "proportional": json.dumps(plan.method.proportional),
         "compensated": json.dumps(plan.compensates(target)),
         **{name: json.dumps(number) for name, number in numbers.items()},

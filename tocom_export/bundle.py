@@ -15,6 +15,7 @@ from typing import Any
 from tocom_export.errors import BundleError, DegreeError, InputError, brief
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
+from tocom_export.precision import TYPES, Precision
 from tocom_export.schedule import MAX_DEGREE, TokenSchedule
 from tocom_export.spec import VitSpec
 
@@ -53,7 +54,7 @@ class Bundle:
     scale: float
     compensated: bool
     """Whether a bank was baked in."""
-    precision: str
+    precision: Precision
     targets: Mapping[int, tuple[int, ...]]
     """Target degree → tokens left after each layer."""
     files: Mapping[str, FileRecord]
@@ -121,6 +122,8 @@ class Bundle:
         classes = data["classes"]
         if classes is not None and not (isinstance(classes, list) and len(classes) == spec.classes):
             raise ValueError(f"classes are not {spec.classes} names")
+        if data["precision"] not in TYPES:
+            raise ValueError(f"precision {data['precision']!r}")
         if not (math.isfinite(data["scale"]) and data["source"] in range(MAX_DEGREE + 1)):
             raise ValueError("source or scale out of range")
         return cls(
@@ -130,7 +133,7 @@ class Bundle:
             source=int(data["source"]),
             scale=float(data["scale"]),
             compensated=bool(data["compensated"]),
-            precision=str(data["precision"]),
+            precision=data["precision"],
             targets=targets,
             files=files,
             preprocess=Preprocess.from_json(data["preprocess"]),

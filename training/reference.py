@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import nn
 
 from tocom_export.bank import ToComBank
 from tocom_export.bundle import Bundle
 from tocom_export.method import Method
+from tocom_export.quantize import dequantize
 from tocom_export.spec import VitSpec
 from tocom_export.training.lowrank import TrainableBank
 from tocom_export.training.model import CompressedVit
@@ -33,17 +34,20 @@ def load_model(
     return CompressedVit(vit, method, spec.model).eval()
 
 
-def load_weights(vit: nn.Module, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Copy weights into a model; a tensor that isn't given stays as it is."""
+def load_weights(
+    vit: nn.Module, tensors: Mapping[str, npt.NDArray[Any]], *, strict: bool = False
+) -> None:
+    """Copy weights into a model; unless strict, a tensor that isn't given stays as it is."""
     state = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in tensors.items()}
-    vit.load_state_dict(state, strict=False)
+    vit.load_state_dict(state, strict=strict)
 
 
 class Reference:
     """The logits that a bundle's engines should give.
 
     Args:
-        bundle: whose uncompensated weights, method and targets to use.
+        bundle: whose uncompensated weights, method and targets to use. The model is float32;
+            int8 weights are what they stand for.
         bank: adds the gap as low-rank side paths, which checks the baking too; without it
             the bundle's own baked weights are loaded into the model.
     """
@@ -61,10 +65,10 @@ class Reference:
         bundle = self._bundle
         if self._loaded is None or (self._loaded != target and self._bank is None):
             shared, *own = bundle.weight_files(target)
-            state = load_file(shared)
+            stored = load_file(shared)
             for file in own if self._bank is None else ():
-                state.update(load_file(file))
-            self._model.vit.load_state_dict(state)
+                stored.update(load_file(file))
+            load_weights(self._model.vit, dequantize(stored), strict=True)
             self._loaded = target
         side = self._bank.side(bundle.source, target, bundle.scale) if self._bank else None
         logits: npt.NDArray[np.float32] = self._model(

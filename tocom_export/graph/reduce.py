@@ -2,7 +2,8 @@
 
 The same arithmetic as :mod:`tocom_export.training.reduce`, in operators that every runtime
 has: no scatter (parsers reject it or send it to plugins), no ``-inf`` masks, no sorting but
-TopK. Every shape but the batch is static.
+TopK. Every shape but the batch is static. Tokens and sizes are of the stream; what is ranked
+is float32 in every precision.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tocom_export.graph.tape import GraphTape
+from tocom_export.graph.tape import FLOAT, GraphTape
 
 
 def merge(
@@ -41,6 +42,7 @@ def merge(
     first_b = prefix + 1 - prefix % 2
     set_b = len(range(first_b, tokens, 2))
     others = tokens - set_b  # set A and the prefix
+    keys = tape.cast(keys, tape.types.compute, FLOAT)
     metric = tape.op("ReduceMean", keys, tape.ints(1), keepdims=0)  # (B, N, D)
     metric = tape.op("Div", metric, tape.op("ReduceL2", metric, tape.ints(2)))
     metric_b = tape.op("Transpose", tape.cut(metric, 1, first_b, tokens, 2), perm=(0, 2, 1))
@@ -54,15 +56,19 @@ def merge(
     )  # in the original order
 
     into = tape.op("GatherND", into, merged, batch_dims=1)  # (B, remove, 1)
-    one_hot = tape.op("OneHot", into, tape.ints(set_b), tape.floats(0.0, 1.0), axis=1)
-    one_hot = tape.op("Squeeze", one_hot, tape.ints(3))  # (B, set B, remove)
+    stream = tape.types.stream
+    bits = tape.floats(0.0, 1.0, dtype=FLOAT)  # float32: ONNX Runtime has no OneHot of bfloat16
+    one_hot = tape.op("OneHot", into, tape.ints(set_b), bits, axis=1)
+    one_hot = tape.cast(tape.op("Squeeze", one_hot, tape.ints(3)), FLOAT, stream)
+    # (B, set B, remove)
 
     if size is None:
         size_b = tape.op("ReduceSum", one_hot, tape.ints(2))
-        size_b = tape.op("Add", size_b, tape.floats(1.0))
+        one = tape.floats(1.0, dtype=stream)
+        size_b = tape.op("Add", size_b, one)
         weighted = x
         pads = tape.ints(0, others - remove, 0, 0, 0, 0)
-        size = tape.op("Pad", size_b, pads, tape.floats(1.0))
+        size = tape.op("Pad", size_b, pads, one)
     else:
         weighted = tape.op("Mul", x, size)
         added = tape.op("MatMul", one_hot, tape.op("GatherND", size, merged, batch_dims=1))
@@ -93,7 +99,7 @@ def prune(
         Tokens (B, N - remove, C).
     """
     row = tape.cut(probabilities, 2, 0, 1)  # (B, H, 1, N)
-    row = tape.cut(row, 3, prefix, tokens)
+    row = tape.cast(tape.cut(row, 3, prefix, tokens), tape.types.compute, FLOAT)
     score = tape.op("ReduceMean", row, tape.ints(1), keepdims=0)  # (B, 1, patches)
     count = tokens - prefix - remove
     _, kept = tape.ops("TopK", score, tape.ints(count), outputs=2, axis=2)

@@ -10,11 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tocom_export.precision import TYPES, Types
 from tocom_export.store import StoredTensor
 
 Attribute = int | float | str | Sequence[int]
+FLOAT = ir.DataType.FLOAT
 
-_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+_DTYPES = {
+    "F32": FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I8": ir.DataType.INT8,
+}
 
 
 class GraphTape:
@@ -22,10 +29,19 @@ class GraphTape:
 
     Args:
         weights: where each weight lies; becomes an external tensor of the same name.
+        types: of the arithmetic. Weights must be stored in ``types.compute``, or in int8.
+        input_scales: quantized layer → what one step of its int8 input stands for.
     """
 
-    def __init__(self, weights: Mapping[str, StoredTensor]) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, StoredTensor],
+        types: Types = TYPES["fp32"],
+        input_scales: Mapping[str, float] | None = None,
+    ) -> None:
         self._tape = ir.tape.Tape()
+        self.types = types
+        self.input_scales = input_scales or {}
         self._weights = weights
         self._values: dict[str, ir.Value] = {}
         self._scope = ""
@@ -87,11 +103,28 @@ class GraphTape:
         name = "ints_" + "_".join(map(str, numbers)).replace("-", "m")
         return self.constant(name, np.array(numbers, np.int64))
 
-    def floats(self, *numbers: float) -> ir.Value:
-        """A float32 vector, stored in the graph; a scalar where it is one number."""
-        name = "floats_" + "_".join(map(repr, numbers)).replace("-", "m")
+    def floats(self, *numbers: float, dtype: ir.DataType | None = None) -> ir.Value:
+        """A vector, stored in the graph; a scalar where it is one number.
+
+        Args:
+            dtype: default: the type that is computed in.
+        """
+        dtype = dtype or self.types.compute
+        name = f"{dtype.name.lower()}s_" + "_".join(map(repr, numbers)).replace("-", "m")
         value = numbers[0] if len(numbers) == 1 else numbers
-        return self.constant(name, np.array(value, np.float32))
+        return self.constant(name, np.array(value, dtype.numpy()))
+
+    def cast(self, x: ir.Value, source: ir.DataType, target: ir.DataType) -> ir.Value:
+        """From one type to another; x itself where they are the same."""
+        return x if source == target else self.op("Cast", x, to=int(target))
+
+    def to_stream(self, x: ir.Value) -> ir.Value:
+        """From the type that is computed in to that of the residual stream."""
+        return self.cast(x, self.types.compute, self.types.stream)
+
+    def from_stream(self, x: ir.Value) -> ir.Value:
+        """The inverse of :meth:`to_stream`."""
+        return self.cast(x, self.types.stream, self.types.compute)
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """A small array, stored in the graph; one name always holds one array."""

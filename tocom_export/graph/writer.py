@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.graph import layers, reduce
-from tocom_export.graph.tape import GraphTape
+from tocom_export.graph.tape import FLOAT, GraphTape
 from tocom_export.method import Method
+from tocom_export.precision import TYPES, Types
 from tocom_export.schedule import TokenSchedule
 from tocom_export.spec import VitSpec
 from tocom_export.store import StoredTensor
@@ -24,31 +25,35 @@ def write_graph(
     method: Method,
     weights: Mapping[str, StoredTensor],
     metadata: Mapping[str, str],
+    types: Types = TYPES["fp32"],
+    input_scales: Mapping[str, float] | None = None,
 ) -> ir.Model:
     """The graph of one model at one schedule.
 
     Input ``images`` (B, channels, height, width), normalised; output ``logits``
-    (B, classes). B is free, every other dimension fixed.
+    (B, classes); both float32 in every precision. B is free, every other dimension fixed.
 
     Args:
         weights: PyTorch name → where the tensor lies; files are named relative to the graph.
         metadata: becomes the model's ``metadata_props``.
+        types: what is computed in which type.
+        input_scales: quantized layer → what one step of its int8 input stands for; the weights
+            then hold such a layer's weight in int8, and its scales.
 
     Raises:
         UnsupportedModelError: EViT of a model without a class token.
     """
     if method.name == "evit" and not spec.class_token:
         raise UnsupportedModelError(spec.model, "EViT without a class token")
-    tape = GraphTape(weights)
-    dtype = ir.DataType.FLOAT
-    images = ir.val("images", dtype, ("batch", spec.channels, *spec.image_size))
+    tape = GraphTape(weights, types, input_scales)
+    images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
     x = layers.embed(tape, images, spec)
     size: ir.Value | None = None
     tokens = spec.tokens
     for layer, remove in enumerate(schedule.removed):
         name = f"blocks.{layer}"
         with tape.scope(name):
-            normed = layers.layer_norm(tape, x, f"{name}.norm1", spec.eps)
+            normed = tape.from_stream(layers.layer_norm(tape, x, f"{name}.norm1", spec.eps))
         attended = layers.attention(tape, normed, spec, method, layer, tokens, size)
         x = layers.residual(tape, x, attended.out, spec, layer, 1)
         if remove:
@@ -63,11 +68,11 @@ def write_graph(
                 x = tape.reshape(x, -1, spec.width)
             tokens -= remove
         with tape.scope(name):
-            normed = layers.layer_norm(tape, x, f"{name}.norm2", spec.eps)
+            normed = tape.from_stream(layers.layer_norm(tape, x, f"{name}.norm2", spec.eps))
         x = layers.residual(tape, x, layers.mlp(tape, normed, spec, layer), spec, layer, 2)
     logits = layers.head(tape, x, spec, tokens, size)
     logits.name = "logits"
-    logits.type = ir.TensorType(dtype)
+    logits.type = ir.TensorType(FLOAT)
     logits.shape = ir.Shape(["batch", spec.classes or spec.width])
     graph = ir.Graph(
         [images],

@@ -1,0 +1,59 @@
+"""How large the inputs of each quantized layer get, on a user's images."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from tocom_export.bundle import Bundle
+from tocom_export.errors import MissingPackageError
+from tocom_export.quantize import LARGEST, quantized_layers
+
+_BATCH = 32
+SHARE = 0.9999
+"""Of a layer's inputs, those that int8 must reach; the rest is cut off. Measured against all of
+them, 0.999 and 0.99999 (docs/precision.md)."""
+
+
+def input_scales(
+    bundle: Bundle, target: int, images: npt.NDArray[np.float32], share: float = SHARE
+) -> dict[str, float]:
+    """Layer → what one step of its int8 input stands for, at one target of an fp32 bundle.
+
+    Args:
+        images: normalised (N, C, H, W); some hundreds are enough.
+        share: of a layer's inputs in the batch where they are largest, those within its range.
+
+    Raises:
+        MissingPackageError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingPackageError("onnxruntime", "cpu") from None
+    model = onnx.load(bundle.graph(target), load_external_data=False)
+    weights = {f"{layer}.weight": layer for layer in quantized_layers(bundle.spec)}
+    inputs = {
+        weights[node.input[1]]: node.input[0]
+        for node in model.graph.node
+        if len(node.input) > 1 and node.input[1] in weights
+    }
+    wanted = list(dict.fromkeys(inputs.values()))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(bundle.path)
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    reach = dict.fromkeys(wanted, 0.0)
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        for name, values in zip(wanted, session.run(wanted, {"images": batch}), strict=True):
+            size = np.abs(values).ravel()
+            rank = min(len(size) - 1, int(share * len(size)))
+            reach[name] = max(reach[name], float(np.partition(size, rank)[rank]))
+    return {layer: (reach[name] or 1.0) / LARGEST for layer, name in inputs.items()}

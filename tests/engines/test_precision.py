@@ -1,0 +1,164 @@
+"""Engines of each precision held against the float32 model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file
+
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import MANIFEST, Bundle
+from tocom_export.engines.calibrate import input_scales
+from tocom_export.engines.compare import TOLERANCES, compare, sample_images
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.engines.widened import widen
+from tocom_export.errors import BundleError, CheckpointError
+from tocom_export.method import Method
+from tocom_export.quantize import quantized_layers
+from tocom_export.training.evaluate import runner
+from tocom_export.training.reference import Reference, load_model
+
+TARGETS = (0, 8, 16)
+
+
+def bundle_of(plan: BuildPlan, precision: Any, out: Path) -> Bundle:
+    images = sample_images(plan.spec, 64, seed=1)
+    return write_bundle(
+        dataclasses.replace(plan, precision=precision),
+        out,
+        calibrate=lambda bundle, target: input_scales(bundle, target, images),
+    )
+
+
+@pytest.fixture(scope="module", params=["fp16", "bf16", "int8"])
+def typed(
+    request: pytest.FixtureRequest, plan: BuildPlan, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    return bundle_of(plan, request.param, tmp_path_factory.mktemp("typed") / request.param)
+
+
+def rounding(engine: OnnxEngine, model: Callable[..., Any], images: Any) -> np.ndarray:
+    """Largest difference of each image's logits, over the largest logit."""
+    wanted = model(images)
+    difference: np.ndarray = np.abs(engine.run(images) - wanted).max(axis=1) / np.abs(wanted).max()
+    return difference
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_engines_say_what_the_float32_model_says(typed: Bundle, plan: BuildPlan, target: int):
+    images = sample_images(plan.spec, 40)
+    model = load_model(plan.spec, plan.checkpoint.tensors, plan.method)
+    engine = OnnxEngine(typed, target, compensated=False)
+    differs = rounding(engine, runner(model, target), images)
+    typical = {"fp16": 2e-3, "bf16": 2e-2, "int8": 6e-2}[typed.precision]
+    assert typical / 100 < np.median(differs) < typical
+    if target == 0:  # nothing is merged, so nothing can be merged otherwise
+        assert differs.max() < 2 * typical
+
+
+def test_the_check_passes_and_finds_a_wrong_weight(typed: Bundle, plan: BuildPlan, tmp_path: Path):
+    images = sample_images(plan.spec, 20)
+    found = list(compare(typed, images, Reference(typed, plan.bank)))
+    assert [c.passed for c in found] == [True] * 3
+    assert {c.precision for c in found} == {typed.precision}
+    other = bundle_of(dataclasses.replace(plan, scale=1.0), typed.precision, tmp_path / "other")
+    found = list(compare(other, images, Reference(typed)))
+    assert [c.passed for c in found] == [True, False, False]
+
+
+def test_weights_are_smaller_and_keep_their_names(typed: Bundle, plan: BuildPlan):
+    stored = load_file(typed.path / "weights.safetensors")
+    assert set(plan.spec.weights()) <= set(stored)
+    size = sum(tensor.nbytes for tensor in stored.values())
+    whole = sum(4 * tensor.size for tensor in plan.checkpoint.tensors.values())
+    assert size < (0.45 if typed.precision == "int8" else 0.51) * whole
+    assert Bundle.open(typed.path, hashes=True).precision == typed.precision
+
+
+def test_graphs_are_valid(typed: Bundle):
+    for target in TARGETS:
+        onnx.checker.check_model(str(typed.graph(target)), full_check=True)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qk_norm": True, "layer_scale": True}, {"distilled": True}, {"adapter_width": 8},
+        {"pool": "avg", "final_norm": "fc_norm"}, {"classes": 0}, {"pre_norm": True},
+        {"registers": 4, "prefix_positions": False}, {"activation": "gelu_tanh"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_every_part_of_a_model_has_a_typed_form(
+    make_plan: Callable[..., BuildPlan], make_spec: Any, make_bank: Any, tmp_path: Path,
+    precision: Any, changes: dict[str, Any], method: Any,
+):  # fmt: skip
+    spec = make_spec(depth=2, **changes)
+    plan = make_plan(tmp_path, spec, bank=None, method=Method(method), targets=(0, 8))
+    bundle = bundle_of(plan, precision, tmp_path / "bundle")
+    model = load_model(bundle.spec, plan.checkpoint.tensors, plan.method)
+    for target in (0, 8):
+        onnx.checker.check_model(str(bundle.graph(target)), full_check=True)
+        differs = rounding(OnnxEngine(bundle, target), runner(model, target), sample_images(spec))
+        assert np.median(differs) < TOLERANCES[precision]
+
+
+def test_bfloat16_is_rounded_after_every_operator(tmp_path: Path, plan: BuildPlan):
+    bundle = bundle_of(plan, "bf16", tmp_path / "bundle")
+    model = onnx.load(bundle.graph(8), load_external_data=False)
+    widen(model)
+    narrow = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.BFLOAT16}
+    assert not {"Gemm", "MatMul", "Conv", "Add", "Mul"} & {
+        node.op_type
+        for node in model.graph.node
+        for name in node.input
+        if name in narrow
+    }  # fmt: skip
+    narrowing = [
+        node for node in model.graph.node
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.BFLOAT16
+    ]  # fmt: skip
+    assert len(narrowing) > 10 * plan.spec.depth
+
+
+def test_int8_multiplies_integers(tmp_path: Path, plan: BuildPlan):
+    bundle = bundle_of(plan, "int8", tmp_path / "bundle")
+    model = onnx.load(bundle.graph(8), load_external_data=False)
+    count = len(quantized_layers(plan.spec))
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (count, 2 * count)
+    scales = {t.name for t in model.graph.initializer if t.name.endswith(".input_scale")}
+    assert scales == {f"{layer}.input_scale" for layer in quantized_layers(plan.spec)}
+
+
+def test_input_scales_follow_the_images(bundle: Bundle):
+    images = sample_images(bundle.spec, 64)
+    scales = input_scales(bundle, 8, images)
+    assert list(scales) == quantized_layers(bundle.spec)
+    assert all(0 < scale < 1 for scale in scales.values())
+    assert input_scales(bundle, 8, images) == scales
+    assert input_scales(bundle, 8, images, 1.0)["blocks.0.mlp.fc2"] > scales["blocks.0.mlp.fc2"]
+
+
+def test_weights_that_fp16_can_t_hold(plan: BuildPlan, tmp_path: Path):
+    tensors = dict(plan.checkpoint.tensors)
+    tensors["norm.weight"] = tensors["norm.weight"] * 1e6
+    large = dataclasses.replace(plan.checkpoint, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"norm\.weight has values beyond"):
+        bundle_of(dataclasses.replace(plan, checkpoint=large), "fp16", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_manifest_of_an_unknown_precision(fresh: Bundle):
+    file = fresh.path / MANIFEST
+    file.write_text(file.read_text().replace('"fp32"', '"fp8"'))
+    with pytest.raises(BundleError, match="precision 'fp8'"):
+        Bundle.open(fresh.path)
