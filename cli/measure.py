@@ -121,7 +121,7 @@ def measure(
             )
         if subject.baked_scale is not None and scale is not None:
             raise InputError(f"--scale: the engines of {subject.path} have theirs baked in.")
-    if images.held_out == images.data:
+    if images.held_out and _same_place(images.held_out, images.data):
         raise InputError(
             "--held-out is the same as --data: the scale would be chosen on the images that it is "
             "judged by. Name others, such as some of the training split."
@@ -161,6 +161,10 @@ def measure(
         )
         for subject, target, chosen, plain, compensated, torch in planned
     ]
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _score(
@@ -239,16 +243,18 @@ def check_rows(
     Args:
         known: rows that the new ones are added to; those of the same model are replaced.
     """
-    names = {row.key: row.model for row in known if row.model}
+    before = {row.key: row.model for row in known if row.model}
+    here: dict[Any, Path] = {}
     for subject in subjects:
-        name = subject.path.name
+        path = subject.path
         for target in subject.targets:
             key = (dataset, subject.method.name, variant, subject.source, target, seed)
-            if (other := names.setdefault(key, name)) != name:
+            beside, other = here.setdefault(key, path), before.get(key, path.name)
+            if beside != path or other != path.name:
                 raise InputError(
-                    f"{name} and {other} are both of source {subject.source} and seed {seed} on "
-                    f"{dataset}, and would share their rows; tell them apart by --variant, --seed "
-                    "or --name, in a run for each."
+                    f"{path} and {other if beside == path else beside} are both of source "
+                    f"{subject.source} and seed {seed} on {dataset}, and would share their rows; "
+                    "tell them apart by --variant, --seed or --name, in a run for each."
                 )
 
 

@@ -89,7 +89,8 @@ class Folder:
         try:
             found = ImageFolder(str(folder))
         except (OSError, ValueError) as error:
-            empty = [p.name for p in sorted(folder.glob("*/")) if not any(p.iterdir())]
+            folders = [p for p in sorted(folder.glob("*")) if p.is_dir()]
+            empty = [p.name for p in folders if not any(p.iterdir())]
             what = f"its class {empty[0]!r} is empty" if empty else brief(error)
             raise DataError(
                 f"{folder}: not images as <folder>/<class>/<image> throughout ({what})."

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tocom_export.bank import ToComBank
 from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
 from tocom_export.method import Method
-from tocom_export.results import Results
+from tocom_export.results import Results, Row
 from tocom_export.spec import VitSpec
 from tocom_export.training.evaldata import EvalData
 from tocom_export.training.lowrank import TrainableBank
@@ -118,8 +119,10 @@ def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_rows_are_what_pytorch_says(
-    succeeds: Run, checkpoint: Path, plain: Path, bank_file: Path, data: Path, predict: Predict
-):
+    succeeds: Run, checkpoint: Path, plain: Path, bank_file: Path, data: Path, predict: Predict,
+    here: Path,
+):  # fmt: skip
+    plain = Path(shutil.copy(plain, here / "plain.safetensors"))
     options = ("--data", data, "--bank", bank_file, "--targets", "0,4,8,16", "--scale", 0.15)
     result = succeeds("evaluate", plain, checkpoint, *options, "--seed", 3, "--batch", 20, "--json")
     rows = rows_of(result)
@@ -134,7 +137,7 @@ def test_rows_are_what_pytorch_says(
             "dataset": "moons", "method": "tome", "source": source, "target": target, "seed": 3,
             "images": COUNT, "baseline": percent(predict(file, source, target), data),
             "tocom": percent(predict(file, source, target, 0.15), data),
-            "reference": trained.get(target),
+            "reference": trained.get(target), "model": file.name,
         }  # fmt: skip
         if source == target:
             assert expected["tocom"] == expected["baseline"]
@@ -153,6 +156,12 @@ def test_the_table(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path)
         ["4", "→", str(target)] for target in (0, 4, 8, 12, 16)
     ]
     assert all(line.split()[0] == "checkpoint" for line in lines[2:])
+
+
+def test_long_names_are_not_folded(succeeds: Run, checkpoint: Path, data: Path, here: Path):
+    model = shutil.copy(checkpoint, here / f"{'long-' * 10}.safetensors")
+    options = (model, "--data", data, "--bank", "none", "--targets", 4)
+    assert "long-" * 10 in succeeds("evaluate", *options).stdout
 
 
 def test_without_a_bank(succeeds: Run, checkpoint: Path, data: Path, predict: Predict):
@@ -207,15 +216,15 @@ def test_the_scale_that_is_best_on_held_out_images(
 
 
 def test_of_equal_scales_the_one_of_training_is_taken(
-    succeeds: Run, checkpoint: Path, data: Path, make_bank: Callable, spec: VitSpec, tmp_path: Path
-):
+    succeeds: Run, checkpoint: Path, data: Path, make_bank: Callable, spec: VitSpec, tmp_path: Path,
+    labelled: Labelled,
+):  # fmt: skip
     bank = make_bank(spec)
     nothing = ToComBank(*(0 * f for f in bank.factors().values()), bank.method, bank.model)
     nothing.save(tmp_path / "nothing.safetensors")
     options = ("--data", data, "--bank", tmp_path / "nothing.safetensors", "--targets", 8)
-    result = succeeds("evaluate", checkpoint, *options, "--scale", "auto", "--held-out", data,
-                      "--json")  # fmt: skip
-    (row,) = rows_of(result)
+    options = (*options, "--scale", "auto", "--held-out", labelled("held-out", [0] * COUNT))
+    (row,) = rows_of(succeeds("evaluate", checkpoint, *options, "--json"))
     assert row["scale"] == 0.1
     assert row["tocom"] == row["baseline"]
 
@@ -229,6 +238,11 @@ def test_auto_and_held_out_images_need_each_other(
     fails("evaluate", *model, *options, says=("--scale auto", "--held-out"))
 
 
+def test_held_out_images_that_are_the_test_images(fails: Run, checkpoint: Path, bank_file: Path):
+    options = ("--bank", bank_file, "--scale", "auto", "--data", "images", "--held-out", "images")
+    fails("evaluate", checkpoint, *options, says=("--held-out is the same as --data",))
+
+
 @pytest.mark.parametrize("compensated", [True, False])
 def test_a_bundle_says_what_its_checkpoint_says(
     succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, compensated: bool
@@ -239,7 +253,8 @@ def test_a_bundle_says_what_its_checkpoint_says(
     result = succeeds("evaluate", "bundle", "--data", data, "--check", "--json")
     options = ("--bank", bank, "--scale", 0.15, "--targets", "0,4,8", "--data", data, "--json")
     expected = without_speed(rows_of(succeeds("evaluate", checkpoint, *options)))
-    assert without_speed(rows_of(result)) == expected
+    assert {row["model"] for row in expected} == {checkpoint.name}
+    assert without_speed(rows_of(result)) == [{**row, "model": "bundle"} for row in expected]
     gains = [row["tocom"] != row["baseline"] for row in expected if row["tocom"] is not None]
     assert any(gains) is compensated
     for row, check in zip(expected, json.loads(result.stdout)["checks"], strict=True):
@@ -342,6 +357,15 @@ def test_models_that_take_other_images(
     fails("evaluate", *options, says=(checkpoint, larger, "image size", "one at a time"))
 
 
+def test_a_checkpoint_that_does_not_say_what_it_is(
+    fails: Run, make_checkpoint: Callable, spec: VitSpec, here: Path
+):
+    make_checkpoint(here, spec)
+    file = "checkpoint.safetensors"
+    says = (f"{file} doesn't say", "finetune", f"build --model NAME --checkpoint {file}")
+    fails("evaluate", file, "--bank", "none", "--data", "images", says=says)
+
+
 def test_an_image_that_cannot_be_read(
     succeeds: Run, checkpoint: Path, tmp_path: Path, image_folder: Callable, info: ModelInfo
 ):
@@ -362,9 +386,12 @@ def test_an_image_that_cannot_be_read(
         (("model.safetensors", "--data", "images"), ("model.safetensors",)),
         (("--out", "none"), ("--out none", "results.json")),
         (("model.safetensors", "--out", "file", "--data", "x"), ("--out file", "no folder")),
+        (("--data", "x", "--out", "study"), ("name a checkpoint", "--out alone")),
+        (("--check", "--out", "study"), ("name a checkpoint", "--out alone")),
         (("--out", "broken"), ("broken/results.json", "no JSON")),
         (("model.safetensors", "--data", "x", "--scale", "nan"), ("--scale", "nan")),
         (("model.safetensors", "--data", "x", "--scale", "best"), ("--scale", "best")),
+        (("model.safetensors", "--data", "x", "--scale", "atuo"), ("'atuo'", "nor 'auto'")),
         (("model.safetensors", "--data", "x", "--targets", "17"), ("--targets", "17")),
     ],
     ids=str,
@@ -373,6 +400,7 @@ def test_bad_usage(fails: Run, here: Path, options: Options, says: Options):
     (here / "file").touch()
     (here / "broken").mkdir()
     (here / "broken" / "results.json").write_text("{")
+    Results().save(here / "study" / "results.json")
     fails("evaluate", *options, says=says)
 
 
@@ -391,19 +419,29 @@ def test_a_bank_of_another_method(fails: Run, checkpoint: Path, bank_file: Path,
     fails("evaluate", *options, says=(f"--bank {bank_file}", "tome", "evit"))
 
 
-@pytest.mark.parametrize("package, module", [("matplotlib", "evaluate"), ("torch", "training")])
-def test_without_a_package(
-    fails: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str
-):
-    monkeypatch.setattr(f"tocom_export.cli.{module}.installed", lambda *_: False)
-    extra = {"matplotlib": "plot"}.get(package, package)
-    options = (checkpoint, "--data", "images", "--out", "results")
-    if package == "torch":
-        options = options[:3]
-    fails("evaluate", *options, says=(package, f"pip install 'tocom-export[{extra}]'"))
+def test_without_torch(fails: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tocom_export.cli.training.installed", lambda *_: False)
+    options = (checkpoint, "--data", "images")
+    fails("evaluate", *options, says=("torch", "pip install 'tocom-export[torch]'"))
 
 
 FILES = ["accuracy.svg", "results.csv", "results.json", "results.md", "throughput.svg"]
+
+
+def test_without_matplotlib(
+    succeeds: Run, checkpoint: Path, data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tocom_export.cli.evaluate.installed", lambda name: name != "matplotlib")
+    options = (checkpoint, "--data", data, "--bank", "none", "--targets", "4,8")
+    result = succeeds("evaluate", *options, "--out", "study", "--json")
+    assert "No pictures: matplotlib" in result.stderr
+    assert "pip install 'tocom-export[plot]'" in result.stderr
+    assert sorted(file.name for file in (here / "study").iterdir()) == FILES[1:4]
+    rows = Results.load(here / "study" / "results.json").rows
+    assert [row.to_json() for row in rows] == rows_of(result)
+    page = (here / "study" / "results.md").read_text()
+    assert "| 4 → 8 |" in page
+    assert "svg" not in page
 
 
 def test_a_folder_of_results(
@@ -433,6 +471,54 @@ def test_a_folder_of_results(
     again = rows_of(succeeds("evaluate", *model, "--out", "study", "--seed", 1, "--json"))
     assert len(again) == 12
     assert without_speed(again) == without_speed(both)
+
+
+@pytest.fixture
+def other(checkpoint: Path, here: Path) -> Path:
+    """A model of another name and the same degree as ``checkpoint``."""
+    return Path(shutil.copy(checkpoint, here / "other.safetensors"))
+
+
+def test_models_that_would_share_rows(fails: Run, checkpoint: Path, other: Path):
+    options = (checkpoint, other, "--bank", "none", "--data", "images")  # not looked at
+    says = (f"{other} and {checkpoint} are", "source 4 and seed 0 on images", "--variant")
+    fails("evaluate", *options, says=says)
+
+
+def test_models_of_one_name_in_two_folders(fails: Run, checkpoint: Path, here: Path):
+    (here / "seed1").mkdir()
+    other = Path(shutil.copy(checkpoint, here / "seed1"))
+    options = (checkpoint, other, "--bank", "none", "--data", "images")
+    fails("evaluate", *options, says=(f"{other} and {checkpoint} are",))
+
+
+def test_a_model_that_would_take_another_s_rows(
+    succeeds: Run, fails: Run, checkpoint: Path, other: Path, data: Path, here: Path
+):
+    options = ("--data", data, "--bank", "none", "--targets", 4, "--out", "study")
+    succeeds("evaluate", checkpoint, *options)
+    file = here / "study" / "results.json"
+    before = file.read_bytes()
+    says = (f"{other} and {checkpoint.name} are", "source 4 and seed 0 on moons")
+    fails("evaluate", other, *options, says=says)
+    assert file.read_bytes() == before
+    for apart in (("--variant", "mine"), ("--seed", 1), ("--name", "suns")):
+        succeeds("evaluate", other, *options, *apart)
+    models = [row.model for row in Results.load(file).rows]
+    assert models == [checkpoint.name, *[other.name] * 3]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_takes_its_own_rows(
+    succeeds: Run, checkpoint: Path, data: Path, here: Path, known: bool
+):
+    model = checkpoint.name if known else ""
+    old = Row("moons", "tome", 4, 8, 99.9, None, None, 0, model=model)
+    Results((old,)).save(here / "study" / "results.json")
+    options = ("--data", data, "--bank", "none", "--targets", 8, "--out", "study", "--json")
+    (row,) = rows_of(succeeds("evaluate", checkpoint, *options))
+    assert row["model"] == checkpoint.name
+    assert row["baseline"] != old.baseline
 
 
 def test_references_of_an_earlier_run(

@@ -268,6 +268,10 @@ def test_a_checkpoint_with_a_random_start(fails: Run, checkpoint: Path, recipe: 
     fails("finetune", *options, says=("--checkpoint", "--init random"))
 
 
+def test_adapters_on_a_random_start(fails: Run, scratch: Options):
+    fails(*scratch, "--tune", "adaptformer", says=("--tune adaptformer", "--init random"))
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "3", '{"model": "x"}', '{"colour": 1}'])
 def test_a_spec_that_is_none(fails: Run, recipe: Options, here: Path, content: str | None):
     if content is not None:
@@ -289,7 +293,7 @@ def test_an_empty_class_of_validation_images(
 ):
     (here / "val" / "a").mkdir(parents=True)
     options = ("--checkpoint", checkpoint, *recipe, "--val", "val")
-    fails("finetune", *options, says=("val",))
+    fails("finetune", *options, says=("val", "its class 'a' is empty"))
 
 
 def test_validation_images_of_other_classes(

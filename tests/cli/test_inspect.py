@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tocom_export.info import ModelInfo
+
 Run = Callable[..., Result]
 
 
@@ -72,9 +74,30 @@ def test_a_checkpoint(succeeds: Run, checkpoint: Path, spec):
     assert (document["source degree"], document["method"]) == (4, "tome")
     assert (document["classes"], document["tensors"]) == (10, len(spec.weights()))
     assert document["dtypes"] == "float32"
+    assert (document["images"], document["adapters"]) == ("3×32×32", None)
     text = succeeds("inspect", checkpoint, "--layers").stdout
     assert "blocks.3.attn.qkv.weight" in text
     assert "[192, 64]" in text
+    assert "3×32×32" in text
+    assert "adapters" not in text
+
+
+def test_a_checkpoint_with_adapters(
+    succeeds: Run, make_spec: Callable, make_checkpoint: Callable, tmp_path: Path
+):
+    spec = make_spec(image_size=[32, 48], adapter_width=3)
+    file = make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
+    document = json.loads(succeeds("inspect", file, "--json").stdout)
+    assert (document["images"], document["adapters"]) == ("3×32×48", 3)
+    assert "adapters" in succeeds("inspect", file).stdout
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is(
+    succeeds: Run, make_spec: Callable, make_checkpoint: Callable, tmp_path: Path
+):
+    file = make_checkpoint(tmp_path, make_spec())
+    document = json.loads(succeeds("inspect", file, "--json").stdout)
+    assert [document[name] for name in ("model", "images", "adapters")] == [None] * 3
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])

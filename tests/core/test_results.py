@@ -47,6 +47,8 @@ def row(dataset: str, target: int, baseline: float, *more: float | None, **field
         ("images", 2.5),
         ("throughput", 0),
         ("throughput", "fast"),
+        ("model", None),
+        ("model", 3),
     ],
 )
 def test_a_row_says_which_field_is_wrong(field: str, value: Any):
@@ -55,7 +57,9 @@ def test_a_row_says_which_field_is_wrong(field: str, value: Any):
 
 
 def test_a_document_comes_back(tmp_path: Path):
-    ablation = replace(ROW, variant="rank 1", scale=0.1, images=10_000, throughput=1234.5)
+    ablation = replace(
+        ROW, variant="rank 1", scale=0.1, images=10_000, throughput=1234.5, model="ä.pth"
+    )
     results = Results((ROW, ablation), {"model": "DeiT-T → x"}, ("One.\n\nTwo |.",))
     results.save(tmp_path / "new" / "r.json")
     assert Results.load(tmp_path / "new" / "r.json") == results
@@ -76,6 +80,12 @@ def test_one_row_a_line(tmp_path: Path):
     assert json.loads(file.read_text("utf-8"))["format"] == 1
 
 
+def test_a_model_that_is_not_known_is_left_out():
+    assert "model" not in ROW.to_json()
+    assert Row.from_json(ROW.to_json()).model == ""
+    assert replace(ROW, model="r00.safetensors").to_json()["model"] == "r00.safetensors"
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"r\.json"):
@@ -84,7 +94,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 def test_merging_replaces_the_same_measurement_in_its_place():
     results = Results((ROW, replace(ROW, dataset="cars")), {"model": "m"}, ("note",))
-    better = replace(ROW, tocom=73.5, scale=0.1)
+    better = replace(ROW, tocom=73.5, scale=0.1, model="r00.safetensors")
     merged = results.merge([better])
     assert merged == Results((better, results.rows[1]), results.about, results.notes)
     assert results.rows[0] == ROW

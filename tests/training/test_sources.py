@@ -61,18 +61,22 @@ def test_no_class_folders(tmp_path: Path):
 
 def test_no_images(tmp_path: Path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match=r"is no folder of images as <folder>/<class>/<image>"):
+    with pytest.raises(DataError, match=r"not images as <folder>/<class>/<image> .*'cat' is empty"):
         open_images(tmp_path)
 
 
 def test_one_class_only(tmp_path: Path, image_folder: Callable[..., Path]):
-    with pytest.raises(DataError, match=r"one class only; .* Add another"):
+    with pytest.raises(DataError, match=r"one class only \('a'\).*of the class folders\?"):
         open_images(image_folder(tmp_path / "images", ("a",)))
 
 
 def test_an_empty_class_folder_is_told(tmp_path: Path, image_folder: Callable[..., Path]):
     folder = image_folder(tmp_path / "images", ("b", "c"), each=2)
     (folder / "a").mkdir()
+    (folder / "0.txt").touch()
+    with pytest.raises(DataError, match=r"its class 'a' is empty"):
+        open_images(folder)
+    (folder / "a" / "0.txt").touch()
     with pytest.raises(DataError, match=r"classes a\b"):
         open_images(folder)
 
