@@ -20,7 +20,12 @@ from tocom_export.spec import VitSpec
 from tocom_export.store import StoredTensor, read_header
 
 Array = npt.NDArray[Any]
-_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_NUMPY: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I8": np.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Checkpoint:
 
     file: Path
     tensors: Mapping[str, Array]
-    """PyTorch name → array of float32, float16, bfloat16 or (.pth) float64."""
+    """PyTorch name → array of float32, float16, bfloat16 or (.pth) float64; int8 in a bundle's."""
     info: ModelInfo
 
     @classmethod
@@ -60,6 +65,11 @@ class Checkpoint:
         Raises:
             CheckpointError: tensors are missing, too many, of another shape, or not finite.
         """
+        if integers := [name for name, t in self.tensors.items() if t.dtype == np.int8]:
+            raise CheckpointError(
+                f"{self.file}: {integers[0]} is int8, of a bundle built so; give the checkpoint "
+                "that the bundle was built from."
+            )
         head = self.tensors.get("head.weight")
         if head is not None and head.ndim == 2:
             spec = dataclasses.replace(spec, classes=head.shape[0])

@@ -212,3 +212,35 @@ def test_bare_weights_of_a_timm_model(
 
 def test_quiet(succeeds: Run, model: Options):
     assert succeeds("build", *model, "--targets", "8", "-q", "--json").stderr == ""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_precision(
+    succeeds: Run, fails: Run, checkpoint: Path, bank_file: Path,
+    image_folder: Callable[..., Path], precision: str,
+):  # fmt: skip
+    options = ["--checkpoint", checkpoint, "--bank", bank_file, "--targets", "4,8"]
+    options += ["--precision", precision, "--out", "out", "--json"]
+    if precision == "int8":
+        options += ["--calibrate", image_folder(Path("photos"))]
+    document = json.loads(succeeds("build", *options).stdout)
+    assert document["precision"] == manifest("out")["precision"] == precision
+    for target in document["targets"]:
+        assert target["check"]["passed"] is True
+        assert target["check"]["max_difference"] > 1e-5  # not float32 under another name
+    succeeds("verify", "out")
+    succeeds("inspect", "out")
+    succeeds("inspect", "out/weights.safetensors")
+    if precision == "int8":
+        says = ("out/weights.safetensors", "is int8", "the checkpoint")
+        fails("build", "--checkpoint", "out/weights.safetensors", "--bank", "none", says=says)
+
+
+def test_int8_and_its_images_belong_together(
+    fails: Run, model: Options, image_folder: Callable[..., Path]
+):
+    fails("build", *model, "--precision", "int8", says=("--precision int8", "--calibrate DIR"))
+    photos = image_folder(Path("photos"))
+    fails("build", *model, "--calibrate", photos, says=("--calibrate", "this is fp32"))
+    fails("build", *model, "--precision", "int8", "--calibrate", "nowhere", says=("nowhere",))
+    assert not Path("tiny-source4").exists()
