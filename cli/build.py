@@ -20,12 +20,14 @@ from tocom_export.cli.common import (
     megabytes,
     output_of,
 )
+from tocom_export.cli.plans import add_plans, library_of, plan_options
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from tocom_export.build import BuildPlan, Calibrate
     from tocom_export.bundle import Bundle
     from tocom_export.engines.compare import Comparison
+    from tocom_export.engines.plan import Refit
     from tocom_export.precision import Precision
 
 CALIBRATION_IMAGES = 512
@@ -74,11 +76,11 @@ CALIBRATION_IMAGES = 512
 )
 @click.option(
     "--engine",
-    type=click.Choice(["onnx"]),
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
     default=("onnx",),
     multiple=True,
     show_default=True,
-    help="What to write.",
+    help="What to write; may be repeated. Plans lie beside the graphs they are made of.",
 )
 @click.option(
     "--precision",
@@ -93,6 +95,7 @@ CALIBRATION_IMAGES = 512
     metavar="DIR",
     help="Image files that int8's ranges are measured on; some hundreds (512 at most are taken).",
 )
+@plan_options
 @click.option("--out", type=FILE, metavar="DIR", help="Default: ./<model>-source<R>.")
 @click.option(
     "--verify/--no-verify",
@@ -113,6 +116,11 @@ def build_command(
     engine: tuple[str, ...],
     precision: Precision,
     calibrate: Path | None,
+    batch: tuple[int, int, int],
+    refit: Refit,
+    strip: bool,
+    version_compatible: bool,
+    hardware_compatible: bool,
     out: Path | None,
     verify: bool | None,
     dry_run: bool,
@@ -130,6 +138,7 @@ def build_command(
           --checkpoint mine.safetensors --bank bank.safetensors
     """
     from tocom_export.build import check_out, write_bundle
+    from tocom_export.bundle import plan_name
     from tocom_export.cli.resolve import plan_build
 
     output = output_of(as_json, verbose, quiet)
@@ -138,6 +147,7 @@ def build_command(
         raise InputError(
             "--verify needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
         )
+    library = library_of(engine, refit, strip)
     if (precision == "int8") != (calibrate is not None):
         raise InputError(
             "--precision int8 needs --calibrate DIR, a folder of images like those it will see."
@@ -160,8 +170,9 @@ def build_command(
         )
     out = out or Path(f"{plan.spec.model}-source{plan.source}")
     check_out(out, force)
+    plans = [plan_name(target) for target in targets] if library else []
     if dry_run:
-        files = plan.files()
+        files = [*plan.files(), *plans, *(f"{name}.json" for name in plans)]
         output.document({"bundle": str(out), "files": files})
         output.table(["would be written"], [[out / name] for name in files], "")
         return
@@ -171,6 +182,21 @@ def build_command(
     def check(bundle: Bundle) -> None:
         checks.extend(_check(plan, bundle, verify, output))
 
+    def extend(bundle: Bundle) -> Bundle:
+        from tocom_export.engines.plan_build import PlanOptions
+
+        assert library is not None
+        options = PlanOptions(
+            refit=refit,
+            strip=strip,
+            batch=batch,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            timing_cache=out.with_name(f"{out.name}.timing-cache"),
+        )
+        run = verify is not False and installed("torch", "timm")
+        return add_plans(bundle, library, options, run, output)
+
     output.detail(f"{', '.join(engine)} in {precision} from {plan.checkpoint.file}")
     with output.progress("writing", len(plan.files())) as advance:
 
@@ -178,8 +204,15 @@ def build_command(
             advance(name)
             output.detail(f"writing {out / name}")
 
-        measure = _calibration(plan, calibrate) if calibrate else None
-        bundle = write_bundle(plan, out, force=force, progress=step, check=check, calibrate=measure)
+        bundle = write_bundle(
+            plan,
+            out,
+            force=force,
+            progress=step,
+            extend=extend if library else None,
+            check=check,
+            calibrate=_calibration(plan, calibrate) if calibrate else None,
+        )
     _report(plan, bundle, checks, time.perf_counter() - started, output)
 
 

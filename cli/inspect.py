@@ -33,11 +33,14 @@ def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet
         raise InputError(f"{path}: no such file or folder.")
     elif path.suffix == ".onnx":
         _graph(path, layers, output)
+    elif path.suffix == ".plan":
+        _plan(path, layers, output)
     elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         _weights(path, layers, output)
     else:
         raise InputError(
-            f"{path}: bundles (folders), .onnx, .safetensors, .pth, .pt and .bin are inspected."
+            f"{path}: bundles (folders), .onnx, .plan, .safetensors, .pth, .pt and .bin files are "
+            "inspected."
         )
 
 
@@ -67,6 +70,12 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
             "source degree": bundle.source,
             "compensated": f"yes, scale {bundle.scale}" if bundle.compensated else "no",
             "precision": bundle.precision,
+            "plans": ", ".join(bundle.plan(target).name for target in bundle.plans) or None,
+            "refitted": "; ".join(
+                f"r{target:02d}: source {r.source}, scale {r.scale}"
+                for target, r in bundle.refitted.items()
+            )
+            or None,
             "size": megabytes(sum(f.bytes for f in bundle.files.values())),
             "hashes": "all as in the manifest",
         },
@@ -121,6 +130,34 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
     if layers:
         output.table(["operator", "nodes"], counts.most_common(), "")
         output.table(["part", "nodes"], list(scopes.items()), "")
+
+
+def _plan(path: Path, layers: bool, output: Output) -> None:
+    from tocom_export.engines.plan import open_plan
+
+    content, record = open_plan(path)
+    output.document({"kind": "plan", "path": str(path), **record.to_json()})
+    smallest, optimal, largest = record.batch
+    facts = {
+        "model": record.spec.model,
+        "degree": record.target,
+        "source degree": record.source,
+        "compensated": f"yes, scale {record.scale}" if record.compensated else "no",
+        "method": record.method.name,
+        "precision": record.precision,
+        "batches": f"{smallest} to {largest}, made for {optimal}",
+        "refit": f"{record.refit}: {len(record.refittable)} weights",
+        "stripped": "yes; refit it before it runs" if record.stripped else "no",
+        "library": f"{record.library} {record.version}",
+        "built on": record.gpu or "no GPU",
+        "flags": " ".join(record.flags) or None,
+        "size": megabytes(len(content)),
+        "sha256": record.sha256,
+    }
+    _show(output, "plan", facts)
+    if layers and record.refittable:
+        rows = [[name, t.dtype, list(t.shape)] for name, t in record.refittable.items()]
+        output.table(["refittable", "type", "shape"], rows, "")
 
 
 def _weights(path: Path, layers: bool, output: Output) -> None:

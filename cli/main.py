@@ -14,6 +14,7 @@ from tocom_export._version import __version__
 COMMANDS = {
     "build": "Write engines for some degrees from a checkpoint and a ToCom bank.",
     "inspect": "Say what a bundle, an engine, a bank or a checkpoint is.",
+    "refit": "Put other weights into an engine, without building it again.",
     "verify": "Hold every engine of a bundle against the PyTorch model.",
     "run": "Classify image files with one engine of a bundle.",
     "train": "Distil a ToCom bank from a model and its pre-training images.",

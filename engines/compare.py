@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,31 +76,44 @@ def compare(
         reference: (target, images) → the model's logits; None checks for NaN alone.
         atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times max |logit|.
     """
-    batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
     for target in bundle.targets:
-        engine = OnnxEngine(bundle, target)
-        got = np.concatenate([engine.run(batch) for batch in batches])
-        finite = bool(np.isfinite(got).all())
-        if reference is None:
-            nothing = (None, None, 0, None)
-            yield Comparison(target, len(images), *nothing, finite, False, bundle.precision)
-            continue
-        wanted = np.concatenate([reference(target, batch) for batch in batches])
-        relative = TOLERANCES[bundle.precision]
-        tolerance = relative * float(np.abs(wanted).max()) if atol is None else atol
-        difference = np.abs(got - wanted).max(axis=1)
-        agree = got.argmax(axis=1) == wanted.argmax(axis=1)
-        yield Comparison(
-            target=target,
-            images=len(images),
-            max_difference=float(difference.max()),
-            tolerance=tolerance,
-            beyond=int((~(difference <= tolerance)).sum()),
-            agreement=100 * float(agree.mean()),
-            finite=finite,
-            strict=atol is not None,
-            precision=bundle.precision,
-        )
+        judge = None if reference is None else partial(reference, target)
+        run = OnnxEngine(bundle, target).run
+        yield compare_engine(run, target, bundle.precision, images, judge, atol)
+
+
+def compare_engine(
+    run: Callable[[Images], Images],
+    target: int,
+    precision: Precision,
+    images: Images,
+    reference: Callable[[Images], Images] | None,
+    atol: float | None = None,
+    batch: int = _BATCH,
+) -> Comparison:
+    """One engine on images (B, C, H, W), so many at a time; see :func:`compare`."""
+    batches = [images[i : i + batch] for i in range(0, len(images), batch)]
+    got = np.concatenate([run(part) for part in batches])
+    finite = bool(np.isfinite(got).all())
+    if reference is None:
+        nothing = (None, None, 0, None)
+        return Comparison(target, len(images), *nothing, finite, False, precision)
+    wanted = np.concatenate([reference(part) for part in batches])
+    largest = float(np.abs(wanted).max())
+    tolerance = TOLERANCES[precision] * largest if atol is None else atol
+    difference = np.abs(got - wanted).max(axis=1)
+    agree = got.argmax(axis=1) == wanted.argmax(axis=1)
+    return Comparison(
+        target=target,
+        images=len(images),
+        max_difference=float(difference.max()),
+        tolerance=tolerance,
+        beyond=int((~(difference <= tolerance)).sum()),
+        agreement=100 * float(agree.mean()),
+        finite=finite,
+        strict=atol is not None,
+        precision=precision,
+    )
 
 
 def sample_images(spec: VitSpec, count: int = 20, seed: int = 0) -> Images:

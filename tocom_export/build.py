@@ -24,6 +24,7 @@ from tocom_export.bundle import (
     Bundle,
     FileRecord,
     graph_name,
+    plan_name,
     record_files,
     weights_name,
 )
@@ -81,6 +82,7 @@ def write_bundle(
     *,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
+    extend: Callable[[Bundle], Bundle] | None = None,
     check: Callable[[Bundle], None] | None = None,
     calibrate: Calibrate | None = None,
 ) -> Bundle:
@@ -89,6 +91,7 @@ def write_bundle(
     Args:
         force: replace a bundle that is already there.
         progress: called with the name of each file before it is written.
+        extend: adds files to the bundle, and says what it then is.
         check: called with the finished bundle before it is renamed; what it raises leaves
             nothing behind.
         calibrate: measures the inputs of each layer; needed for int8 alone.
@@ -107,6 +110,9 @@ def write_bundle(
                 wide = _write(dataclasses.replace(plan, precision="fp32"), Path(exact), tell)
                 scales = {target: calibrate(wide, target) for target in plan.targets}
         bundle = _write(plan, folder, tell, scales)
+        if extend:
+            bundle = extend(bundle)
+            bundle.save_manifest()
         if check:
             check(bundle)
     return dataclasses.replace(bundle, path=out)
@@ -137,7 +143,9 @@ def _is_replaceable(folder: Path) -> bool:
         return True
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return manifest["format"] == FORMAT and names <= {MANIFEST, *manifest["files"]}
+        plans = {plan_name(int(target)) for target in manifest.get("plans", ())}
+        known = {MANIFEST, *manifest["files"], *plans, *(f"{name}.json" for name in plans)}
+        return manifest["format"] == FORMAT and names <= known
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -183,7 +191,7 @@ def _write(
         classes=plan.classes,
         tools=TOOLS,
     )
-    (folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=2) + "\n", "utf-8")
+    bundle.save_manifest()
     return bundle
 
 

@@ -8,16 +8,21 @@ import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
+from tocom_export.atomic import replaced
+from tocom_export.checkpoint import map_tensors
 from tocom_export.errors import BundleError, DegreeError, InputError, brief
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
 from tocom_export.precision import TYPES, Precision
 from tocom_export.schedule import MAX_DEGREE, TokenSchedule
 from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -35,12 +40,25 @@ def weights_name(target: int) -> str:
     return f"r{target:02d}.safetensors"
 
 
+def plan_name(target: int) -> str:
+    """File name of a target's plan; what it is stands in ``<name>.json``."""
+    return f"r{target:02d}.plan"
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """What the manifest says of one file."""
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What a target's weights are, where they are not what the bundle was built with."""
+
+    source: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,10 @@ class Bundle:
     classes: tuple[str, ...] | None
     tools: Mapping[str, str]
     """Version of each tool that wrote it."""
+    plans: tuple[int, ...] = ()
+    """Targets that have a TensorRT plan, which lies with its own record beside the graph."""
+    refitted: Mapping[int, Refitted] = field(default_factory=dict)
+    """Targets whose weights were exchanged since the bundle was built."""
 
     @classmethod
     def open(cls, path: Path, *, hashes: bool = False) -> Bundle:
@@ -126,6 +148,13 @@ class Bundle:
             raise ValueError(f"precision {data['precision']!r}")
         if not (math.isfinite(data["scale"]) and data["source"] in range(MAX_DEGREE + 1)):
             raise ValueError("source or scale out of range")
+        plans = tuple(map(int, data.get("plans", ())))
+        refitted = {
+            int(target): Refitted(int(entry["source"]), float(entry["scale"]))
+            for target, entry in data.get("refitted", {}).items()
+        }
+        if not {*plans, *refitted} <= set(targets):
+            raise ValueError("plans or refitted weights of no target")
         return cls(
             path=path,
             spec=spec,
@@ -139,6 +168,8 @@ class Bundle:
             preprocess=Preprocess.from_json(data["preprocess"]),
             classes=tuple(map(str, classes)) if classes else None,
             tools=dict(data["tools"]),
+            plans=plans,
+            refitted=refitted,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -157,7 +188,20 @@ class Bundle:
             "preprocess": self.preprocess.to_json(),
             "classes": list(self.classes) if self.classes else None,
             "tools": dict(self.tools),
+            "plans": list(self.plans),
+            "refitted": {
+                str(t): {"source": r.source, "scale": r.scale} for t, r in self.refitted.items()
+            },
         }
+
+    def save_manifest(self) -> None:
+        """Write the manifest in its place.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+        with replaced(self.path / MANIFEST) as beside:
+            beside.write_text(json.dumps(self.to_json(), indent=2) + "\n", "utf-8")
 
     def graph(self, target: int) -> Path:
         """The graph of one target.
@@ -174,6 +218,31 @@ class Bundle:
         """The files that hold a target's weights; where two hold a name, the last one counts."""
         names = [WEIGHTS, weights_name(target)]
         return [self.path / name for name in names if name in self.files]
+
+    def tensors(self, target: int) -> dict[str, npt.NDArray[Any]]:
+        """The weights that a target's graph reads, as stored; mapped, not read.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        found: dict[str, npt.NDArray[Any]] = {}
+        for file in self.weight_files(target):
+            found |= map_tensors(read_header(file)[0])
+        return found
+
+    def plan(self, target: int) -> Path:
+        """The TensorRT plan of one target.
+
+        Raises:
+            DegreeError: the bundle has none for it.
+        """
+        if target not in self.plans:
+            known = ", ".join(map(str, self.plans)) or "none"
+            raise DegreeError(
+                f"{self.path} has no plan for target {target} (plans: {known}); build "
+                "--engine tensorrt writes them."
+            )
+        return self.path / plan_name(target)
 
     def _check(self, hashes: bool) -> None:
         for name, record in self.files.items():

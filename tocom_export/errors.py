@@ -14,7 +14,9 @@
     │   ├── DataError               a set of training or test images that can't be used
     │   ├── OutputError             a place that can't be written
     │   ├── MissingPackageError     an optional dependency that isn't installed
-    │   └── ProviderError           an execution provider that the runtime doesn't give
+    │   ├── ProviderError           an execution provider that the runtime doesn't give
+    │   ├── DeviceError             no GPU, or CUDA refused something
+    │   └── PlanError               a TensorRT plan that can't be built, opened or refitted
     ├── CheckFailed                 an engine that disagrees with the model: exit status 1
     └── Stopped                     SIGTERM came, and the state is saved: exit status 0
 
@@ -94,6 +96,14 @@ class MissingPackageError(InputError):
 
 class ProviderError(InputError):
     """The runtime doesn't have, or didn't give, the execution provider asked for."""
+
+
+class DeviceError(InputError):
+    """There is no GPU that CUDA can use, or CUDA refused something."""
+
+
+class PlanError(InputError):
+    """A TensorRT plan can't be built, opened or refitted."""
 
 
 class CheckFailed(TocomError):

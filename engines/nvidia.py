@@ -1,0 +1,84 @@
+"""TensorRT and TensorRT-RTX, which offer the same names: the library is a parameter."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tocom_export.errors import MissingPackageError, PlanError
+
+Library = Literal["tensorrt", "tensorrt-rtx"]
+LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
+_MODULES: dict[Library, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+}
+"""Module, and the extra that installs it."""
+_SUPPORTED: dict[Library, tuple[int, int]] = {"tensorrt": (10, 11), "tensorrt-rtx": (1, 1)}
+"""First and last major version."""
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """One of the two libraries, imported, and a logger of ours for it."""
+
+    library: Library
+    trt: Any
+    """The module."""
+    logger: Any
+    errors: list[str]
+    """What the library called an error so far."""
+
+    @property
+    def version(self) -> str:
+        """As the library gives it, such as 10.3.0."""
+        return str(self.trt.__version__)
+
+    def reason(self, otherwise: str) -> str:
+        """What the library last said was wrong, in a line."""
+        text = self.errors[-1] if self.errors else otherwise
+        return re.sub(r"\s+", " ", text)[:200].rstrip(". ")
+
+
+def open_library(library: Library, tell: Callable[[str], None] | None = None) -> Nvidia:
+    """Import a library.
+
+    Args:
+        tell: called with each message of the library's that is not an error.
+
+    Raises:
+        MissingPackageError: it is not installed.
+        PlanError: its version is one that we don't know.
+    """
+    module, extra = _MODULES[library]
+    try:
+        trt = importlib.import_module(module)
+    except ImportError:
+        raise MissingPackageError(module, extra) from None
+    first, last = _SUPPORTED[library]
+    version = str(trt.__version__)
+    major = version.partition(".")[0]
+    if not (major.isdigit() and first <= int(major) <= last):
+        wanted = f"{first}.x" if first == last else f"{first}.x to {last}.x"
+        raise PlanError(f"{module} {version} is installed; {wanted} are supported.")
+    errors: list[str] = []
+    return Nvidia(library, trt, _logger(trt, errors, tell or (lambda _: None)), errors)
+
+
+def _logger(trt: Any, errors: list[str], tell: Callable[[str], None]) -> Any:
+    """An ``ILogger`` that keeps errors and passes the rest on."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(message)
+            elif severity in (trt.ILogger.WARNING, trt.ILogger.INFO):
+                tell(message)
+
+    return Logger()

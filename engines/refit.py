@@ -1,0 +1,158 @@
+"""Other weights into an engine's files: another model's, another source's, another scale's."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from tocom_export.atomic import replaced
+from tocom_export.bake import bake
+from tocom_export.bank import ToComBank
+from tocom_export.bundle import WEIGHTS, Bundle, Refitted, record_files, weights_name
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.engines.plan import PlanRecord, fixed_digest, open_plan, save_plan
+from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.errors import CheckpointError, PlanError
+from tocom_export.precision import Precision
+from tocom_export.quantize import quantized_layers, stored_form
+from tocom_export.spec import VitSpec
+from tocom_export.store import read_header
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class NewWeights:
+    """What an engine is to be refitted with; the checkpoint is checked against its spec."""
+
+    checkpoint: Checkpoint
+    bank: ToComBank | None
+    """None for no compensation."""
+    source: int
+    scale: float
+
+    def at(self, spec: VitSpec, target: int, precision: Precision) -> dict[str, npt.NDArray[Any]]:
+        """All tensors of a target as a bundle of that precision stores them, absolute values.
+
+        Raises:
+            CheckpointError: the checkpoint is of another model.
+        """
+        found = self.checkpoint.fit(spec)
+        if found != spec:
+            raise CheckpointError(
+                f"{self.checkpoint.file} has {found.classes} classes, the engine {spec.classes}; "
+                "build a bundle of it."
+            )
+        tensors = {name: self.checkpoint.tensors[name] for name in spec.weights()}
+        if self.bank is not None and target != self.source:
+            tensors |= bake(tensors, spec, self.bank, self.source, target, self.scale)
+        return stored_form(tensors, precision, quantized_layers(spec))
+
+
+def refit_plan(
+    plan: Path,
+    new: NewWeights,
+    out: Path,
+    check: Callable[[TensorRtEngine], None] | None = None,
+) -> PlanRecord:
+    """A plan with other weights, written to ``out`` once it is right.
+
+    Args:
+        out: may be ``plan`` itself.
+        check: called with the refitted engine before anything is written; what it raises leaves
+            the files as they were.
+
+    Raises:
+        PlanError: the plan can't be refitted, or not with these weights.
+        CheckpointError: the checkpoint is of another model.
+    """
+    _, record = open_plan(plan)
+    weights = new.at(record.spec, record.target, record.precision)
+    if record.refit == "none":
+        raise PlanError(
+            f"{plan} was built with --refit none; build it with --refit qkv, or --refit all to "
+            "exchange every weight."
+        )
+    if fixed_digest(weights, record.refittable) != record.fixed:
+        raise PlanError(
+            f"{new.checkpoint.file} differs from {plan} in more than the weights that the plan "
+            f"lets go of (--refit {record.refit}); build it with --refit all."
+        )
+    engine = TensorRtEngine(plan)
+    engine.refit({name: weights[name] for name in record.refittable})
+    if check:
+        check(engine)
+    content = engine.serialize()
+    changed = dataclasses.replace(
+        record,
+        source=new.source,
+        scale=new.scale,
+        compensated=new.bank is not None and record.target != new.source,
+        stripped=False,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    save_plan(out, content, changed)
+    return changed
+
+
+def refit_graph(
+    bundle: Bundle,
+    target: int,
+    new: NewWeights,
+    check: Callable[[Bundle], None] | None = None,
+) -> Bundle:
+    """Other weights for one ONNX engine of a bundle: its own weights file, and the manifest.
+
+    The graph is left as it is, so every tensor lies where it lay. What the engine shares with
+    the bundle's others must be what it was.
+
+    Args:
+        check: called with the bundle as it then is; when it raises, the old weights are put back.
+
+    Raises:
+        PlanError: the target has no weights of its own, or others would have to change.
+        CheckpointError: the checkpoint is of another model.
+    """
+    name = weights_name(target)
+    if name not in bundle.files:
+        raise PlanError(
+            f"{bundle.graph(target)} has no weights of its own: it reads {WEIGHTS}, as the "
+            "bundle's other engines do; build a bundle of the new ones."
+        )
+    weights = new.at(bundle.spec, target, bundle.precision)
+    before, metadata = read_header(bundle.path / name)
+    stored = bundle.tensors(target)
+    for key, tensor in weights.items():
+        if key not in before and not np.array_equal(tensor, stored[key]):
+            raise PlanError(
+                f"{new.checkpoint.file} has another {key} than the bundle, whose engines all read "
+                f"it from {WEIGHTS}; build a bundle of it."
+            )
+    former = (bundle.path / name).read_bytes()
+    with replaced(bundle.path / name) as beside:
+        save_file({key: weights[key] for key in before}, beside, metadata)
+        after, _ = read_header(beside)
+        if any(before[key].offset != after[key].offset for key in before):
+            raise PlanError(f"{name} can't be rewritten in its own form; build the bundle again.")
+    changed = dataclasses.replace(
+        bundle,
+        files={**bundle.files, **record_files(bundle.path, [name])},
+        refitted={**bundle.refitted, target: Refitted(new.source, new.scale)},
+    )
+    changed.save_manifest()
+    try:
+        if check:
+            check(changed)
+    except BaseException:
+        with replaced(bundle.path / name) as beside:
+            beside.write_bytes(former)
+        bundle.save_manifest()
+        raise
+    return changed

@@ -1,0 +1,96 @@
+"""New weights into a deserialized engine, by the library's Refitter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tocom_export.engines.nvidia import Nvidia
+from tocom_export.engines.plan import PlanRecord, Tensor
+from tocom_export.errors import PlanError
+
+_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}
+"""NumPy's name of a type → the libraries'."""
+
+
+def check_weights(record: PlanRecord, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise PlanError unless ``weights`` are what a refit of the plan needs, shape and dtype."""
+    if not record.refittable:
+        raise PlanError(
+            "the plan was built with --refit none; build it with --refit qkv, or --refit all to "
+            "exchange every weight."
+        )
+    if missing := [name for name in record.refittable if name not in weights]:
+        raise PlanError(f"weights for {missing[0]} are missing ({len(missing)} such tensors).")
+    for name, expected in record.refittable.items():
+        given = weights[name]
+        if given.shape != expected.shape or given.dtype.name != expected.dtype:
+            raise PlanError(
+                f"{name} is {given.dtype.name} of shape {given.shape}; the plan takes "
+                f"{expected.dtype} of shape {expected.shape}."
+            )
+
+
+def refit(
+    nvidia: Nvidia, engine: Any, record: PlanRecord, weights: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Set every refittable weight of an engine; no inference may be in flight.
+
+    The values are absolute, and all of them are set each time: what an earlier refit left, and
+    what the library itself calls missing, plays no part.
+
+    Raises:
+        PlanError: weights are missing or of another form, or the library refuses them; the
+            engine must then not be used.
+    """
+    trt = nvidia.trt
+    check_weights(record, weights)
+    refitter = trt.Refitter(engine, nvidia.logger)
+    asked = set(refitter.get_all_weights())
+    if unknown := sorted(asked - set(record.refittable)):
+        raise PlanError(f"the engine wants {unknown[0]}, which the plan's JSON doesn't list.")
+    alive = []
+    for name in sorted(asked):
+        expected = record.refittable[name]
+        _check_prototype(trt, name, refitter.get_weights_prototype(name), expected)
+        array = np.ascontiguousarray(weights[name])
+        alive.append(array)  # read until the refit is done
+        kind = getattr(trt.DataType, _TYPES[expected.dtype])
+        given = trt.Weights(kind, array.ctypes.data, array.size)
+        if not refitter.set_named_weights(name, given, trt.TensorLocation.HOST):
+            raise PlanError(
+                f"{nvidia.library} refuses {name} ({nvidia.reason('no reason given')})."
+            )
+    if not refitter.refit_cuda_engine():
+        raise PlanError(f"{nvidia.library} can't refit it ({nvidia.reason('no reason given')}).")
+
+
+def _check_prototype(trt: Any, name: str, prototype: Any, expected: Tensor) -> None:
+    kind = getattr(trt.DataType, _TYPES[expected.dtype])
+    count = int(np.prod(expected.shape))
+    if (prototype.size, prototype.dtype) != (count, kind):
+        raise PlanError(
+            f"the engine's {name} has {prototype.size} values of {prototype.dtype}, the plan's "
+            f"JSON says {count} of {kind}; the two are not of one build."
+        )
+
+
+def serialized(nvidia: Nvidia, engine: Any) -> bytes:
+    """An engine with its weights, which can be refitted again.
+
+    Raises:
+        PlanError: the library can't save it.
+    """
+    trt = nvidia.trt
+    flags = trt.SerializationFlag
+    config = engine.create_serialization_config()
+    config.clear_flag(flags.EXCLUDE_WEIGHTS)
+    if hasattr(flags, "INCLUDE_REFIT"):  # 10.14; before it, the plan is saved without
+        config.set_flag(flags.INCLUDE_REFIT)
+    content = engine.serialize_with_config(config)
+    if content is None:
+        raise PlanError(f"{nvidia.library} can't save it ({nvidia.reason('no reason given')}).")
+    return bytes(content)

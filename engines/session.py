@@ -1,0 +1,128 @@
+"""Opening a bundle's graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+from tocom_export.bundle import Bundle
+from tocom_export.errors import BundleError, MissingPackageError, ProviderError, brief
+from tocom_export.store import read_header
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@cache
+def _share_allocator() -> None:
+    """One arena for the activations of all engines, made once in a process.
+
+    Engines that don't run at the same time then use the same memory. The arena grows by what
+    is asked for, not by powers of two.
+    """
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtArenaCfg
+
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    onnxruntime.create_and_register_allocator(memory, OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def open_session(
+    bundle: Bundle, target: int, provider: Provider, threads: int | None, compensated: bool
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` of one target of a bundle.
+
+    Args:
+        provider: where to run; one that the runtime does not give is an error.
+        threads: threads within an operator; None leaves it to the runtime.
+        compensated: False runs the checkpoint's own weights at that degree.
+
+    Raises:
+        DegreeError, MissingPackageError, ProviderError, BundleError: as
+            :class:`~tocom_export.engines.onnxruntime.OnnxEngine` says.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        extra = "cpu" if provider == "cpu" else "gpu"
+        raise MissingPackageError("onnxruntime", extra) from None
+    graph = bundle.graph(target)
+    wanted = _PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        have = ", ".join(
+            n for n, full in _PROVIDERS.items() if full in onnxruntime.get_available_providers()
+        )
+        raise ProviderError(
+            f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}; "
+            "onnxruntime-gpu, in place of onnxruntime, brings cuda and tensorrt."
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Prepacking copies every weight into private memory; without it all engines of a
+    # bundle run from the same mapped pages, at the same speed.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # Each session has threads of its own, which spin a while after a run; on a machine
+    # where another engine runs next, they would take its processors (15 % of its speed).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider == "cpu":
+        _share_allocator()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    content: str | bytes = str(graph)
+    narrow = bundle.precision == "bf16" and provider == "cpu"
+    if narrow or not compensated:
+        content = _altered(bundle, target, compensated, narrow)
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, str(bundle.path))
+    if narrow:  # optimised, the roundings between two operators might be taken for superfluous
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            content, options, providers=[wanted], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
+        raise BundleError(f"{graph}: ONNX Runtime can't open it ({brief(error)}).") from error
+    if wanted != session.get_providers()[0]:
+        raise ProviderError(
+            f"--provider {provider}: ONNX Runtime gave {session.get_providers()[0]} "
+            f"instead; are the libraries that {wanted} needs installed?"
+        )
+
+    session.disable_fallback()  # else a failing run goes on, on the CPU
+    return session
+
+
+def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool) -> bytes:
+    """A target's graph with other weights or with bfloat16 widened, as the file would hold it.
+
+    What a target's weights file replaces is read from the shared file instead where the engine
+    is not to be compensated.
+    """
+    import onnx
+
+    model = onnx.load(bundle.graph(target), load_external_data=False)
+    if not compensated:
+        shared, *own = (read_header(file)[0] for file in bundle.weight_files(target))
+        names = {name for header in own for name in header}
+        for tensor in model.graph.initializer:
+            if tensor.name in names:
+                stored = shared[tensor.name]
+                place = {"location": stored.file.name, "offset": stored.offset}
+                for entry in tensor.external_data:
+                    entry.value = str({**place, "length": stored.length}[entry.key])
+    if narrow:
+        from tocom_export.engines.widened import widen
+
+        widen(model)
+    content: bytes = model.SerializeToString()
+    return content

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from safetensors.numpy import load_file, save_file
+
+from tocom_export.bundle import Bundle
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.info import ModelInfo
+
+Run = Callable[..., Result]
+
+
+def test_another_source(succeeds: Run, bundle: Path, bank_file: Path, make_images, spec):
+    images = make_images(spec)
+    before = OnnxEngine(Bundle.open(bundle), 8).run(images)
+    result = succeeds(
+        "refit", bundle / "r08.onnx", "--source", 16, "--bank", bank_file, "--scale", 0.05, "--json"
+    )
+    document = json.loads(result.stdout)
+    assert (document["target"], document["source"], document["scale"]) == (8, 16, 0.05)
+    assert document["compensated"] is True
+    assert document["check"]["passed"] is True
+    assert not np.allclose(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
+    facts = succeeds("inspect", bundle).stdout
+    assert "r08: source 16, scale 0.05" in facts
+    succeeds("verify", bundle)
+    # and back: source and scale as the bundle was built with
+    succeeds("refit", bundle / "r08.onnx", "--bank", bank_file, "--no-verify")
+    np.testing.assert_array_equal(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
+
+
+def test_another_checkpoint(
+    succeeds: Run, fails: Run, bundle: Path, bank_file: Path, checkpoint: Path, info: ModelInfo
+):
+    tensors = load_file(checkpoint)
+    tensors["blocks.1.attn.qkv.weight"] *= 2
+    save_file(tensors, "other.safetensors", info.to_metadata())
+    options = ("--checkpoint", "other.safetensors", "--bank", bank_file)
+    succeeds("refit", bundle / "r08.onnx", *options)
+    says = ("--source 8", "trained at degree 4", "leave --source out")
+    fails("refit", bundle / "r08.onnx", *options, "--source", 8, says=says)
+    tensors["head.bias"] += 1
+    save_file(tensors, "other.safetensors", info.to_metadata())
+    before = (bundle / "r08.safetensors").read_bytes()
+    says = ("other.safetensors", "another head.bias", "build a bundle")
+    fails("refit", bundle / "r08.onnx", *options, says=says)
+    assert (bundle / "r08.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "engine, says",
+    [
+        ("r12.onnx", ("r12.onnx", "no such file")),
+        ("r04.onnx", ("r04.onnx has no weights of its own",)),
+        ("manifest.json", (".plan and .onnx engines",)),
+        ("nowhere/r08.plan", ("nowhere/r08.plan", "no such file")),
+    ],
+)
+def test_what_can_t_be_refitted(fails: Run, bundle: Path, bank_file: Path, engine: str, says):
+    fails("refit", bundle / engine, "--bank", bank_file, "--source", 8, says=says)
+
+
+def test_a_graph_outside_a_bundle(fails: Run, bundle: Path, bank_file: Path, here: Path):
+    (here / "r08.onnx").write_bytes((bundle / "r08.onnx").read_bytes())
+    fails("refit", "r08.onnx", "--bank", bank_file, says=("is not a bundle",))
+    (bundle / "copy.onnx").write_bytes((bundle / "r08.onnx").read_bytes())
+    says = ("copy.onnx is no engine of the bundle", "r04.onnx, r08.onnx")
+    fails("refit", bundle / "copy.onnx", "--bank", bank_file, says=says)
+
+
+def test_options_that_don_t_fit(fails: Run, bundle: Path, bank_file: Path):
+    engine = bundle / "r08.onnx"
+    fails("refit", engine, "--out", "x.onnx", says=("--out is for plans",))
+    fails("refit", engine, says=("tiny has no bank of its own",))
+    fails("refit", engine, "--bank", "nowhere.safetensors", says=("nowhere.safetensors",))
+
+
+def test_a_plan_without_its_record(fails: Run, bundle: Path, bank_file: Path):
+    (bundle / "r08.plan").write_bytes(b"plan")
+    says = ("r08.plan has no r08.plan.json beside it", "build --engine tensorrt")
+    fails("refit", bundle / "r08.plan", "--bank", bank_file, says=says)

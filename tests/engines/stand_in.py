@@ -1,0 +1,349 @@
+"""A TensorRT and a CUDA that record what is asked of them, on a machine that has neither.
+
+The pretended GPU's memory is the host's. A pretended plan holds the weights that were marked, and
+its logits depend on each of them and on the images, so that a refit shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+from safetensors import safe_open
+
+CLASSES = 10
+
+
+class Cuda:
+    """``cuda.bindings.runtime``: each function returns a status and its results."""
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self) -> None:
+        self.gpus, self.capability, self.fails = 1, (8, 9), ""
+        self.calls: list[str] = []
+        self.memory: dict[int, Any] = {}
+        self.recording: list[Callable[[], object]] | None = None
+        self._graphs: dict[int, list[Callable[[], object]]] = {}
+        self._numbers = itertools.count(1)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cuda") and callable(found := super().__getattribute__(name)):
+
+            def recorded(*arguments: Any) -> Any:
+                self.calls.append(name)
+                return (2, None) if name == self.fails else found(*arguments)
+
+            recorded.__name__ = name
+            return recorded
+        return super().__getattribute__(name)
+
+    def do(self, work: Callable[[], object]) -> None:
+        """At once, or into the graph that is being captured."""
+        work() if self.recording is None else self.recording.append(work)
+
+    def cudaGetDeviceCount(self) -> Any:
+        return 0, self.gpus
+
+    def cudaGetDevice(self) -> Any:
+        return 0, 0
+
+    def cudaGetDeviceProperties(self, device: int) -> Any:
+        major, minor = self.capability
+        return 0, SimpleNamespace(name=b"Pretended GPU\0\0", major=major, minor=minor)
+
+    def cudaGetErrorString(self, status: int) -> Any:
+        return 0, b"out of memory"
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+        return 0, next(self._numbers)
+
+    def cudaStreamSynchronize(self, stream: int) -> Any:
+        return (0,)
+
+    def cudaStreamDestroy(self, stream: int) -> Any:
+        return (0,)
+
+    def cudaMalloc(self, size: int) -> Any:
+        block = ctypes.create_string_buffer(size)
+        self.memory[ctypes.addressof(block)] = block
+        return 0, ctypes.addressof(block)
+
+    cudaMallocHost = cudaMalloc
+
+    def cudaFree(self, pointer: int) -> Any:
+        return (0,)  # the memory is kept: views of it may still be looked at
+
+    cudaFreeHost = cudaFree
+
+    def cudaMemcpyAsync(self, to: int, start: int, size: int, kind: int, stream: int) -> Any:
+        self.do(lambda: ctypes.memmove(to, start, size))
+        return (0,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
+        self.recording = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream: int) -> Any:
+        work, self.recording = self.recording, None
+        number = next(self._numbers)
+        self._graphs[number] = work or []
+        return 0, number
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> Any:
+        return 0, graph
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> Any:
+        for work in self._graphs[graph]:
+            work()
+        return (0,)
+
+    def cudaGraphExecDestroy(self, graph: int) -> Any:
+        return (0,)
+
+    cudaGraphDestroy = cudaGraphExecDestroy
+
+
+class Trt:
+    """The module ``tensorrt``, as much of it as we use."""
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR = "ERROR", "INTERNAL_ERROR"
+        WARNING, INFO, VERBOSE = "WARNING", "INFO", "VERBOSE"
+
+    class IProgressMonitor:
+        pass
+
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    BuilderFlag = SimpleNamespace(
+        REFIT_INDIVIDUAL="REFIT_INDIVIDUAL",
+        STRIP_PLAN="STRIP_PLAN",
+        VERSION_COMPATIBLE="VERSION_COMPATIBLE",
+    )
+    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
+    SerializationFlag = SimpleNamespace(
+        EXCLUDE_WEIGHTS="EXCLUDE_WEIGHTS", INCLUDE_REFIT="INCLUDE_REFIT"
+    )
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8")
+    TensorLocation = SimpleNamespace(HOST="HOST")
+
+    def __init__(self, cuda: Cuda, version: str = "10.13.3") -> None:
+        self.__version__, self.cuda = version, cuda
+        self.asked: list[tuple[Any, ...]] = []
+        self.refuses: set[str] = set()
+        """Steps that fail: parse, mark, build, deserialize, set, refit."""
+        self.hides: set[str] = set()
+        """Weights that a refitter doesn't mention."""
+
+    def Weights(self, kind: str, pointer: int, count: int) -> Any:
+        size = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1}[kind]
+        content = ctypes.string_at(pointer, count * size)
+        return SimpleNamespace(dtype=kind, size=count, content=content)
+
+    def Builder(self, logger: Any) -> Any:
+        return _Builder(self, logger)
+
+    def OnnxParser(self, network: _Network, logger: Any) -> Any:
+        def parse_from_file(name: str) -> bool:
+            network.graph = Path(name)
+            return "parse" not in self.refuses
+
+        said = SimpleNamespace(desc=lambda: "an operator it doesn't know")
+        return SimpleNamespace(
+            parse_from_file=parse_from_file, num_errors=1, get_error=lambda i: said
+        )
+
+    def Runtime(self, logger: Any) -> Any:
+        def deserialize(content: bytes) -> Any:
+            self.asked.append(("deserialize", runtime.engine_host_code_allowed))
+            return None if "deserialize" in self.refuses else _Engine(self, content)
+
+        runtime = SimpleNamespace(
+            engine_host_code_allowed=False, deserialize_cuda_engine=deserialize
+        )
+        return runtime
+
+    def Refitter(self, engine: _Engine, logger: Any) -> Any:
+        given: dict[str, Any] = {}
+
+        def named(name: str, weights: Any, location: str) -> bool:
+            self.asked.append(("set", name, location))
+            given[name] = weights.content
+            return "set" not in self.refuses
+
+        def refit() -> bool:
+            engine.weights.update(given)
+            self.asked.append(("refit", sorted(given)))
+            return "refit" not in self.refuses
+
+        def prototype(name: str) -> Any:
+            kind, count = engine.kinds[name]
+            return SimpleNamespace(dtype=kind, size=count)
+
+        return SimpleNamespace(
+            get_all_weights=lambda: [n for n in engine.weights if n not in self.hides],
+            get_weights_prototype=prototype,
+            set_named_weights=named,
+            refit_cuda_engine=refit,
+        )
+
+
+class _Network:
+    def __init__(self, trt: Trt) -> None:
+        self._trt, self.graph, self.marked = trt, Path(), []
+
+    def mark_weights_refittable(self, name: str) -> bool:
+        self.marked.append(name)
+        return "mark" not in self._trt.refuses
+
+
+class _Config:
+    def __init__(self, trt: Trt) -> None:
+        self._trt = trt
+        self.flags: list[str] = []
+        self.hardware_compatibility_level = "NONE"
+        self.progress_monitor: Any = None
+        self.shapes: Any = None
+        self._cache = b""
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.append(flag)
+
+    def add_optimization_profile(self, profile: Any) -> None:
+        self.shapes = profile.shapes
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return None if content == b"broken" else SimpleNamespace(serialize=lambda: b"timings")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._trt.asked.append(("cache", ignore_mismatch))
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.create_timing_cache(b"")
+
+
+class _Builder:
+    def __init__(self, trt: Trt, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+
+    def create_network(self, flags: int) -> _Network:
+        self._trt.asked.append(("network", flags))
+        return _Network(self._trt)
+
+    def create_builder_config(self) -> _Config:
+        return _Config(self._trt)
+
+    def create_optimization_profile(self) -> Any:
+        profile = SimpleNamespace(shapes=None)
+
+        def set_shape(name: str, *shapes: Any) -> None:
+            profile.shapes = (name, *shapes)
+
+        profile.set_shape = set_shape
+        return profile
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> Any:
+        asked = {
+            "flags": config.flags, "marked": network.marked, "shapes": config.shapes,
+            "hardware": config.hardware_compatibility_level, "graph": network.graph.name,
+        }  # fmt: skip
+        self._trt.asked.append(("build", asked))
+        if monitor := config.progress_monitor:
+            monitor.phase_start("all", None, 4)
+            for step in range(4):
+                if not monitor.step_complete("all", step):
+                    self._logger.log("ERROR", "the build was cancelled")
+                    return None
+            monitor.phase_finish("all")
+        if "build" in self._trt.refuses:
+            self._logger.log("WARNING", "slow")
+            self._logger.log("ERROR", "out of\nmemory")
+            return None
+        return _plan(network, "STRIP_PLAN" in config.flags)
+
+
+_KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8"}
+
+
+def _plan(network: _Network, strip: bool) -> bytes:
+    """The marked weights, read from where the graph says that they lie."""
+    model = onnx.load(network.graph, load_external_data=False)
+    weights = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in network.marked:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            with safe_open(network.graph.with_name(place["location"]), "numpy") as file:
+                content = file.get_tensor(tensor.name).tobytes()
+            count = int(np.prod(tensor.dims))
+            weights[tensor.name] = (
+                _KINDS[tensor.data_type], count, b"" if strip else content,
+            )  # fmt: skip
+    return _packed(weights)
+
+
+def _packed(weights: Any) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array(sorted(weights.items()), dtype=object), allow_pickle=True)
+    return out.getvalue()
+
+
+class _Engine:
+    def __init__(self, trt: Trt, content: bytes) -> None:
+        entries = np.load(io.BytesIO(content), allow_pickle=True)  # of our own making, above
+        self._trt = trt
+        self.kinds = {name: (kind, count) for name, (kind, count, _) in entries}
+        self.weights = {name: held for name, (_, _, held) in entries}
+
+    def create_execution_context(self) -> Any:
+        return None if "context" in self._trt.refuses else _Context(self._trt, self)
+
+    def create_serialization_config(self) -> Any:
+        flags = {"EXCLUDE_WEIGHTS"}
+        return SimpleNamespace(flags=flags, clear_flag=flags.discard, set_flag=flags.add)
+
+    def serialize_with_config(self, config: Any) -> bytes:
+        self._trt.asked.append(("serialize", sorted(config.flags)))
+        return _packed({n: (*self.kinds[n], held) for n, held in self.weights.items()})
+
+
+class _Context:
+    def __init__(self, trt: Trt, engine: _Engine) -> None:
+        self._trt, self._engine = trt, engine
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] = ()
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._trt.asked.append(("shape", shape))
+        self._shape = shape
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self._trt.cuda.do(self._compute)
+        return True
+
+    def _compute(self) -> None:
+        count = self._shape[0]
+        read = ctypes.string_at(self._addresses["images"], 4 * int(np.prod(self._shape)))
+        images = np.frombuffer(read, np.float32).reshape(count, -1)
+        sums = [
+            float(np.frombuffer(held, np.uint8).sum()) for held in self._engine.weights.values()
+        ]
+        weighed = np.float32(sum(s * (i + 1) for i, s in enumerate(sums)) % 1009)
+        logits = images[:, :CLASSES] + weighed
+        ctypes.memmove(
+            self._addresses["logits"], logits.astype(np.float32).tobytes(), logits.nbytes
+        )

@@ -1,0 +1,226 @@
+"""What we ask of TensorRT's builder, and what is written beside a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import Bundle
+from tocom_export.engines.nvidia import open_library
+from tocom_export.engines.plan import PlanRecord, open_plan, record_path, save_plan
+from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.errors import MissingPackageError, PlanError
+
+QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
+
+
+def built(nvidia: Any, bundle: Bundle, target: int = 8, **options: Any) -> tuple[Any, PlanRecord]:
+    """What was asked of the builder, and the record."""
+    _, record = build_plan(open_library("tensorrt"), bundle, target, PlanOptions(**options))
+    return next(asked for kind, *(asked) in nvidia.trt.asked[::-1] if kind == "build")[0], record
+
+
+def test_the_graph_decides_the_types_and_only_the_qkv_weights_are_let_go(nvidia, bundle: Bundle):
+    asked, record = built(nvidia, bundle)
+    assert ("network", 1 << 1) in nvidia.trt.asked  # STRONGLY_TYPED
+    assert asked["graph"] == "r08.onnx"
+    assert asked["flags"] == ["REFIT_INDIVIDUAL"]
+    assert sorted(asked["marked"]) == QKV == sorted(record.refittable)
+    assert asked["shapes"] == ("images", (1, 3, 56, 56), (8, 3, 56, 56), (32, 3, 56, 56))
+    assert asked["hardware"] == "NONE"
+    assert record.refittable[QKV[0]].shape == (192, 64)
+    assert record.refittable[QKV[0]].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "options, flags",
+    [
+        ({"refit": "none"}, []),
+        ({"strip": True}, ["REFIT_INDIVIDUAL", "STRIP_PLAN"]),
+        ({"refit": "all"}, ["REFIT_INDIVIDUAL"]),
+        ({"version_compatible": True}, ["REFIT_INDIVIDUAL", "VERSION_COMPATIBLE"]),
+    ],
+    ids=str,
+)
+def test_flags(nvidia, bundle: Bundle, options: dict[str, Any], flags: list[str]):
+    asked, record = built(nvidia, bundle, **options)
+    assert asked["flags"] == flags == list(record.flags)
+    whole = set(bundle.spec.weights())
+    assert set(asked["marked"]) == {"none": set(), "all": whole}.get(record.refit, set(QKV))
+    assert record.stripped == bool(options.get("strip"))
+
+
+def test_any_gpu_since_ampere(nvidia, bundle: Bundle):
+    asked, record = built(nvidia, bundle, hardware_compatible=True)
+    assert asked["hardware"] == "AMPERE_PLUS"
+    assert "AMPERE_PLUS" in record.flags
+
+
+def test_an_int8_weight_is_let_go_with_its_scales(nvidia, plan: BuildPlan, tmp_path: Path):
+    int8 = dataclasses.replace(plan, precision="int8")
+    scales = {f"blocks.{i}.{part}": 0.05 for i in range(4) for part in
+              ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}  # fmt: skip
+    bundle = write_bundle(int8, tmp_path / "int8", calibrate=lambda *_: scales)
+    _, record = built(nvidia, bundle)
+    assert sorted(record.refittable) == sorted([*QKV, *(f"{name}_scale" for name in QKV)])
+    assert record.refittable[QKV[0]].dtype == "int8"
+
+
+def test_timings_are_kept_for_the_next_build(nvidia, bundle: Bundle, tmp_path: Path):
+    cache = tmp_path / "timings"
+    built(nvidia, bundle, timing_cache=cache)
+    assert cache.read_bytes() == b"timings"
+    cache.write_bytes(b"broken")
+    built(nvidia, bundle, timing_cache=cache)
+    assert cache.read_bytes() == b"timings"
+    assert {entry for entry in nvidia.trt.asked if entry[0] == "cache"} == {("cache", False)}
+
+
+def test_progress_and_an_interrupt(nvidia, bundle: Bundle):
+    seen: list[Any] = []
+    build_plan(open_library("tensorrt"), bundle, 8, PlanOptions(), lambda *a: seen.append(a))
+    assert seen == [("all", step, 4) for step in (1, 2, 3, 4)]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(PlanError, match="the build was cancelled"):
+        build_plan(open_library("tensorrt"), bundle, 8, PlanOptions(), interrupted)
+
+
+@pytest.mark.parametrize(
+    "step, says",
+    [
+        ("parse", r"r08\.onnx: tensorrt's parser refuses it \(an operator it doesn't know\)"),
+        ("mark", r"r08\.onnx: tensorrt can't refit blocks\.0"),
+        ("build", r"r08\.onnx: tensorrt can't build it \(out of memory\)"),
+    ],
+)
+def test_what_the_library_refuses(nvidia, bundle: Bundle, step: str, says: str):
+    nvidia.trt.refuses.add(step)
+    with pytest.raises(PlanError, match=says):
+        built(nvidia, bundle)
+
+
+def test_without_a_gpu(nvidia, bundle: Bundle):
+    nvidia.cuda.gpus = 0
+    with pytest.raises(PlanError, match=r"no GPU that CUDA can use\. TensorRT builds"):
+        built(nvidia, bundle)
+    rtx = open_library("tensorrt-rtx")
+    with pytest.raises(PlanError, match="ahead of time for other machines, with --refit none"):
+        build_plan(rtx, bundle, 8, PlanOptions())
+    _, record = build_plan(rtx, bundle, 8, PlanOptions(refit="none"))
+    assert (record.gpu, record.compute_capability) == (None, None)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "12.0.0", "unknown"])
+def test_a_version_that_is_not_known(nvidia, version: str):
+    nvidia.trt.__version__ = version
+    with pytest.raises(PlanError, match=rf"tensorrt {version} is installed; 10\.x to 11\.x"):
+        open_library("tensorrt")
+
+
+@pytest.mark.parametrize("library, extra", [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
+def test_a_library_that_is_not_installed(monkeypatch, library: Any, extra: str):
+    monkeypatch.setitem(sys.modules, library.replace("-", "_"), None)
+    with pytest.raises(MissingPackageError, match=rf"pip install 'tocom-export\[{extra}\]'"):
+        open_library(library)
+
+
+def test_the_record(nvidia, bundle: Bundle, tmp_path: Path):
+    content, record = build_plan(open_library("tensorrt"), bundle, 8, PlanOptions(batch=(2, 4, 6)))
+    save_plan(tmp_path / "r08.plan", content, record)
+    assert open_plan(tmp_path / "r08.plan") == (content, record)
+    data = json.loads((tmp_path / "r08.plan.json").read_text())
+    assert data["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (data["target"], data["source"], data["scale"]) == (8, 0, 0.1)
+    assert (data["library"], data["version"]) == ("tensorrt", "10.13.3")
+    assert (data["gpu"], data["compute_capability"]) == ("Pretended GPU", [8, 9])
+    assert (data["precision"], data["batch"], data["refit"]) == ("fp32", [2, 4, 6], "qkv")
+    assert data["compensated"] is True
+
+
+def saved(nvidia: Any, bundle: Bundle, folder: Path) -> Path:
+    content, record = build_plan(open_library("tensorrt"), bundle, 8, PlanOptions())
+    save_plan(folder / "r08.plan", content, record)
+    return folder / "r08.plan"
+
+
+def test_a_plan_without_its_record(nvidia, bundle: Bundle, tmp_path: Path):
+    plan = saved(nvidia, bundle, tmp_path)
+    record_path(plan).unlink()
+    with pytest.raises(PlanError, match=r"has no r08\.plan\.json beside it"):
+        open_plan(plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 9}, {"spec": {}}, {"library": "other"}, {"precision": "fp8"}, {"batch": [1]},
+        {"refittable": 3}, {"compute_capability": "8.9"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_record(nvidia, bundle: Bundle, tmp_path: Path, change: dict[str, Any]):
+    plan = saved(nvidia, bundle, tmp_path)
+    file = record_path(plan)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(PlanError, match=r"r08\.plan\.json can't be understood"):
+        open_plan(plan)
+
+
+def test_a_record_that_is_no_json(nvidia, bundle: Bundle, tmp_path: Path):
+    plan = saved(nvidia, bundle, tmp_path)
+    for text in ("", "{", "[]", "null", "[" * 100_000):
+        record_path(plan).write_text(text)
+        with pytest.raises(PlanError, match="can't be understood"):
+            open_plan(plan)
+
+
+def test_a_damaged_plan(nvidia, bundle: Bundle, tmp_path: Path):
+    plan = saved(nvidia, bundle, tmp_path)
+    plan.write_bytes(plan.read_bytes()[:-1] + b"?")
+    with pytest.raises(PlanError, match=r"is damaged, or r08\.plan\.json is another plan's"):
+        open_plan(plan)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+def test_a_broken_off_write_leaves_a_plan_and_what_describes_it(
+    nvidia, bundle: Bundle, tmp_path: Path, monkeypatch, stop_after: int
+):
+    plan = saved(nvidia, bundle, tmp_path)
+    content, old = open_plan(plan)
+    other = content + b"other"
+    new = dataclasses.replace(old, source=4, sha256=hashlib.sha256(other).hexdigest())
+    import tocom_export.engines.plan as module
+
+    write, count = module.replaced, iter(range(9))
+
+    def breaking(path: Path) -> Any:
+        if next(count) == stop_after:
+            raise OSError("killed")
+        return write(path)
+
+    monkeypatch.setattr(module, "replaced", breaking)
+    with pytest.raises(OSError, match="killed"):
+        save_plan(plan, other, new)
+    assert open_plan(plan) == ((content, old) if stop_after < 2 else (other, new))
+
+
+def test_messages_of_the_library(nvidia):
+    told: list[str] = []
+    library = open_library("tensorrt", told.append)
+    library.logger.log("INFO", "fine")
+    library.logger.log("VERBOSE", "too much")
+    library.logger.log("ERROR", "not\n  fine.")
+    assert told == ["fine"]
+    assert library.reason("nothing") == "not fine"
+    assert SimpleNamespace(errors=[]).errors == []

@@ -1,0 +1,340 @@
+"""Other weights in engines: TensorRT's by a stand-in, ONNX Runtime's for real."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import Bundle
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.engines.nvidia import open_library
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.engines.plan import open_plan, save_plan
+from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.engines.refit import NewWeights, refit_graph, refit_plan
+from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.errors import CheckFailed, CheckpointError, DeviceError, ImageError, PlanError
+
+QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
+
+
+def planned(bundle: Bundle, target: int = 8, **options: Any) -> Path:
+    content, record = build_plan(open_library("tensorrt"), bundle, target, PlanOptions(**options))
+    plan = bundle.path / f"r{target:02d}.plan"
+    save_plan(plan, content, record)
+    return plan
+
+
+def new_weights(plan: BuildPlan, source: int = 0, scale: float = 0.1) -> NewWeights:
+    return NewWeights(plan.checkpoint, plan.bank, source, scale)
+
+
+def test_an_engine_runs_batches_of_any_size(nvidia, fresh: Bundle, make_images):
+    engine = TensorRtEngine(planned(fresh, batch=(1, 4, 8)))
+    images = make_images(fresh.spec, 8)
+    whole = engine.run(images)
+    assert whole.shape == (8, 10)
+    for batch in (1, 3, 8, 3):  # a graph is recorded the first time, and launched the second
+        np.testing.assert_array_equal(engine.run(images[:batch]), whole[:batch])
+    assert nvidia.cuda.calls.count("cudaGraphInstantiate") == 3
+    assert nvidia.cuda.calls.count("cudaGraphLaunch") == 2
+    assert engine.target == 8
+
+
+def test_without_cuda_graphs(nvidia, fresh: Bundle, make_images):
+    engine = TensorRtEngine(planned(fresh), cuda_graphs=False)
+    images = make_images(fresh.spec, 2)
+    np.testing.assert_array_equal(engine.run(images), engine.run(images))
+    assert "cudaStreamBeginCapture" not in nvidia.cuda.calls
+
+
+def test_an_engine_that_can_t_be_captured(nvidia, fresh: Bundle, make_images):
+    engine = TensorRtEngine(planned(fresh))
+    nvidia.cuda.fails = "cudaStreamEndCapture"
+    images = make_images(fresh.spec, 2)
+    first = engine.run(images)
+    nvidia.cuda.recording = None  # what a real stream does when its capture has failed
+    np.testing.assert_array_equal(engine.run(images), first)
+    assert "cudaGraphLaunch" not in nvidia.cuda.calls
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_batch_that_the_plan_doesn_t_take(nvidia, fresh: Bundle, make_images, batch: int):
+    engine = TensorRtEngine(planned(fresh, batch=(2, 3, 4)))
+    with pytest.raises(ImageError, match=f"a batch of {batch} images; the plan takes 2 to 4"):
+        engine.run(make_images(fresh.spec, batch))
+
+
+def test_images_of_another_form(nvidia, fresh: Bundle):
+    engine = TensorRtEngine(planned(fresh))
+    with pytest.raises(ImageError, match=r"\(1, 3, 8, 8\)"):
+        engine.run(np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(ImageError, match="float64"):
+        engine.run(np.zeros((1, 3, 56, 56)))  # type: ignore[arg-type]
+
+
+def test_errors_of_the_gpu(nvidia, fresh: Bundle, make_images):
+    plan = planned(fresh)
+    nvidia.cuda.fails = "cudaMalloc"
+    with pytest.raises(DeviceError, match=r"CUDA: out of memory \(cudaMalloc\); lower the batch"):
+        TensorRtEngine(plan)
+    nvidia.cuda.fails = ""
+    nvidia.trt.refuses.add("context")
+    with pytest.raises(DeviceError, match="gets no context"):
+        TensorRtEngine(plan)
+    nvidia.cuda.gpus = 0
+    with pytest.raises(DeviceError, match="no GPU that CUDA can use"):
+        TensorRtEngine(plan)
+
+
+def test_a_plan_of_another_gpu_and_version(nvidia, fresh: Bundle):
+    plan = planned(fresh)
+    nvidia.trt.refuses.add("deserialize")
+    nvidia.trt.__version__ = "10.14.0"
+    nvidia.cuda.capability = (9, 0)
+    says = r"built by tensorrt 10\.13\.3, this is 10\.14\.0; built for Pretended GPU, this is"
+    with pytest.raises(PlanError, match=says):
+        TensorRtEngine(plan)
+
+
+def test_a_version_compatible_plan_may_bring_code(nvidia, fresh: Bundle):
+    TensorRtEngine(planned(fresh))
+    TensorRtEngine(planned(fresh, version_compatible=True))
+    asked = [entry for entry in nvidia.trt.asked if entry[0] == "deserialize"]
+    assert asked == [("deserialize", False), ("deserialize", True)]
+
+
+def test_there_and_back(nvidia, fresh: Bundle, plan: BuildPlan, make_images):
+    """A → B → A gives the very outputs of A; every marked weight is set each time."""
+    engine = TensorRtEngine(planned(fresh))
+    images = make_images(fresh.spec, 3)
+    before = engine.run(images)
+    engine.run(images)  # by graph
+    first = {name: fresh.tensors(8)[name] for name in QKV}
+    engine.refit(new_weights(plan, source=16).at(fresh.spec, 8, "fp32"))
+    assert not np.array_equal(engine.run(images), before)
+    engine.refit(first)
+    np.testing.assert_array_equal(engine.run(images), before)
+    refits = [names for kind, *names in nvidia.trt.asked if kind == "refit"]
+    assert refits == [[QKV], [QKV]]
+    assert {entry[2] for entry in nvidia.trt.asked if entry[0] == "set"} == {"HOST"}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda w: w.pop(QKV[2]), r"weights for blocks\.2\.attn\.qkv\.weight are missing \(1"),
+        (
+            lambda w: w.update({QKV[1]: w[QKV[1]][:5]}),
+            r"float32 of shape \(5, 64\); the plan takes",
+        ),
+        (lambda w: w.update({QKV[0]: w[QKV[0]].astype(np.float16)}), r"is float16 of shape"),
+    ],
+)
+def test_weights_of_another_form(
+    nvidia, fresh: Bundle, make_images, change: Callable[..., Any], says: str
+):
+    engine = TensorRtEngine(planned(fresh))
+    images = make_images(fresh.spec)
+    before = engine.run(images)
+    weights = {name: fresh.tensors(8)[name] for name in QKV}
+    change(weights)
+    with pytest.raises(PlanError, match=says):
+        engine.refit(weights)
+    np.testing.assert_array_equal(engine.run(images), before)  # nothing was touched
+
+
+def test_a_half_refitted_engine_is_not_run(nvidia, fresh: Bundle, make_images):
+    engine = TensorRtEngine(planned(fresh))
+    nvidia.trt.refuses.add("refit")
+    weights = {name: fresh.tensors(8)[name] for name in QKV}
+    with pytest.raises(PlanError, match="tensorrt can't refit it"):
+        engine.refit(weights)
+    with pytest.raises(PlanError, match="refit"):
+        engine.run(make_images(fresh.spec))
+    nvidia.trt.refuses.clear()
+    engine.refit(weights)
+    engine.run(make_images(fresh.spec))
+
+
+def test_no_refit_while_inference_is_in_flight(nvidia, fresh: Bundle, make_images, monkeypatch):
+    engine = TensorRtEngine(planned(fresh), cuda_graphs=False)
+    weights = {name: fresh.tensors(8)[name] for name in QKV}
+    seen: list[str] = []
+
+    def meanwhile(stream: int) -> Any:
+        for action in (lambda: engine.refit(weights), engine.serialize):
+            with pytest.raises(PlanError, match="inference is in flight") as caught:
+                action()
+            seen.append(str(caught.value))
+        return (0,)
+
+    monkeypatch.setattr(type(nvidia.cuda), "cudaStreamSynchronize", lambda self, s: meanwhile(s))
+    engine.run(make_images(fresh.spec))
+    assert len(seen) == 2
+
+
+def test_what_the_engine_and_its_record_say_must_agree(nvidia, fresh: Bundle, make_images):
+    plan = planned(fresh)
+    content, record = open_plan(plan)
+    known = dict(record.refittable)
+    first = known.pop(QKV[0])
+    for refittable, says in (
+        (known, r"wants blocks\.0\.attn\.qkv\.weight, which the plan's JSON doesn't list"),
+        ({**known, QKV[0]: dataclasses.replace(first, shape=(3, 64))}, "not of one build"),
+    ):
+        save_plan(plan, content, dataclasses.replace(record, refittable=refittable))
+        engine = TensorRtEngine(plan)
+        weights = {name: fresh.tensors(8)[name] for name in QKV}
+        weights[QKV[0]] = weights[QKV[0]][: refittable.get(QKV[0], first).shape[0]]
+        with pytest.raises(PlanError, match=says):
+            engine.refit(weights)
+
+
+def test_a_stripped_plan_runs_once_it_is_refitted(
+    nvidia, fresh: Bundle, plan: BuildPlan, make_images
+):
+    images = make_images(fresh.spec, 2)
+    wanted = TensorRtEngine(planned(fresh)).run(images)
+    stripped = planned(fresh, strip=True)
+    size = stripped.stat().st_size
+    with pytest.raises(PlanError, match="stripped of its weights; tocom-export refit"):
+        TensorRtEngine(stripped).run(images)
+    refit_plan(stripped, new_weights(plan), stripped)
+    assert stripped.stat().st_size > size
+    engine = TensorRtEngine(stripped)
+    assert not engine.record.stripped
+    np.testing.assert_array_equal(engine.run(images), wanted)
+
+
+def test_a_refitted_plan_can_be_refitted_again(nvidia, fresh: Bundle, plan: BuildPlan, make_images):
+    images = make_images(fresh.spec, 2)
+    file = planned(fresh)
+    before = TensorRtEngine(file).run(images)
+    out = fresh.path / "other.plan"
+    changed = refit_plan(file, new_weights(plan, source=4, scale=0.05), out)
+    assert (changed.source, changed.scale, changed.target) == (4, 0.05, 8)
+    assert open_plan(out)[1] == changed
+    np.testing.assert_array_equal(TensorRtEngine(file).run(images), before)
+    assert not np.array_equal(TensorRtEngine(out).run(images), before)
+    refit_plan(out, new_weights(plan), out)
+    np.testing.assert_array_equal(TensorRtEngine(out).run(images), before)
+    assert ("serialize", ["INCLUDE_REFIT"]) in nvidia.trt.asked  # with weights, and refittable
+
+
+def test_a_plan_that_lets_nothing_go(nvidia, fresh: Bundle, plan: BuildPlan):
+    with pytest.raises(PlanError, match="--refit none; build it with --refit qkv"):
+        refit_plan(planned(fresh, refit="none"), new_weights(plan), fresh.path / "out.plan")
+
+
+@pytest.fixture
+def other(plan: BuildPlan, tmp_path: Path) -> Callable[..., NewWeights]:
+    """Weights of a checkpoint in which some tensors are others."""
+
+    def make(*names: str) -> NewWeights:
+        tensors = {name: np.array(tensor) for name, tensor in plan.checkpoint.tensors.items()}
+        for name in names:
+            tensors[name] *= np.float32(1.5)
+        save_file(tensors, tmp_path / "other.safetensors")
+        return NewWeights(Checkpoint.open(tmp_path / "other.safetensors"), plan.bank, 0, 0.1)
+
+    return make
+
+
+def test_another_model_in_a_plan(nvidia, fresh: Bundle, other, make_images):
+    images = make_images(fresh.spec)
+    plan = planned(fresh)
+    before = TensorRtEngine(plan).run(images)
+    refit_plan(plan, other(*QKV), plan)
+    assert not np.array_equal(TensorRtEngine(plan).run(images), before)
+    content = plan.read_bytes()
+    with pytest.raises(PlanError, match=r"other\.safetensors differs .* --refit all"):
+        refit_plan(plan, other(*QKV, "head.weight"), plan)
+    assert plan.read_bytes() == content
+    refit_plan(planned(fresh, refit="all"), other(*QKV, "head.weight"), plan)
+
+
+def test_a_model_with_other_classes(nvidia, fresh: Bundle, plan: BuildPlan, tmp_path: Path):
+    tensors = dict(plan.checkpoint.tensors)
+    tensors["head.weight"] = np.ones((4, 64), np.float32)
+    tensors["head.bias"] = np.ones(4, np.float32)
+    save_file(tensors, tmp_path / "four.safetensors")
+    new = NewWeights(Checkpoint.open(tmp_path / "four.safetensors"), None, 0, 0.1)
+    with pytest.raises(CheckpointError, match="has 4 classes, the engine 10"):
+        refit_plan(planned(fresh), new, fresh.path / "r08.plan")
+
+
+def test_a_failed_check_leaves_the_files_as_they_were(nvidia, fresh: Bundle, plan: BuildPlan):
+    def fails(*_: Any) -> None:
+        raise CheckFailed("no")
+
+    file = planned(fresh)
+    names = ("r08.plan", "r08.plan.json", "r08.safetensors", "manifest.json")
+    before = {name: (fresh.path / name).read_bytes() for name in names}
+    with pytest.raises(CheckFailed):
+        refit_plan(file, new_weights(plan, source=4), file, fails)
+    with pytest.raises(CheckFailed):
+        refit_graph(fresh, 8, new_weights(plan, source=4), fails)
+    assert {name: (fresh.path / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_onnx_engine_is_what_a_new_build_would_be(
+    plan: BuildPlan, tmp_path: Path, make_images, precision: Any
+):
+    plan = dataclasses.replace(plan, precision=precision, targets=(8, 16))
+    bundle = write_bundle(plan, tmp_path / "bundle")
+    images = make_images(bundle.spec, 3)
+    engine, beside = OnnxEngine(bundle, 8), OnnxEngine(bundle, 16)
+    before, other = engine.run(images), beside.run(images)
+    graph = bundle.graph(8).read_bytes()
+
+    changed = refit_graph(bundle, 8, new_weights(plan, source=4, scale=0.05))
+
+    built = write_bundle(dataclasses.replace(plan, source=4, scale=0.05), tmp_path / "built")
+    fresh, wanted = (load_file(b.path / "r08.safetensors") for b in (bundle, built))
+    assert fresh.keys() == wanted.keys()
+    assert all(np.array_equal(fresh[name], wanted[name]) for name in wanted)
+    assert bundle.graph(8).read_bytes() == graph
+    np.testing.assert_array_equal(engine.run(images), before)  # open engines go on as they were
+    engine.reload()
+    np.testing.assert_array_equal(engine.run(images), OnnxEngine(built, 8).run(images))
+    assert not np.array_equal(engine.run(images), before)
+    beside.reload()
+    np.testing.assert_array_equal(beside.run(images), other)
+
+    opened = Bundle.open(bundle.path, hashes=True)
+    assert opened == dataclasses.replace(changed, path=bundle.path)
+    assert (opened.refitted[8].source, opened.refitted[8].scale) == (4, 0.05)
+
+    refit_graph(opened, 8, new_weights(plan))
+    engine.reload()
+    np.testing.assert_array_equal(engine.run(images), before)
+
+
+def test_an_engine_without_weights_of_its_own(fresh: Bundle, plan: BuildPlan):
+    with pytest.raises(PlanError, match=r"r00\.onnx has no weights of its own"):
+        refit_graph(fresh, 0, new_weights(plan, source=4))
+
+
+def test_another_model_in_an_onnx_engine(fresh: Bundle, other):
+    refit_graph(fresh, 8, other(*QKV))
+    with pytest.raises(PlanError, match=r"has another head\.bias than the bundle"):
+        refit_graph(fresh, 8, other("head.bias"))
+
+
+def test_a_manifest_that_tells_of_plans_it_can_t_have(fresh: Bundle):
+    file = fresh.path / "manifest.json"
+    data = json.loads(file.read_text())
+    for extra in ({"plans": [4]}, {"refitted": {"4": {"source": 0, "scale": 0.1}}}):
+        file.write_text(json.dumps({**data, **extra}))
+        with pytest.raises(Exception, match="plans or refitted weights of no target"):
+            Bundle.open(fresh.path)
