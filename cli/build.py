@@ -20,7 +20,7 @@ from tocom_export.cli.common import (
     megabytes,
     output_of,
 )
-from tocom_export.cli.plans import add_plans, library_of, plan_options
+from tocom_export.cli.plans import add_plans, library_of, plan_options, trtexec_lines
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -173,8 +173,12 @@ def build_command(
     plans = [plan_name(target) for target in targets] if library else []
     if dry_run:
         files = [*plan.files(), *plans, *(f"{name}.json" for name in plans)]
-        output.document({"bundle": str(out), "files": files})
+        lines = trtexec_lines(plan, out, batch) if library else []
+        output.document({"bundle": str(out), "files": files, "trtexec": lines})
         output.table(["would be written"], [[out / name] for name in files], "")
+        if lines and not as_json:
+            click.echo("\nThe same graphs by trtexec, which can't mark weights for refit:")
+            click.echo("\n".join(lines))
         return
 
     checks: list[Comparison] = []

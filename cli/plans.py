@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ from tocom_export.cli.common import Output
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
+    from tocom_export.build import BuildPlan
     from tocom_export.bundle import Bundle
     from tocom_export.engines.nvidia import Library
     from tocom_export.engines.plan import Refit
@@ -112,7 +114,7 @@ def add_plans(
     from tocom_export.bundle import plan_name
     from tocom_export.engines.nvidia import open_library
     from tocom_export.engines.plan import save_plan
-    from tocom_export.engines.plan_build import build_plan
+    from tocom_export.engines.plan_cache import cached_plan
 
     nvidia = open_library(library, output.detail)
     for target in bundle.targets:
@@ -125,15 +127,33 @@ def add_plans(
                     done += 1
                     advance(phase)
 
-            content, record = build_plan(nvidia, bundle, target, options, tell)
+            content, record, cached = cached_plan(nvidia, bundle, target, options, tell)
         plan = bundle.path / plan_name(target)
         save_plan(plan, content, record)
-        output.detail(f"{plan.name}: {len(content)} bytes, {record.library} {record.version}")
+        how = "refitted from an earlier build's" if cached else "built"
+        output.detail(
+            f"{plan.name}: {how}, {len(content)} bytes, {record.library} {record.version}"
+        )
         if verify and record.gpu and not record.stripped:
             _check(bundle, target, plan)
     if not nvidia_gpu():
         output.note("The plans were not run: there is no GPU here.")
     return dataclasses.replace(bundle, plans=tuple(bundle.targets))
+
+
+def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> list[str]:
+    """What would build the plans with NVIDIA's tool, for the version on the PATH, else for 10."""
+    from tocom_export.bundle import graph_name, plan_name
+    from tocom_export.engines import trtexec
+
+    program = trtexec.find()
+    major = program[1] if program else 10
+    return [
+        shlex.join(
+            trtexec.build_line(out / graph_name(t), out / plan_name(t), plan.spec, batch, major)
+        )
+        for t in plan.targets
+    ]
 
 
 def nvidia_gpu() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tocom_export.engines.plan import Batch
+from tocom_export.engines.timing import Timing
 from tocom_export.errors import InputError, PlanError, brief
 from tocom_export.spec import VitSpec
 
@@ -20,18 +21,6 @@ WARM_UP = 500
 """Milliseconds; what ran before is in the report, too, and left out."""
 DURATION = 3
 """Seconds."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How fast one plan is at one batch: GPU time, without copies."""
-
-    batch: int
-    runs: int
-    median_ms: float
-    p99_ms: float
-    throughput: float
-    """Images per second, at the pace of whole runs one after the other."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,9 @@ def run(line: list[str]) -> None:
 
 
 def read_times(file: Path, batch: int) -> Timing:
-    """What ``--exportTimes`` wrote, runs of the warm-up left out.
+    """What ``--exportTimes`` wrote, runs of the warm-up left out: GPU time, without copies.
+
+    The throughput is the pace at which runs followed each other.
 
     Raises:
         InputError: the file is not of that form, or holds no run.

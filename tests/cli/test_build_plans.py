@@ -33,6 +33,10 @@ def test_options_that_don_t_fit(fails: Run, model: Options, options: Options, sa
 def test_a_dry_run_names_the_plans(succeeds: Run, model: Options, here: Path):
     result = succeeds("build", *model, "--targets", "4,8", "--engine", "tensorrt", "--dry-run")
     assert all(name in result.stdout for name in ("r04.plan", "r08.plan", "r08.plan.json"))
+    assert (
+        "trtexec --onnx=tiny-source4/r08.onnx --saveEngine=tiny-source4/r08.plan "
+        "--minShapes=images:1x3x32x32 --optShapes=images:8x3x32x32 --maxShapes=images:32x3x32x32"
+    ) in result.stdout
     assert not list(here.iterdir())
 
 

@@ -56,7 +56,17 @@ def test_the_help_of_all(succeeds: Run):
 
 
 def test_the_commands():
-    wanted = ["build", "inspect", "refit", "verify", "run", "train", "finetune", "evaluate"]
+    wanted = [
+        "build",
+        "inspect",
+        "refit",
+        "verify",
+        "run",
+        "bench",
+        "train",
+        "finetune",
+        "evaluate",
+    ]
     assert list(COMMANDS) == wanted
 
 

@@ -1,0 +1,64 @@
+"""How fast engines run, timed from Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast one engine is at one batch."""
+
+    batch: int
+    runs: int
+    median_ms: float
+    p99_ms: float
+    throughput: float
+    """Images per second."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of all fields."""
+        return asdict(self)
+
+
+def time_engines(
+    runs: Mapping[Key, Callable[[], object]],
+    batch: int,
+    seconds: float,
+    tell: Callable[[Key], None] | None = None,
+) -> dict[Key, Timing]:
+    """Time some engines, taking turns, so that a machine that drifts is fair to all.
+
+    Times are from the call to its return, copies included; an engine's throughput is that of its
+    median run.
+
+    Args:
+        runs: name → one run of a batch.
+        seconds: for each engine, after three runs that aren't counted; ten runs at least.
+        tell: called with a name when its warm-up begins.
+    """
+    for name, run in runs.items():
+        if tell:
+            tell(name)
+        for _ in range(3):
+            run()
+    took: dict[Key, list[float]] = {name: [] for name in runs}
+    while any(sum(times) < seconds or len(times) < 10 for times in took.values()):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            took[name].append(time.perf_counter() - start)
+    return {name: summary(times, batch) for name, times in took.items()}
+
+
+def summary(times: list[float], batch: int) -> Timing:
+    """Seconds of each run → their median and 99th percentile in milliseconds."""
+    median, p99 = (float(value) for value in np.quantile(times, (0.5, 0.99)))
+    return Timing(batch, len(times), 1000 * median, 1000 * p99, batch / median)

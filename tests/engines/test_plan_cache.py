@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import Bundle
+from tocom_export.engines.nvidia import open_library
+from tocom_export.engines.plan import save_plan
+from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.engines.plan_cache import cache_folder, cached_plan
+from tocom_export.engines.tensorrt import TensorRtEngine
+
+
+PLAIN = PlanOptions()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOCOM_EXPORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def builds(nvidia: Any) -> int:
+    return sum(entry[0] == "build" for entry in nvidia.trt.asked)
+
+
+def get(bundle: Bundle, target: int = 8, **options: Any) -> tuple[bytes, Any, bool]:
+    return cached_plan(open_library("tensorrt"), bundle, target, PlanOptions(**options))
+
+
+def test_another_source_is_refitted(nvidia, plan: BuildPlan, tmp_path: Path, make_images):
+    first = write_bundle(plan, tmp_path / "first")
+    second = write_bundle(dataclasses.replace(plan, source=4, scale=0.05), tmp_path / "second")
+    assert get(first)[2] is False
+    content, record, cached = get(second)
+    assert cached is True
+    assert builds(nvidia) == 1
+    assert (record.source, record.scale, record.target) == (4, 0.05, 8)
+    save_plan(tmp_path / "refitted.plan", content, record)
+    save_plan(tmp_path / "built.plan", *build_plan(open_library("tensorrt"), second, 8, PLAIN))
+    images = make_images(plan.spec, 2)
+    refitted, built = (
+        TensorRtEngine(tmp_path / f"{name}.plan").run(images) for name in ("refitted", "built")
+    )
+    np.testing.assert_array_equal(refitted, built)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch": (1, 2, 3)}, {"refit": "all"}, {"strip": True}], ids=str
+)
+def test_other_options_are_built(nvidia, bundle: Bundle, options: dict[str, Any]):
+    get(bundle)
+    assert get(bundle, **options)[2] is False
+    assert get(bundle, **options)[2] is True
+    assert get(bundle, 16, **options)[2] is False
+    assert builds(nvidia) == 3
+
+
+def test_another_version_or_gpu_is_built(nvidia, bundle: Bundle):
+    get(bundle)
+    nvidia.trt.__version__ = "10.14.0"
+    assert get(bundle)[2] is False
+    nvidia.cuda.capability = (9, 0)
+    assert get(bundle)[2] is False
+
+
+def test_other_fixed_weights_are_built(nvidia, plan: BuildPlan, tmp_path: Path):
+    tensors = dict(plan.checkpoint.tensors)
+    tensors["head.bias"] = tensors["head.bias"] + np.float32(1)
+    other = dataclasses.replace(plan.checkpoint, tensors=tensors)
+    first = write_bundle(plan, tmp_path / "first")
+    second = write_bundle(dataclasses.replace(plan, checkpoint=other), tmp_path / "second")
+    get(first)
+    assert get(second)[2] is False
+    get(first, refit="all")
+    assert get(second, refit="all")[2] is True
+
+
+def test_what_can_t_be_refitted_is_not_kept(nvidia, bundle: Bundle, folder: Path):
+    get(bundle, refit="none")
+    assert get(bundle, refit="none")[2] is False
+    assert not folder.exists()
+
+
+def test_a_damaged_plan_is_built_again(nvidia, bundle: Bundle, folder: Path):
+    wanted = get(bundle)[0]
+    (kept,) = folder.glob("*.plan")
+    kept.write_bytes(b"damaged")
+    assert get(bundle)[0] == wanted
+    assert builds(nvidia) == 2
+    assert get(bundle)[2] is True
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("TOCOM_EXPORT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "tocom-export"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "tocom-export"
