@@ -15,7 +15,6 @@ from tocom_export.engines.plan_build import PlanOptions, build_plan
 from tocom_export.engines.plan_cache import cache_folder, cached_plan
 from tocom_export.engines.tensorrt import TensorRtEngine
 
-
 PLAIN = PlanOptions()
 
 
