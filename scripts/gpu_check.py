@@ -1,0 +1,397 @@
+"""Everything that needs an NVIDIA GPU, in under eight minutes: one JSON, one Markdown table.
+
+python scripts/gpu_check.py [--out DIR] [--model NAME] [--minutes 8]
+
+The package must be importable. Whatever of tensorrt, tensorrt_rtx, onnxruntime-gpu and torch is
+installed is checked: plans are built in fp16, run, refitted there and back, stripped and refitted,
+each compared with PyTorch, and timed at r = 0, 4, 8, 12, 16 beside torch. What isn't installed is
+skipped by name, and what no time is left for, too. Exit status 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tocom_export.bank import ToComBank
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import Bundle
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.engines.compare import compare_engine, sample_images
+from tocom_export.engines.timing import time_engines
+from tocom_export.errors import MissingPackageError
+from tocom_export.images import Preprocess
+from tocom_export.info import ModelInfo
+from tocom_export.method import Method
+from tocom_export.models import known_model
+from tocom_export.spec import VitSpec
+
+TARGETS, BATCHES, SOURCE, SCALE = (0, 4, 8, 12, 16), (1, 8, 32, 128), 0, 0.1
+PACKAGES = ("torch", "timm", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13", "cuda-python")
+
+
+class Report:
+    """What was checked and measured so far."""
+
+    def __init__(self, minutes: float) -> None:
+        self.ends = time.monotonic() + 60 * minutes
+        self.steps: list[dict[str, Any]] = []
+        self.figures: list[dict[str, Any]] = []
+
+    def need(self, seconds: float) -> None:
+        """Raise Skip where a step would not end in time."""
+        if time.monotonic() + seconds > self.ends:
+            raise Skip("no time left")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """One step: what it puts into the dictionary is kept; its errors end the step alone."""
+        entry: dict[str, Any] = {"step": name, "status": "ok"}
+        began = time.monotonic()
+        try:
+            yield entry
+        except (Skip, MissingPackageError) as reason:
+            entry |= {"status": "skipped", "why": str(reason)}
+        except Exception as error:  # a broken library must not hide what the others can do
+            entry |= {"status": "failed", "why": f"{type(error).__name__}: {error}"[:500]}
+        entry["seconds"] = round(time.monotonic() - began, 2)
+        self.steps.append(entry)
+        print(
+            f"{entry['status']:8} {name} ({entry['seconds']} s) {entry.get('why', '')}", flush=True
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The JSON."""
+        return {"machine": machine(), "steps": self.steps, "figures": self.figures}
+
+
+class Skip(Exception):
+    """Something is not installed, or there is no GPU."""
+
+
+def machine() -> dict[str, Any]:
+    """GPU, system and versions."""
+    facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = None
+    try:
+        from tocom_export.engines.cuda import find_gpu
+
+        gpu = find_gpu()
+        facts["gpu"] = dataclasses.asdict(gpu) if gpu else None
+    except Exception as error:  # cuda-python is missing, or its driver is
+        facts["gpu"] = f"{type(error).__name__}: {error}"
+    return facts
+
+
+def random_model(spec: VitSpec) -> tuple[Checkpoint, ToComBank]:
+    """Weights and a bank in which no two tensors are alike."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in spec.weights().items():
+        values = rng.standard_normal(shape, np.float32)
+        if len(shape) > 1:
+            values *= np.float32(0.5 if "token" in name or "pos" in name else shape[-1] ** -0.5)
+        else:
+            values = values * np.float32(0.1) + np.float32(name.endswith((".weight", "gamma")))
+        tensors[name] = values.astype(np.float32)
+    down, up = (spec.depth, 16, 2, spec.width), (spec.depth, 16, spec.width, 2)
+    factors = [(rng.standard_normal(s) * 0.05).astype(np.float32) for s in (down, up) * 2]
+    bank = ToComBank(*factors, method=Method("tome"), model=spec.model)
+    return Checkpoint(Path("random"), tensors, ModelInfo()), bank
+
+
+def build(spec: VitSpec, precision: Any, folder: Path) -> tuple[Bundle, BuildPlan]:
+    """A bundle of all targets."""
+    checkpoint, bank = random_model(spec)
+    plan = BuildPlan(
+        spec, checkpoint, bank, Method("tome"), SOURCE, TARGETS, SCALE, Preprocess(),
+        precision=precision,
+    )  # fmt: skip
+    return write_bundle(plan, folder / precision), plan
+
+
+def check_plans(library: Any, bundle: Bundle, plan: BuildPlan, report: Report) -> dict[Any, Any]:
+    """Build, compare, refit there and back, strip; the engines that can be timed."""
+    from tocom_export.engines.cuda import find_gpu
+    from tocom_export.engines.nvidia import open_library
+    from tocom_export.engines.plan import save_plan
+    from tocom_export.engines.plan_build import PlanOptions, build_plan
+    from tocom_export.engines.refit import NewWeights, refit_plan
+    from tocom_export.engines.tensorrt import TensorRtEngine
+
+    engines: dict[Any, Any] = {}
+    with report.step(f"{library}: installed, and a GPU") as entry:
+        nvidia = open_library(library)
+        entry["version"] = nvidia.version
+        if find_gpu() is None:
+            raise Skip("no GPU that CUDA can use")
+    if entry["status"] != "ok":
+        return {}
+    batches = (1, 32, max(BATCHES))
+    images = sample_images(bundle.spec, 32)
+    built: dict[int, float] = {}
+    for target in TARGETS:
+        with report.step(f"{library}: r{target:02d} built in fp16, compared with PyTorch") as e:
+            report.need(60)
+            began = time.monotonic()
+            file = bundle.path / f"r{target:02d}.plan"
+            cache = bundle.path / "timings"
+            options = PlanOptions(batch=batches, timing_cache=cache)
+            save_plan(file, *build_plan(nvidia, bundle, target, options))
+            built[target] = e["build_seconds"] = time.monotonic() - began
+            engine = TensorRtEngine(file)
+            e |= judge(engine.run, bundle, target, images)
+            engines[target] = engine
+    target = 8
+    file, moved = bundle.path / "r08.plan", bundle.path / "moved.plan"
+    with report.step(f"{library}: r08 refitted there and back") as e:
+        report.need(10)
+        if target not in engines:
+            raise Skip("it was not built")
+        engine = engines[target]
+        first = engine.run(images)
+        there = NewWeights(plan.checkpoint, plan.bank, 16, 0.05).at(bundle.spec, 8, "fp16")
+        back = bundle.tensors(target)
+        began = time.monotonic()
+        engine.refit({name: there[name] for name in engine.record.refittable})
+        e["refit_seconds"] = time.monotonic() - began
+        e["building_over_refitting"] = built[target] / e["refit_seconds"]
+        if np.array_equal(engine.run(images), first):
+            raise AssertionError("a refit changed nothing")
+        engine.refit({name: back[name] for name in engine.record.refittable})
+        if not np.array_equal(engine.run(images), first):
+            raise AssertionError("A, B, A does not give the outputs of A")
+    with report.step(f"{library}: r08 refitted and saved, twice, against a new build") as e:
+        report.need(90)
+        refit_plan(file, NewWeights(plan.checkpoint, plan.bank, 4, SCALE), moved)
+        refit_plan(moved, NewWeights(plan.checkpoint, plan.bank, 16, SCALE), moved)
+        other = write_bundle(dataclasses.replace(plan, source=16), bundle.path.parent / "other")
+        fresh = other.path / "r08.plan"
+        save_plan(fresh, *build_plan(nvidia, other, 8, PlanOptions(batch=batches)))
+        found, wanted = (TensorRtEngine(name).run(images) for name in (moved, fresh))
+        e["relative_difference"] = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+        if e["relative_difference"] > 1e-3:
+            raise AssertionError(f"differs by {e['relative_difference']:.1e} of the largest logit")
+    with report.step(f"{library}: r08 stripped and refitted") as e:
+        report.need(60)
+        bare = bundle.path / "bare.plan"
+        options = PlanOptions(batch=batches, strip=True)
+        save_plan(bare, *build_plan(nvidia, bundle, 8, options))
+        e["bytes_stripped"], e["bytes_whole"] = bare.stat().st_size, file.stat().st_size
+        refit_plan(bare, NewWeights(plan.checkpoint, plan.bank, SOURCE, SCALE), bare)
+        e |= judge(TensorRtEngine(bare).run, bundle, 8, images)
+    return {f"{library} r{t:02d}": engine.run for t, engine in engines.items()}
+
+
+def judge(run: Callable[..., Any], bundle: Bundle, target: int, images: Any) -> dict[str, Any]:
+    """An engine against PyTorch on the CPU.
+
+    Raises:
+        AssertionError: it says something else.
+    """
+    if importlib.util.find_spec("timm") is None:
+        return {"compared": "timm is not installed"}
+    from tocom_export.training.reference import Reference
+
+    reference = Reference(bundle)
+    found = compare_engine(
+        run, target, bundle.precision, images, lambda x: reference(target, x), batch=len(images)
+    )
+    if not found.passed:
+        raise AssertionError(
+            f"{found.beyond} of {found.images} images differ, by {found.max_difference:.1e} at most"
+        )
+    return {"max_difference": found.max_difference, "images_beyond": found.beyond}
+
+
+def usual_merge(x: Any, size: Any, metric: Any, remove: int, prefix: int) -> tuple[Any, Any]:
+    """Merging as it is commonly written: slices, gathers, and one scatter with a reduction."""
+    import torch
+
+    scores = torch.nn.functional.normalize(metric.float(), dim=-1)
+    scores = scores[:, ::2] @ scores[:, 1::2].transpose(1, 2)
+    scores[:, :prefix] = -torch.inf
+    best, into = scores.max(dim=-1)
+    order = best.argsort(dim=-1, descending=True)[..., None]
+    kept, merged = order[:, remove:].sort(dim=1).values, order[:, :remove]
+    into = into[..., None].gather(1, merged)
+
+    def pool(tokens: Any) -> Any:
+        wide = tokens.shape[-1]
+        first, second = tokens[:, ::2], tokens[:, 1::2]
+        source = first.gather(1, merged.expand(-1, -1, wide))
+        second = second.scatter_reduce(1, into.expand(-1, -1, wide), source, reduce="sum")
+        return torch.cat([first.gather(1, kept.expand(-1, -1, wide)), second], dim=1)
+
+    weighted, size = pool(x * size), pool(size)
+    return weighted / size, size
+
+
+def torch_runs(
+    bundle: Bundle, plan: BuildPlan, batch: int, device: str, compiled: bool = False
+) -> dict[str, Any]:
+    """Name → one run of a batch in half precision, waiting for its end."""
+    import torch
+
+    import tocom_export.training.model as module
+    from tocom_export.training.reference import load_model
+
+    ours = module.merge
+    images = torch.from_numpy(sample_images(bundle.spec, batch)).to(device).half()
+    model = load_model(bundle.spec, plan.checkpoint.tensors, plan.method).to(device).half()
+    if compiled:
+        torch.compiler.reset()
+        model = torch.compile(model)
+
+    def runner(network: Any, target: int, merge: Any) -> Callable[[], None]:
+        @torch.inference_mode()
+        def run() -> None:
+            module.merge = merge
+            network(images, target)
+            module.merge = ours
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    runs = {}
+    for target in TARGETS:
+        name = "torch.compile" if compiled else "torch eager"
+        runs[f"{name} r{target:02d}"] = runner(model, target, ours)
+        if target and not compiled:
+            runs[f"torch, usual merging r{target:02d}"] = runner(model, target, usual_merge)
+    return runs
+
+
+def need_torch() -> None:
+    """Raise Skip where PyTorch can't be timed."""
+    if not all(map(importlib.util.find_spec, ("torch", "timm"))):
+        raise Skip("torch or timm is not installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Skip("torch has no GPU")
+
+
+def onnx_runs(bundle: Bundle, report: Report) -> dict[str, Any]:
+    """ONNX Runtime's CUDA provider, compared with PyTorch."""
+    from tocom_export.engines.onnxruntime import OnnxEngine
+
+    runs: dict[str, Any] = {}
+    for target in TARGETS:
+        with report.step(f"onnxruntime, CUDA: r{target:02d} compared with PyTorch") as entry:
+            report.need(5)
+            if importlib.util.find_spec("onnxruntime") is None:
+                raise Skip("onnxruntime is not installed")
+            import onnxruntime
+
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise Skip("this ONNX Runtime has no CUDA; onnxruntime-gpu has")
+            engine = OnnxEngine(bundle, target, provider="cuda")
+            entry |= judge(engine.run, bundle, target, sample_images(bundle.spec, 32))
+            runs[f"onnxruntime r{target:02d}"] = engine.run
+    return runs
+
+
+def measure(name: str, runs: dict[str, Any], batch: int, report: Report, seconds: float) -> None:
+    """Time runs of one batch, and keep the figures."""
+    with report.step(f"{name}, batch {batch}: timed"):
+        report.need(seconds * len(runs))
+        if not runs:
+            raise Skip("nothing to time")
+        for key, timing in time_engines(runs, batch, seconds).items():
+            label, _, degree = key.rpartition(" r")
+            report.figures.append({"engine": label, "target": int(degree), **timing.to_json()})
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table."""
+    facts = ", ".join(f"{k} {v}" for k, v in document["machine"].items() if v)
+    lines = [facts, "", "| step | | |", "|---|---|---|"]
+    for entry in document["steps"]:
+        rest = {k: v for k, v in entry.items() if k not in ("step", "status")}
+        told = "; ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()
+        )
+        lines.append(f"| {entry['step']} | {entry['status']} | {told.replace('|', '/')} |")
+    lines += [
+        "",
+        "| engine | batch | r | median ms | images/s | over r = 0 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    whole = {(f["engine"], f["batch"]): f for f in document["figures"] if f["target"] == 0}
+    for f in document["figures"]:
+        base = whole.get((f["engine"], f["batch"]))
+        over = f"{f['throughput'] / base['throughput']:.2f}×" if base else "-"
+        lines.append(
+            f"| {f['engine']} | {f['batch']} | {f['target']} | {f['median_ms']:.2f} "
+            f"| {f['throughput']:.0f} | {over} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Exit status 1 where a step failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-check"))
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each engine and batch")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = Report(options.minutes)
+    spec, _ = known_model(options.model)
+
+    def save() -> None:  # after each part: what was measured stays, should the machine go
+        document = report.document()
+        (options.out / "gpu_check.json").write_text(json.dumps(document, indent=2) + "\n")
+        (options.out / "gpu_check.md").write_text(markdown(document))
+
+    with tempfile.TemporaryDirectory() as name:
+        bundle, plan = build(spec, "fp16", Path(name))
+        runs: dict[str, dict[str, Any]] = {}
+        for library in ("tensorrt", "tensorrt-rtx"):
+            runs[library] = check_plans(library, bundle, plan, report)
+            save()
+        runs["onnxruntime"] = onnx_runs(bundle, report)
+        for batch in reversed(BATCHES):
+            images = sample_images(spec, batch)
+            for part, engines in runs.items():
+                timed = {key: (lambda r=run: r(images)) for key, run in engines.items()}  # noqa: B023
+                measure(part, timed, batch, report, options.seconds)
+            with report.step(f"torch, batch {batch}"):
+                need_torch()
+                peers = torch_runs(bundle, plan, batch, "cuda")
+                measure("torch", peers, batch, report, options.seconds)
+            save()
+        for batch in reversed(BATCHES):  # last, since each compilation takes half a minute
+            for target in TARGETS[::-1]:
+                with report.step(f"torch.compile, r{target:02d}, batch {batch}"):
+                    need_torch()
+                    report.need(45)
+                    name = f"torch.compile r{target:02d}"
+                    peers = torch_runs(bundle, plan, batch, "cuda", compiled=True)
+                    measure("compiled", {name: peers[name]}, batch, report, options.seconds)
+            save()
+    return int(any(entry["status"] == "failed" for entry in report.steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
