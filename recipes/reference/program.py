@@ -138,20 +138,16 @@ def measurements(data: Path, out: Path) -> Iterator[Task]:
             targets = {"evit": "0,8,16"}.get(method, "0,12,16" if seed else TARGETS)
             more = ("--method", method, "--seed", str(seed), *auto)
             yield evaluate(stage, f"{method} s{seed}", dataset, bank, ends, targets, *more)
-        if stage == "timed":
-            continue
-        for method in seeds:
-            bank = out / f"{method}-bank.safetensors"
-            for source in sorted({s for m, s, _ in models() if m == method} - set(HEADLINE)):
-                at = f"{method}{source:02d}-s0"
-                more = ("--method", method)
-                yield evaluate(
-                    stage, f"{method} at {source}", dataset, bank, [at], str(source), *more
-                )
-        for name, change in ABLATIONS.items():
-            variant = "ToCom, trained as briefly" if name == "tocom" else name
-            scale = change.split()[-1] if change.startswith("--scale") else "0.1"
-            bank = out / "ablation" / f"{name.replace(' ', '-')}.safetensors"
-            more = ("--variant", variant, "--scale", scale)
-            yield evaluate(stage, f"{name} from 0", dataset, bank, ["tome00-s0"], "12,16", *more)
-            yield evaluate(stage, f"{name} from 16", dataset, bank, ["tome16-s0"], "0", *more)
+    for dataset, method in product(DOWNSTREAM, seeds):
+        bank = out / f"{method}-bank.safetensors"
+        for source in sorted({s for m, s, _ in models() if m == method} - set(HEADLINE)):
+            name, model = f"{method} at {source}", f"{method}{source:02d}-s0"
+            more = ("--method", method)
+            yield evaluate("rows", name, dataset, bank, [model], str(source), *more)
+    for dataset, (name, change) in product(DOWNSTREAM, ABLATIONS.items()):
+        variant = "ToCom, trained as briefly" if name == "tocom" else name
+        scale = change.split()[-1] if change.startswith("--scale") else "0.1"
+        bank = out / "ablation" / f"{name.replace(' ', '-')}.safetensors"
+        more = ("--variant", variant, "--scale", scale)
+        yield evaluate("rows", f"{name} from 0", dataset, bank, ["tome00-s0"], "12,16", *more)
+        yield evaluate("rows", f"{name} from 16", dataset, bank, ["tome16-s0"], "0", *more)
