@@ -80,7 +80,12 @@ class Counts(click.ParamType[tuple[int, ...]]):
     type=FiniteFloat(0),
     default=3.0,
     show_default=True,
-    help="How long each engine is timed at each batch, from Python.",
+    help="How long each engine is timed at each batch.",
+)
+@click.option(
+    "--host-code",
+    is_flag=True,
+    help="Let version-compatible plans run the code that they bring along.",
 )
 @click.option("--layers", is_flag=True, help="trtexec: also the layers where time goes.")
 @click.option("--dry-run", is_flag=True, help="Print trtexec's lines, and run nothing.")
@@ -93,6 +98,7 @@ def bench_command(
     provider: Provider,
     threads: int | None,
     seconds: float,
+    host_code: bool,
     layers: bool,
     dry_run: bool,
     as_json: bool,
@@ -122,17 +128,17 @@ def bench_command(
         _lines(opened, chosen, batch, output)
         return
     profiles: Layers = {}
-    if runner == "trtexec":
-        timings, profiles, runner = _trtexec(opened, chosen, batch, seconds, layers, output)
+    opener = _opener(opened, runner, provider, threads, host_code)
+    if runner == "trtexec" and (program := _program(opened, chosen, output)):
+        timings, profiles = _trtexec(program, opened, chosen, batch, seconds, layers, output)
     else:
-        timings = _python(
-            opened, chosen, batch, _opener(opened, runner, provider, threads), seconds, output
-        )
+        timings = _python(opened, chosen, batch, opener, seconds, output)
+        runner = "from Python" if runner == "trtexec" else runner
     _report(opened, runner, timings, profiles, output)
 
 
 def _opener(
-    bundle: Bundle, runner: str, provider: Provider, threads: int | None
+    bundle: Bundle, runner: str, provider: Provider, threads: int | None, host_code: bool
 ) -> Callable[[int], Any]:
     """Target → its engine."""
     if runner == "onnx":
@@ -142,14 +148,39 @@ def _opener(
     from tocom_export.engines.tensorrt import TensorRtEngine
 
     def opened(target: int) -> TensorRtEngine:
-        engine = TensorRtEngine(bundle.plan(target))
-        if runner != engine.record.library and runner != "trtexec":
+        engine = TensorRtEngine(bundle.plan(target), host_code=host_code)
+        if runner not in (engine.record.library, "trtexec"):
             raise InputError(
                 f"--runner {runner}: {bundle.plan(target)} is of {engine.record.library}."
             )
         return engine
 
     return opened
+
+
+def _program(bundle: Bundle, targets: tuple[int, ...], output: Output) -> tuple[Path, int] | None:
+    """trtexec and its version; None where it is not on the PATH.
+
+    Raises:
+        InputError: it can't run the plans.
+    """
+    from tocom_export.engines import trtexec
+    from tocom_export.engines.plan import open_plan
+
+    program = trtexec.find()
+    if program is None:
+        output.note("trtexec is not on the PATH: timed from Python, copies included.")
+        return None
+    for target in targets:
+        _, record = open_plan(bundle.plan(target))
+        if record.library != "tensorrt":
+            raise InputError(
+                f"{bundle.plan(target)} is of {record.library}, which trtexec doesn't run; use "
+                f"--runner {record.library}."
+            )
+        if record.stripped:
+            raise InputError(f"{bundle.plan(target)} is stripped of its weights; refit it first.")
+    return program
 
 
 def _python(
@@ -179,21 +210,17 @@ def _python(
 
 
 def _trtexec(
+    program: tuple[Path, int],
     bundle: Bundle,
     targets: tuple[int, ...],
     batches: tuple[int, ...],
     seconds: float,
     layers: bool,
     output: Output,
-) -> tuple[Timings, Layers, str]:
-    """Timings, the profile of each target at the largest batch, and what was used."""
+) -> tuple[Timings, Layers]:
+    """Timings, and the profile of each target at the largest batch."""
     from tocom_export.engines import trtexec
 
-    program = trtexec.find()
-    if program is None:
-        output.note("trtexec is not on the PATH: timed from Python, copies included.")
-        opener = _opener(bundle, "trtexec", "cpu", None)
-        return _python(bundle, targets, batches, opener, seconds, output), {}, "tensorrt"
     path, major = program
     found: Timings = {}
     profiles: Layers = {}
@@ -206,15 +233,16 @@ def _trtexec(
         for target, batch in steps:
             advance(f"r{target:02d}, batch {batch}")
             last = layers and batch == max(batches)
+            report = profile if last else None
             line = trtexec.bench_line(
-                bundle.plan(target), bundle.spec, batch, major, times, profile if last else None
+                bundle.plan(target), bundle.spec, batch, major, times, report, seconds
             )
             output.detail(shlex.join(line))
             trtexec.run([str(path), *line[1:]])
             found[target, batch] = trtexec.read_times(times, batch)
             if last:
                 profiles[target] = trtexec.read_profile(profile)
-    return found, profiles, "trtexec"
+    return found, profiles
 
 
 def _lines(

@@ -243,19 +243,22 @@ def check_rows(
     Args:
         known: rows that the new ones are added to; those of the same model are replaced.
     """
-    before = {row.key: row.model for row in known if row.model}
+    before = {
+        (row.dataset, row.method, row.variant, row.source, row.seed): row.model
+        for row in known
+        if row.model
+    }
     here: dict[Any, Path] = {}
     for subject in subjects:
         path = subject.path
-        for target in subject.targets:
-            key = (dataset, subject.method.name, variant, subject.source, target, seed)
-            beside, other = here.setdefault(key, path), before.get(key, path.name)
-            if beside != path or other != path.name:
-                raise InputError(
-                    f"{path} and {other if beside == path else beside} are both of source "
-                    f"{subject.source} and seed {seed} on {dataset}, and would share their rows; "
-                    "tell them apart by --variant, --seed or --name, in a run for each."
-                )
+        key = (dataset, subject.method.name, variant, subject.source, seed)
+        beside, other = here.setdefault(key, path), before.get(key, path.name)
+        if beside != path or other != path.name:
+            raise InputError(
+                f"{path} and {other if beside == path else beside} are both of source "
+                f"{subject.source} and seed {seed} on {dataset}, and would share their rows; "
+                "tell them apart by --variant, --seed or --name, in a run for each."
+            )
 
 
 def _tocom(measured: Measured) -> float | None:

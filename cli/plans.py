@@ -16,8 +16,8 @@ from tocom_export.errors import CheckFailed, InputError
 if TYPE_CHECKING:
     from tocom_export.build import BuildPlan
     from tocom_export.bundle import Bundle
-    from tocom_export.engines.nvidia import Library
-    from tocom_export.engines.plan import Refit
+    from tocom_export.engines.nvidia import Library, Nvidia
+    from tocom_export.engines.plan import PlanRecord, Refit
     from tocom_export.engines.plan_build import PlanOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,33 +112,43 @@ def add_plans(
         PlanError: the library can't build it.
     """
     from tocom_export.bundle import plan_name
+    from tocom_export.engines.cuda import find_gpu
     from tocom_export.engines.nvidia import open_library
     from tocom_export.engines.plan import save_plan
-    from tocom_export.engines.plan_cache import cached_plan
+    from tocom_export.engines.plan_cache import keep_plan, kept_plan
 
     nvidia = open_library(library, output.detail)
     for target in bundle.targets:
-        with output.progress(f"building r{target:02d}.plan", 100) as advance:
-            done = 0
-
-            def tell(phase: str, step: int, steps: int) -> None:
-                nonlocal done
-                while done < 100 * step // steps:
-                    done += 1
-                    advance(phase)
-
-            content, record, cached = cached_plan(nvidia, bundle, target, options, tell)
         plan = bundle.path / plan_name(target)
+        kept = kept_plan(nvidia, bundle, target, options)
+        content, record = kept or _built(nvidia, bundle, target, options, output)
         save_plan(plan, content, record)
-        how = "refitted from an earlier build's" if cached else "built"
-        output.detail(
-            f"{plan.name}: {how}, {len(content)} bytes, {record.library} {record.version}"
-        )
-        if verify and record.gpu and not record.stripped:
+        how = "refitted from an earlier build's" if kept else "built"
+        output.detail(f"{plan.name}: {how}, {len(content)} bytes, {library} {record.version}")
+        if verify and record.gpu:
             _check(bundle, target, plan)
-    if not nvidia_gpu():
+            if not kept:
+                keep_plan(nvidia, bundle, target, options, content, record)
+    if not find_gpu():
         output.note("The plans were not run: there is no GPU here.")
     return dataclasses.replace(bundle, plans=tuple(bundle.targets))
+
+
+def _built(
+    nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions, output: Output
+) -> tuple[bytes, PlanRecord]:
+    from tocom_export.engines.plan_build import build_plan
+
+    with output.progress(f"building r{target:02d}.plan", 100) as advance:
+        done = 0
+
+        def tell(phase: str, step: int, steps: int) -> None:
+            nonlocal done
+            while done < 100 * step // steps:
+                done += 1
+                advance(phase)
+
+        return build_plan(nvidia, bundle, target, options, tell)
 
 
 def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> list[str]:
@@ -156,20 +166,16 @@ def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> li
     ]
 
 
-def nvidia_gpu() -> bool:
-    """Whether CUDA can use a GPU here."""
-    from tocom_export.engines.cuda import find_gpu
-
-    return find_gpu() is not None
-
-
 def _check(bundle: Bundle, target: int, plan: Path) -> None:
     from tocom_export.engines.compare import compare_engine, sample_images
     from tocom_export.engines.tensorrt import TensorRtEngine
     from tocom_export.training.reference import Reference
 
     reference = Reference(bundle)
-    engine = TensorRtEngine(plan)
+    engine = TensorRtEngine(plan, host_code=True)  # of our own building
+    if engine.record.stripped:
+        tensors = bundle.tensors(target)
+        engine.refit({name: tensors[name] for name in engine.record.refittable})
     images = sample_images(bundle.spec)
     batch = engine.record.batch[2]
     found = compare_engine(

@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 @click.option("--scale", type=FiniteFloat(0), help="ToCom scale; default: as before.")
 @click.option("--out", type=FILE, metavar="FILE", help="Write a plan there; default: in its place.")
 @click.option(
+    "--host-code",
+    is_flag=True,
+    help="Let a version-compatible plan run the code that it brings along.",
+)
+@click.option(
     "--verify/--no-verify",
     default=None,
     help="Run it against PyTorch before anything is kept; default where torch is installed.",
@@ -57,6 +62,7 @@ def refit_command(
     source: int | None,
     scale: float | None,
     out: Path | None,
+    host_code: bool,
     verify: bool | None,
     as_json: bool,
     verbose: int,
@@ -81,7 +87,7 @@ def refit_command(
         raise InputError(f"{engine}: no such file.")
     verify = installed("torch", "timm") if verify is None else verify
     if engine.suffix == ".plan":
-        document = _plan(engine, checkpoint, bank, source, scale, out, verify)
+        document = _plan(engine, checkpoint, bank, source, scale, out, host_code, verify, output)
     elif engine.suffix == ".onnx":
         if out:
             raise InputError("--out is for plans; an ONNX engine's weights lie in its bundle.")
@@ -99,7 +105,9 @@ def _plan(
     source: int | None,
     scale: float | None,
     out: Path | None,
+    host_code: bool,
     verify: bool,
+    output: Output,
 ) -> dict[str, Any]:
     from tocom_export.bundle import WEIGHTS
     from tocom_export.engines.plan import open_plan
@@ -116,7 +124,12 @@ def _plan(
     def check(opened: TensorRtEngine) -> None:
         checks.append(_compared(opened.run, new, record, record.target, record.batch[2]))
 
-    changed = refit_plan(engine, new, out or engine, check if verify else None)
+    judge = check if verify else None
+    changed = refit_plan(engine, new, out or engine, judge, host_code=host_code)
+    if changed.refit == "none":
+        output.note(
+            f"{changed.library} {changed.version} saved a plan that can't be refitted again."
+        )
     return _document(out or engine, changed.target, new, checks)
 
 

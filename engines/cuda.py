@@ -39,8 +39,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     status, *results = function(*arguments)
     if int(status):
-        told = runtime().cudaGetErrorString(status)[1]
-        text = told.decode() if isinstance(told, bytes) else str(told)
+        text = _told(status)
         hint = "; lower the batch, or free memory on the GPU" if int(status) == 2 else ""
         raise DeviceError(f"CUDA: {text} ({function.__name__}){hint}.")
     if len(results) > 1:
@@ -49,7 +48,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def find_gpu() -> Gpu | None:
-    """The GPU, or None where CUDA can't use one.
+    """The GPU, or None where CUDA can't use one; :func:`why_no_gpu` says why.
 
     Raises:
         MissingPackageError: cuda-python is not installed.
@@ -64,3 +63,14 @@ def find_gpu() -> Gpu | None:
         name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
         (int(properties.major), int(properties.minor)),
     )
+
+
+def why_no_gpu() -> str:
+    """What CUDA says where :func:`find_gpu` finds none."""
+    status, _ = runtime().cudaGetDeviceCount()
+    return _told(status) if int(status) else "it counts no device"
+
+
+def _told(status: Any) -> str:
+    told = runtime().cudaGetErrorString(status)[1]
+    return told.decode() if isinstance(told, bytes) else str(told)

@@ -30,7 +30,7 @@ class Nvidia:
     """The module."""
     logger: Any
     errors: list[str]
-    """What the library called an error so far."""
+    """What the library called an error since it was opened."""
 
     @property
     def version(self) -> str:
@@ -64,21 +64,31 @@ def open_library(library: Library, tell: Callable[[str], None] | None = None) ->
     if not (major.isdigit() and first <= int(major) <= last):
         wanted = f"{first}.x" if first == last else f"{first}.x to {last}.x"
         raise PlanError(f"{module} {version} is installed; {wanted} are supported.")
-    errors: list[str] = []
-    return Nvidia(library, trt, _logger(trt, errors, tell or (lambda _: None)), errors)
+    # A process has one logger for all: TensorRT goes on with the first that it is given.
+    if _LOGGERS.get(library, (None,))[0] is not trt:
+        _LOGGERS[library] = (trt, _logger(trt))
+    logger = _LOGGERS[library][1]
+    logger.tell = tell or (lambda _: None)
+    logger.errors.clear()
+    return Nvidia(library, trt, logger, logger.errors)
 
 
-def _logger(trt: Any, errors: list[str], tell: Callable[[str], None]) -> Any:
+_LOGGERS: dict[Library, tuple[Any, Any]] = {}
+
+
+def _logger(trt: Any) -> Any:
     """An ``ILogger`` that keeps errors and passes the rest on."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.tell: Callable[[str], None]
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(message)
+                self.errors.append(message)
             elif severity in (trt.ILogger.WARNING, trt.ILogger.INFO):
-                tell(message)
+                self.tell(message)
 
     return Logger()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,10 +116,10 @@ def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
         OutputError: they can't be written.
     """
     file = record_path(plan)
-    if plan.exists() and file.exists():
-        old = json.loads(file.read_text("utf-8"))
+    with suppress(PlanError):  # one that is damaged is of no use to anybody
+        _, old = open_plan(plan)
         with replaced(file) as beside:
-            beside.write_text(_text({**old, "next": record.to_json()}), "utf-8")
+            beside.write_text(_text({**old.to_json(), "next": record.to_json()}), "utf-8")
     with replaced(plan) as beside:
         beside.write_bytes(content)
     with replaced(file) as beside:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tocom_export.atomic import replaced
 from tocom_export.bundle import Bundle
-from tocom_export.engines.cuda import find_gpu
+from tocom_export.engines.cuda import find_gpu, why_no_gpu
 from tocom_export.engines.nvidia import Nvidia
 from tocom_export.engines.plan import (
     Batch,
@@ -21,7 +21,8 @@ from tocom_export.engines.plan import (
     fixed_digest,
     refittable_names,
 )
-from tocom_export.errors import PlanError
+from tocom_export.engines.refitter import open_engine, open_refitter
+from tocom_export.errors import OutputError, PlanError
 
 Progress = Callable[[str, int, int], None]
 """Phase, steps done, steps in all."""
@@ -51,6 +52,8 @@ def build_plan(
 ) -> tuple[bytes, PlanRecord]:
     """Parse a target's graph and let the library build it.
 
+    The caller runs the plan before it relies on it.
+
     Strongly typed: the types are the graph's. Of the refit flags only ``REFIT_INDIVIDUAL`` is
     ever set, with exactly the weights marked that a refit needs; ``REFIT_IDENTICAL``, which
     ``STRIP_PLAN`` alone implies, is undefined for other weights.
@@ -63,7 +66,7 @@ def build_plan(
     gpu = find_gpu()
     if gpu is None and (options.refit != "none" or nvidia.library == "tensorrt"):
         raise PlanError(
-            f"--engine {nvidia.library}: no GPU that CUDA can use. "
+            f"--engine {nvidia.library}: no GPU that CUDA can use ({why_no_gpu()}). "
             + (
                 "TensorRT-RTX builds ahead of time for other machines, with --refit none."
                 if nvidia.library == "tensorrt-rtx"
@@ -81,12 +84,16 @@ def build_plan(
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
         raise PlanError(f"{graph}: {nvidia.library} can't refit {unknown[0]}; please report this.")
     config, flags = builder.create_builder_config(), []
+    # TF32, on unless it is cleared, rounds what goes into a float32 product to fp16's digits.
+    config.clear_flag(trt.BuilderFlag.TF32)
     wanted = {
         "REFIT_INDIVIDUAL": bool(names),
         "STRIP_PLAN": options.strip,
         "VERSION_COMPATIBLE": options.version_compatible,
     }
     for name in (name for name, on in wanted.items() if on):
+        if not hasattr(trt.BuilderFlag, name):
+            raise PlanError(f"{nvidia.library} {nvidia.version} has no {name}; a later one has.")
         config.set_flag(getattr(trt.BuilderFlag, name))
         flags.append(name)
     if options.hardware_compatible:
@@ -96,18 +103,23 @@ def build_plan(
     image = (bundle.spec.channels, *bundle.spec.image_size)
     profile.set_shape("images", *((count, *image) for count in options.batch))
     config.add_optimization_profile(profile)
-    if progress:
-        config.progress_monitor = _monitor(trt, progress)
+    monitor = _monitor(trt, progress) if progress else None
+    if monitor:
+        config.progress_monitor = monitor
     # TensorRT-RTX has none: it chooses kernels on the machine that it runs on.
     file = options.timing_cache if nvidia.library == "tensorrt" else None
     cache = _read_cache(config, file) if file else None
     plan = builder.build_serialized_network(network, config)
+    if plan is None and monitor and monitor.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise PlanError(f"{graph}: {nvidia.library} can't build it ({nvidia.reason('no reason')}).")
     if cache is not None and file:
-        with replaced(file) as beside:
+        with suppress(OutputError), replaced(file) as beside:
             beside.write_bytes(bytes(config.get_timing_cache().serialize()))
     content = bytes(plan)
+    if names:
+        names = _kept(nvidia, content, names, options)
     return content, PlanRecord(
         target=target,
         source=bundle.source,
@@ -130,6 +142,21 @@ def build_plan(
     )
 
 
+def _kept(nvidia: Nvidia, content: bytes, marked: list[str], options: PlanOptions) -> list[str]:
+    """Of the marked weights, those that the plan can exchange: some may have been folded.
+
+    Raises:
+        PlanError: one that ToCom needs is not among them.
+    """
+    engine = open_engine(nvidia, content, options.version_compatible)  # the code is our own
+    asked = set(open_refitter(nvidia, engine).get_all_weights())
+    kept = [name for name in marked if name in asked]
+    if options.refit == "qkv" and len(kept) < len(marked):
+        lost = next(name for name in marked if name not in asked)
+        raise PlanError(f"{nvidia.library} built a plan that can't exchange {lost}; report this.")
+    return kept
+
+
 def _read_cache(config: Any, file: Path) -> Any:
     """The timing cache in a file, or a new one; one of another device or version is not used."""
     content = b""
@@ -149,6 +176,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
+            self.interrupted = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
@@ -158,8 +186,9 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             try:
                 if phase in self._steps:
                     progress(phase, step + 1, self._steps[phase])
-            except KeyboardInterrupt:
-                return False  # an exception can't pass through the library
+            except KeyboardInterrupt:  # an exception can't pass through the library
+                self.interrupted = True
+                return False
             return True
 
         def phase_finish(self, phase: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -20,9 +21,9 @@ from tocom_export.engines.plan import (
     refittable_names,
     save_plan,
 )
-from tocom_export.engines.plan_build import PlanOptions, Progress, build_plan
+from tocom_export.engines.plan_build import PlanOptions
 from tocom_export.engines.tensorrt import TensorRtEngine
-from tocom_export.errors import PlanError
+from tocom_export.errors import DeviceError, OutputError, PlanError
 
 
 def cache_folder() -> Path:
@@ -57,43 +58,52 @@ def plan_key(nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions, 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def cached_plan(
-    nvidia: Nvidia,
-    bundle: Bundle,
-    target: int,
-    options: PlanOptions,
-    progress: Progress | None = None,
-) -> tuple[bytes, PlanRecord, bool]:
-    """A target's plan, refitted from an earlier build's where there is one, and whether it was.
-
-    Raises:
-        PlanError, DegreeError: as :func:`~tocom_export.engines.plan_build.build_plan`.
-    """
-    gpu = find_gpu()
-    if gpu is None or options.refit == "none":
-        return *build_plan(nvidia, bundle, target, options, progress), False
-    kept = cache_folder() / f"{plan_key(nvidia, bundle, target, options, gpu)}.plan"
-    if kept.exists():
-        try:
-            return *_refitted(kept, bundle, target), True
-        except PlanError:
-            pass  # damaged, or no longer opened: it is built again
-    content, record = build_plan(nvidia, bundle, target, options, progress)
-    save_plan(kept, content, record)
-    return content, record, False
-
-
-def _refitted(kept: Path, bundle: Bundle, target: int) -> tuple[bytes, PlanRecord]:
-    content, record = open_plan(kept)
-    if not record.stripped:  # a stripped plan is the same whatever its weights will be
-        engine = TensorRtEngine(kept)
-        tensors = bundle.tensors(target)
-        engine.refit({name: tensors[name] for name in record.refittable})
-        content = engine.serialize()
+def kept_plan(
+    nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions
+) -> tuple[bytes, PlanRecord] | None:
+    """A target's plan, refitted from an earlier build's; None where there is none to be had."""
+    file = _place(nvidia, bundle, target, options)
+    if file is None or not file.exists():
+        return None
+    try:
+        content, record = open_plan(file)
+        if not record.stripped:  # a stripped plan is the same whatever its weights will be
+            engine = TensorRtEngine(file, host_code=True)  # of our own building
+            tensors = bundle.tensors(target)
+            engine.refit({name: tensors[name] for name in record.refittable})
+            content = engine.serialize()
+            if not engine.reopened(content).refittable:
+                return None  # TensorRT before 10.14 saves plans that are at their end
+    except (PlanError, DeviceError):
+        return None  # damaged, or no longer opened: it is built again
     return content, dataclasses.replace(
         record,
+        spec=bundle.spec,
         source=bundle.source,
         scale=bundle.scale,
         compensated=bundle.compensated and target != bundle.source,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def keep_plan(
+    nvidia: Nvidia,
+    bundle: Bundle,
+    target: int,
+    options: PlanOptions,
+    content: bytes,
+    record: PlanRecord,
+) -> None:
+    """Keep a plan that was built and found right; where it can't be kept, it isn't."""
+    file = _place(nvidia, bundle, target, options)
+    if file is not None:
+        with suppress(OutputError):
+            save_plan(file, content, record)
+
+
+def _place(nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions) -> Path | None:
+    """Where a plan is kept; None for one that can't be refitted."""
+    gpu = find_gpu()
+    if gpu is None or options.refit == "none":
+        return None
+    return cache_folder() / f"{plan_key(nvidia, bundle, target, options, gpu)}.plan"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -61,11 +64,16 @@ def refit_plan(
     new: NewWeights,
     out: Path,
     check: Callable[[TensorRtEngine], None] | None = None,
+    *,
+    host_code: bool = False,
 ) -> PlanRecord:
     """A plan with other weights, written to ``out`` once it is right.
 
+    The record says ``refit: none`` where the library saved a plan that can't be refitted again.
+
     Args:
         out: may be ``plan`` itself.
+        host_code: see :class:`~tocom_export.engines.tensorrt.TensorRtEngine`.
         check: called with the refitted engine before anything is written; what it raises leaves
             the files as they were.
 
@@ -85,7 +93,7 @@ def refit_plan(
             f"{new.checkpoint.file} differs from {plan} in more than the weights that the plan "
             f"lets go of (--refit {record.refit}); build it with --refit all."
         )
-    engine = TensorRtEngine(plan)
+    engine = TensorRtEngine(plan, host_code=host_code)
     engine.refit({name: weights[name] for name in record.refittable})
     if check:
         check(engine)
@@ -98,6 +106,8 @@ def refit_plan(
         stripped=False,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+    if not engine.reopened(content).refittable:  # TensorRT before 10.14 has no way to ask for it
+        changed = dataclasses.replace(changed, refit="none", refittable={})
     save_plan(out, content, changed)
     return changed
 
@@ -114,7 +124,8 @@ def refit_graph(
     the bundle's others must be what it was.
 
     Args:
-        check: called with the bundle as it then is; when it raises, the old weights are put back.
+        check: called with the bundle as it will be, in a folder of its own that has this target
+            alone; when it raises, nothing is changed.
 
     Raises:
         PlanError: the target has no weights of its own, or others would have to change.
@@ -135,24 +146,30 @@ def refit_graph(
                 f"{new.checkpoint.file} has another {key} than the bundle, whose engines all read "
                 f"it from {WEIGHTS}; build a bundle of it."
             )
-    former = (bundle.path / name).read_bytes()
-    with replaced(bundle.path / name) as beside:
-        save_file({key: weights[key] for key in before}, beside, metadata)
-        after, _ = read_header(beside)
+    with TemporaryDirectory(prefix=f".{name}.", dir=bundle.path) as folder:
+        beside = Path(folder)
+        save_file({key: weights[key] for key in before}, beside / name, metadata)
+        after, _ = read_header(beside / name)
         if any(before[key].offset != after[key].offset for key in before):
             raise PlanError(f"{name} can't be rewritten in its own form; build the bundle again.")
-    changed = dataclasses.replace(
-        bundle,
-        files={**bundle.files, **record_files(bundle.path, [name])},
-        refitted={**bundle.refitted, target: Refitted(new.source, new.scale)},
-    )
+        changed = dataclasses.replace(
+            bundle,
+            files={**bundle.files, **record_files(beside, [name])},
+            refitted={**bundle.refitted, target: Refitted(new.source, new.scale)},
+        )
+        if check:  # on the new weights among links to the bundle's other files
+            for other in (WEIGHTS, bundle.graph(target).name):
+                _link(bundle.path / other, beside / other)
+            check(dataclasses.replace(changed, path=beside))
+        with replaced(bundle.path / name) as file:
+            (beside / name).replace(file)
     changed.save_manifest()
-    try:
-        if check:
-            check(changed)
-    except BaseException:
-        with replaced(bundle.path / name) as beside:
-            beside.write_bytes(former)
-        bundle.save_manifest()
-        raise
     return changed
+
+
+def _link(file: Path, to: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)

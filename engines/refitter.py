@@ -48,10 +48,11 @@ def refit(
     """
     trt = nvidia.trt
     check_weights(record, weights)
-    refitter = trt.Refitter(engine, nvidia.logger)
+    refitter = open_refitter(nvidia, engine)
     asked = set(refitter.get_all_weights())
-    if unknown := sorted(asked - set(record.refittable)):
-        raise PlanError(f"the engine wants {unknown[0]}, which the plan's JSON doesn't list.")
+    if differing := sorted(asked ^ set(record.refittable)):
+        who = "the engine wants" if differing[0] in asked else "the engine doesn't know"
+        raise PlanError(f"{who} {differing[0]}, unlike the plan's JSON; build the plan again.")
     alive = []
     for name in sorted(asked):
         expected = record.refittable[name]
@@ -78,19 +79,63 @@ def _check_prototype(trt: Any, name: str, prototype: Any, expected: Tensor) -> N
         )
 
 
-def serialized(nvidia: Nvidia, engine: Any) -> bytes:
-    """An engine with its weights, which can be refitted again.
+def open_engine(nvidia: Nvidia, content: bytes, host_code: bool = False) -> Any:
+    """The library's engine of a serialized plan.
+
+    Args:
+        host_code: let a version-compatible plan run the code that it brings along.
+
+    Raises:
+        PlanError: the library refuses it.
+    """
+    nvidia.errors.clear()
+    try:
+        runtime = nvidia.trt.Runtime(nvidia.logger)
+        runtime.engine_host_code_allowed = host_code
+        engine = runtime.deserialize_cuda_engine(content)
+    except TypeError:  # what the bindings make of a null pointer
+        engine = None
+    if engine is None:
+        raise PlanError(nvidia.reason("no reason given"))
+    return engine
+
+
+def open_refitter(nvidia: Nvidia, engine: Any) -> Any:
+    """The library's refitter of an engine.
+
+    Raises:
+        PlanError: the engine can't be refitted.
+    """
+    nvidia.errors.clear()
+    try:
+        if engine.refittable:
+            return nvidia.trt.Refitter(engine, nvidia.logger)
+    except TypeError:
+        pass
+    raise PlanError(
+        f"{nvidia.library} {nvidia.version} can't refit this plan (before 10.14, a plan that was "
+        "refitted and saved may be so); build it again."
+    )
+
+
+def serialized(nvidia: Nvidia, engine: Any, stripped: bool) -> bytes:
+    """An engine with its weights, which can be refitted again where the library lets that be said.
+
+    Args:
+        stripped: whether its weights were left out when it was built.
 
     Raises:
         PlanError: the library can't save it.
     """
-    trt = nvidia.trt
-    flags = trt.SerializationFlag
-    config = engine.create_serialization_config()
-    config.clear_flag(flags.EXCLUDE_WEIGHTS)
-    if hasattr(flags, "INCLUDE_REFIT"):  # 10.14; before it, the plan is saved without
-        config.set_flag(flags.INCLUDE_REFIT)
-    content = engine.serialize_with_config(config)
+    flags = nvidia.trt.SerializationFlag
+    if not hasattr(flags, "INCLUDE_REFIT") and not stripped:  # before 10.14
+        content = engine.serialize()
+    else:
+        config = engine.create_serialization_config()
+        config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        if hasattr(flags, "INCLUDE_REFIT"):
+            config.set_flag(flags.INCLUDE_REFIT)
+        content = engine.serialize_with_config(config)
     if content is None:
         raise PlanError(f"{nvidia.library} can't save it ({nvidia.reason('no reason given')}).")
     return bytes(content)

@@ -86,9 +86,10 @@ def open_session(
         options.add_session_config_entry(folder, str(bundle.path))
     if narrow:  # optimised, the roundings between two operators might be taken for superfluous
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = {"use_tf32": "0"} if provider == "cuda" else {}  # else float32 products are rounded
     try:
         session = onnxruntime.InferenceSession(
-            content, options, providers=[wanted], enable_fallback=0
+            content, options, providers=[(wanted, given)], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
         raise BundleError(f"{graph}: ONNX Runtime can't open it ({brief(error)}).") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import queue
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.engines import refitter
-from tocom_export.engines.cuda import call, find_gpu, runtime
+from tocom_export.engines.cuda import call, find_gpu, runtime, why_no_gpu
 from tocom_export.engines.nvidia import Nvidia, open_library
 from tocom_export.engines.plan import PlanRecord, open_plan
 from tocom_export.errors import DeviceError, ImageError, PlanError
@@ -22,27 +23,33 @@ from tocom_export.errors import DeviceError, ImageError, PlanError
 class TensorRtEngine:
     """A deserialized plan. Safe to share among threads.
 
-    Images are copied through page-locked memory. What a batch size does is recorded as a CUDA
-    graph the first time it is seen, where the engine allows that, and launched as one from then on.
+    Images are copied through page-locked memory; a batch below the plan's smallest is filled up.
+    What runs is recorded as a CUDA graph where the engine allows that, and launched as one for as
+    long as batches are of the same size (TensorRT-RTX does so by itself).
 
     Args:
         plan: an ``rNN.plan`` with its JSON beside it.
         streams: how many runs may be on the GPU at a time; each has a context and buffers.
         cuda_graphs: False launches each kernel by itself.
+        host_code: let a version-compatible plan run the code that it brings along; say so of
+            plans from people you trust.
 
     Raises:
-        PlanError: the plan is damaged, of another GPU or another version of the library, or
-            stripped of its weights.
+        PlanError: the plan is damaged, or of another GPU or another version of the library.
         DeviceError: there is no GPU, or too little memory on it.
         MissingPackageError: the library or cuda-python is not installed.
     """
 
-    def __init__(self, plan: Path, *, streams: int = 1, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, plan: Path, *, streams: int = 1, cuda_graphs: bool = True, host_code: bool = False
+    ) -> None:
         content, record = open_plan(plan)
         self.record = record
         self.spec, self.target = record.spec, record.target
         self._nvidia = open_library(record.library)
-        self._engine = deserialize(self._nvidia, plan, content, record)
+        self._engine = deserialize(self._nvidia, plan, content, record, host_code)
+        self._host_code = host_code
+        self._changing = threading.Lock()
         self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         self._streams, self._opened, self._cuda_graphs = streams, 0, cuda_graphs
         self._ready = not record.stripped
@@ -53,31 +60,33 @@ class TensorRtEngine:
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
 
         Raises:
-            ImageError: the array has another shape or dtype, or a batch that the plan wasn't
-                built for.
-            PlanError: the plan is stripped, and was not refitted yet.
+            ImageError: the array has another shape or dtype, or a batch beyond the plan's
+                largest.
+            PlanError: the plan is stripped and was not refitted yet, or a refit failed.
         """
         expected = (self.spec.channels, *self.spec.image_size)
         smallest, _, largest = self.record.batch
-        if images.ndim != 4 or images.shape[1:] != expected:
+        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
             raise ImageError(
-                f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) is "
-                "expected."
+                f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) "
+                "with B ≥ 1 is expected."
             )
-        if not smallest <= len(images) <= largest:
+        if len(images) > largest:
             raise ImageError(
-                f"a batch of {len(images)} images; the plan takes {smallest} to {largest} (build "
+                f"a batch of {len(images)} images; the plan takes {largest} at most (build "
                 "--batch MIN,OPT,MAX)."
             )
         if images.dtype != np.float32:
             raise ImageError(f"images are {images.dtype}; float32 is expected.")
-        if not self._ready:
+        if not self._opened:
             raise PlanError(
                 "the plan is stripped of its weights; tocom-export refit gives it some."
             )
         lane = self._lanes.get()
         try:
-            return lane.run(images)
+            if not self._ready:
+                raise PlanError("a refit failed, and left the engine with mixed weights; refit it.")
+            return lane.run(images, max(smallest, len(images)))
         finally:
             self._lanes.put(lane)
 
@@ -87,28 +96,32 @@ class TensorRtEngine:
         Raises:
             PlanError: inference is in flight; a weight is missing, or of another form.
         """
-        with self._all_lanes() as lanes:
+        with self._changing, self._all_lanes() as lanes:
             refitter.check_weights(self.record, weights)
             self._ready = False  # half-refitted, should the library fail
             refitter.refit(self._nvidia, self._engine, self.record, weights)
             for lane in lanes:
-                lane.forget_graphs()
-        if not lanes:  # it was stripped
-            self._open_lanes()
-        self._ready = True
+                lane.forget_graph()
+            if not lanes:  # it was stripped
+                self._open_lanes()
+            self._ready = True
 
     def serialize(self) -> bytes:
-        """The plan with the weights it has now, which can be refitted again.
+        """The plan with the weights it has now, which from TensorRT 10.14 can be refitted again.
 
         Raises:
             PlanError: inference is in flight, or the library can't save it.
         """
-        with self._all_lanes():
-            return refitter.serialized(self._nvidia, self._engine)
+        with self._changing, self._all_lanes():
+            return refitter.serialized(self._nvidia, self._engine, self.record.stripped)
+
+    def reopened(self, content: bytes) -> Any:
+        """The library's engine of a plan that :meth:`serialize` gave."""
+        return refitter.open_engine(self._nvidia, content, self._host_code)
 
     def _open_lanes(self) -> None:
         for _ in range(self._streams):
-            self._lanes.put(_Lane(self._engine, self.record, self._cuda_graphs))
+            self._lanes.put(_Lane(self._nvidia, self._engine, self.record, self._cuda_graphs))
         self._opened = self._streams
 
     @contextmanager
@@ -128,8 +141,10 @@ class TensorRtEngine:
                 self._lanes.put(lane)
 
 
-def deserialize(nvidia: Nvidia, plan: Path, content: bytes, record: PlanRecord) -> Any:
-    """The library's engine of a plan.
+def deserialize(
+    nvidia: Nvidia, plan: Path, content: bytes, record: PlanRecord, host_code: bool = False
+) -> Any:
+    """The library's engine of a plan, of the form that its record says.
 
     Raises:
         DeviceError: there is no GPU.
@@ -137,29 +152,53 @@ def deserialize(nvidia: Nvidia, plan: Path, content: bytes, record: PlanRecord) 
     """
     gpu = find_gpu()
     if gpu is None:
-        raise DeviceError(f"{plan}: no GPU that CUDA can use; plans run on one.")
-    library = nvidia.trt.Runtime(nvidia.logger)
-    if "VERSION_COMPATIBLE" in record.flags:
-        library.engine_host_code_allowed = True  # of our own building
-    engine = library.deserialize_cuda_engine(content)
-    if engine is None:
+        raise DeviceError(f"{plan}: no GPU that CUDA can use ({why_no_gpu()}); plans run on one.")
+    if "VERSION_COMPATIBLE" in record.flags and not host_code:
+        raise PlanError(
+            f"{plan} is version-compatible and brings code along, which runs on the host; where "
+            "you trust it, allow that (--host-code, or TensorRtEngine(host_code=True))."
+        )
+    try:
+        engine = refitter.open_engine(nvidia, content, host_code)
+    except PlanError as error:
         differs = []
         if record.version != nvidia.version:
             differs.append(f"built by {record.library} {record.version}, this is {nvidia.version}")
         if record.compute_capability not in (None, gpu.capability):
             differs.append(f"built for {record.gpu}, this is {gpu.name}")
-        why = "; ".join(differs) or nvidia.reason("no reason given")
-        raise PlanError(f"{plan} can't be opened here ({why}); build it here.")
+        why = "; ".join(differs) or str(error)
+        raise PlanError(f"{plan} can't be opened here ({why}); build it here.") from None
+    _check_form(nvidia, engine, plan, record)
     return engine
+
+
+def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> None:
+    """Buffers are made after the record: an engine of other shapes would write beyond them."""
+    image = (record.spec.channels, *record.spec.image_size)
+    wanted = {"images": (-1, *image), "logits": (-1, record.spec.classes or record.spec.width)}
+    names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+    found = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+    single = all(engine.get_tensor_dtype(name) == nvidia.trt.DataType.FLOAT for name in names)
+    batch: tuple[int, ...] = ()
+    if "images" in names:
+        batch = tuple(shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
+    if found != wanted or not single or batch != record.batch:
+        raise PlanError(
+            f"{plan} takes {found} in batches of {batch}, its JSON says {wanted} in batches of "
+            f"{record.batch}; the two are not of one build."
+        )
 
 
 class _Lane:
     """One stream with a context and buffers for the largest batch."""
 
-    def __init__(self, engine: Any, record: PlanRecord, cuda_graphs: bool) -> None:
+    def __init__(self, nvidia: Nvidia, engine: Any, record: PlanRecord, cuda_graphs: bool) -> None:
         self._cuda = runtime()
         self._engine = engine  # a context needs its engine alive
-        self._context = engine.create_execution_context()
+        rtx = nvidia.library == "tensorrt-rtx"
+        self._context = (
+            _rtx_context(nvidia, engine, cuda_graphs) if rtx else engine.create_execution_context()
+        )
         if self._context is None:
             raise DeviceError("the engine gets no context; is there memory left on the GPU?")
         self._stream = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
@@ -167,57 +206,66 @@ class _Lane:
         image = (record.spec.channels, *record.spec.image_size)
         self._images = _Buffer(self._cuda, (largest, *image))
         self._logits = _Buffer(self._cuda, (largest, record.spec.classes or record.spec.width))
-        self._context.set_tensor_address("images", self._images.device)
-        self._context.set_tensor_address("logits", self._logits.device)
-        self._cuda_graphs = cuda_graphs
-        self._graphs: dict[int, Any] = {}
-        self._shape: tuple[int, ...] | None = None
+        for name, buffer in (("images", self._images), ("logits", self._logits)):
+            if not self._context.set_tensor_address(name, buffer.device):
+                raise DeviceError(f"the engine refuses the buffer of {name}.")
+        self._captures = cuda_graphs and not rtx
+        self._graph: Any = None  # of the context's present shape: another one would invalidate it
+        self._batch = 0
 
-    def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        batch = len(images)
-        self._images.host[:batch] = images
-        if batch in self._graphs:
-            call(self._cuda.cudaGraphLaunch, self._graphs[batch], self._stream)
+    def run(self, images: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
+        """Logits of images, run as a batch of so many."""
+        count = len(images)
+        self._images.host[:count] = images
+        self._images.host[count:batch] = 0
+        if batch == self._batch and self._graph is not None:
+            call(self._cuda.cudaGraphLaunch, self._graph, self._stream)
             self._wait()
         else:
-            self._enqueue(images.shape)
+            self._enqueue(batch)
             self._wait()
-            if self._cuda_graphs:
-                self._record(images.shape)
-        logits: npt.NDArray[np.float32] = self._logits.host[:batch].copy()
+            if self._captures:
+                self._capture(batch)
+        logits: npt.NDArray[np.float32] = self._logits.host[:count].copy()
         return logits
 
-    def forget_graphs(self) -> None:
-        """After a refit; what was recorded may have the old weights in it."""
-        for graph in self._graphs.values():
-            call(self._cuda.cudaGraphExecDestroy, graph)
-        self._graphs.clear()
+    def forget_graph(self) -> None:
+        """After a refit, or before another shape: what was recorded is not what would run."""
+        if self._graph is not None:
+            call(self._cuda.cudaGraphExecDestroy, self._graph)
+            self._graph = None
 
-    def _enqueue(self, shape: tuple[int, ...]) -> None:
-        if shape != self._shape:
+    def _enqueue(self, batch: int) -> None:
+        if batch != self._batch:
+            self.forget_graph()
+            shape = (batch, *self._images.host.shape[1:])
             if not self._context.set_input_shape("images", shape):
                 raise DeviceError(f"the engine refuses images of shape {shape}.")
-            self._shape = shape
+            self._batch = batch
         kinds, stream = self._cuda.cudaMemcpyKind, self._stream
-        self._images.copy(shape[0], kinds.cudaMemcpyHostToDevice, stream)
+        self._images.copy(batch, kinds.cudaMemcpyHostToDevice, stream)
         if not self._context.execute_async_v3(int(stream)):
             raise DeviceError("the engine failed to run; is there memory left on the GPU?")
-        self._logits.copy(shape[0], kinds.cudaMemcpyDeviceToHost, stream)
+        self._logits.copy(batch, kinds.cudaMemcpyDeviceToHost, stream)
 
-    def _record(self, shape: tuple[int, ...]) -> None:
+    def _capture(self, batch: int) -> None:
         """The same as a graph; an engine that can't be captured is launched as before."""
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(self._cuda.cudaStreamBeginCapture, self._stream, mode)
+        cuda, mode = self._cuda, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
-            self._enqueue(shape)
-        except DeviceError:
-            self._cuda_graphs = False
-        status, graph = self._cuda.cudaStreamEndCapture(self._stream)
-        if int(status) or not self._cuda_graphs:
-            self._cuda_graphs = False
-            return
-        self._graphs[shape[0]] = call(self._cuda.cudaGraphInstantiate, graph, 0)
-        call(self._cuda.cudaGraphDestroy, graph)
+            call(cuda.cudaStreamBeginCapture, self._stream, mode)
+            try:
+                self._enqueue(batch)
+            finally:
+                status, graph = cuda.cudaStreamEndCapture(self._stream)
+            if int(status):
+                raise DeviceError("the capture failed")
+            try:
+                self._graph = call(cuda.cudaGraphInstantiate, graph, 0)
+            finally:
+                call(cuda.cudaGraphDestroy, graph)
+        except DeviceError:  # the logits are there already, and come without a graph from now on
+            self._captures = False
+            cuda.cudaGetLastError()  # else the next call would find this error
 
     def _wait(self) -> None:
         call(self._cuda.cudaStreamSynchronize, self._stream)
@@ -225,9 +273,19 @@ class _Lane:
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
             self._cuda.cudaStreamSynchronize(self._stream)
-            for graph in getattr(self, "_graphs", {}).values():
-                self._cuda.cudaGraphExecDestroy(graph)
+            if getattr(self, "_graph", None) is not None:
+                self._cuda.cudaGraphExecDestroy(self._graph)
             self._cuda.cudaStreamDestroy(self._stream)
+
+
+def _rtx_context(nvidia: Nvidia, engine: Any, cuda_graphs: bool) -> Any:
+    """A context of TensorRT-RTX, which captures graphs once it has compiled for a shape."""
+    config = engine.create_runtime_config()
+    strategies = nvidia.trt.CudaGraphStrategy
+    config.cuda_graph_strategy = (
+        strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED
+    )
+    return engine.create_execution_context(config)
 
 
 class _Buffer:

@@ -39,7 +39,13 @@ def shape_of(spec: VitSpec, batch: int) -> str:
 
 
 def bench_line(
-    plan: Path, spec: VitSpec, batch: int, major: int, times: Path, profile: Path | None = None
+    plan: Path,
+    spec: VitSpec,
+    batch: int,
+    major: int,
+    times: Path,
+    profile: Path | None = None,
+    seconds: float = DURATION,
 ) -> list[str]:
     """The line that times a plan.
 
@@ -54,7 +60,7 @@ def bench_line(
     line = ["trtexec", f"--loadEngine={plan}", f"--shapes={shape_of(spec, batch)}"]
     if major < 11:
         line += ["--noDataTransfers", "--useCudaGraph", "--useSpinWait"]
-    line += [f"--warmUp={WARM_UP}", f"--duration={DURATION}", f"--exportTimes={times}"]
+    line += [f"--warmUp={WARM_UP}", f"--duration={seconds:g}", f"--exportTimes={times}"]
     if profile:
         line += ["--separateProfileRun", f"--exportProfile={profile}"]
     return line
@@ -67,7 +73,7 @@ def build_line(graph: Path, plan: Path, spec: VitSpec, batch: Batch, major: int)
     line += [f"--{name}={shape_of(spec, n)}" for name, n in zip(names, batch, strict=True)]
     if major < 11:
         line.append("--stronglyTyped")
-    return [*line, "--profilingVerbosity=detailed", "--skipInference"]
+    return [*line, "--noTF32", "--profilingVerbosity=detailed", "--skipInference"]
 
 
 def find() -> tuple[Path, int] | None:
@@ -75,7 +81,10 @@ def find() -> tuple[Path, int] | None:
     found = shutil.which("trtexec")
     if not found:
         return None
-    said = subprocess.run([found, "--help"], capture_output=True, text=True, timeout=60)
+    try:
+        said = subprocess.run([found, "--help"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     number = re.search(r"TensorRT v(\d+)", said.stdout + said.stderr)
     if not number:
         return Path(found), 10

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import stat
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tocom_export.bundle import MANIFEST
+from tocom_export.bundle import MANIFEST, Bundle
+from tocom_export.engines.plan import PlanRecord, open_plan, save_plan
 
 Run = Callable[..., Result]
 QUICK = ("--seconds", 0.01)
@@ -63,6 +66,13 @@ def planned(bundle: Path) -> Path:
     """The same bundle, as if it had plans."""
     file = bundle / MANIFEST
     file.write_text(json.dumps({**json.loads(file.read_text()), "plans": [4, 8]}))
+    opened = Bundle.open(bundle)
+    for target in (4, 8):
+        record = PlanRecord(
+            target, 4, 0.1, False, opened.spec, opened.method, "fp32", "none", False, (1, 8, 32),
+            {}, "", "tensorrt", "10.13.3", (8, 9), "GPU", (), hashlib.sha256(b"plan").hexdigest(),
+        )  # fmt: skip
+        save_plan(opened.plan(target), b"plan", record)
     return bundle
 
 
@@ -112,3 +122,23 @@ def test_trtexec_is_run_and_read(succeeds: Run, planned: Path, here: Path, monke
     assert document["layers"]["8"][0]["name"] == "attention"
     assert "--useSpinWait" not in result.stderr  # version 11 does so by itself
     assert "attention" in succeeds("bench", planned, *options[:-2]).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script as a program")
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"library": "tensorrt-rtx"}, ("is of tensorrt-rtx", "--runner tensorrt-rtx")),
+        ({"stripped": True}, ("r08.plan is stripped", "refit it first")),
+    ],
+)
+def test_plans_that_trtexec_can_t_run(
+    fails: Run, planned: Path, here: Path, monkeypatch, change, says
+):
+    program = here / "trtexec"
+    program.write_text(TRTEXEC.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(here))
+    content, record = open_plan(planned / "r08.plan")
+    save_plan(planned / "r08.plan", content, dataclasses.replace(record, **change))
+    fails("bench", planned, "--runner", "trtexec", "--targets", 8, says=says)

@@ -49,11 +49,11 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     cuda = module.Cuda()
-    trt = module.Trt(cuda)
+    trt, rtx = module.Trt(cuda), module.Trt(cuda, "1.7.1.116")
     bindings = SimpleNamespace(runtime=cuda)
     for name, part in {
-        "tensorrt": trt, "tensorrt_rtx": module.Trt(cuda, "1.7.1.116"),
+        "tensorrt": trt, "tensorrt_rtx": rtx,
         "cuda": SimpleNamespace(bindings=bindings), "cuda.bindings": bindings,
     }.items():  # fmt: skip
         monkeypatch.setitem(sys.modules, name, part)
-    return SimpleNamespace(trt=trt, cuda=cuda)
+    return SimpleNamespace(trt=trt, rtx=rtx, cuda=cuda)

@@ -7,8 +7,8 @@ its logits depend on each of them and on the images, so that a refit shows.
 from __future__ import annotations
 
 import ctypes
-import io
 import itertools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +112,10 @@ class Cuda:
 
     cudaGraphDestroy = cudaGraphExecDestroy
 
+    def cudaGetLastError(self) -> Any:
+        self.recording = None
+        return (0,)
+
 
 class Trt:
     """The module ``tensorrt``, as much of it as we use."""
@@ -128,6 +132,7 @@ class Trt:
         REFIT_INDIVIDUAL="REFIT_INDIVIDUAL",
         STRIP_PLAN="STRIP_PLAN",
         VERSION_COMPATIBLE="VERSION_COMPATIBLE",
+        TF32="TF32",
     )
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
     SerializationFlag = SimpleNamespace(
@@ -135,6 +140,7 @@ class Trt:
     )
     DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8")
     TensorLocation = SimpleNamespace(HOST="HOST")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE", DISABLED="DISABLED")
 
     def __init__(self, cuda: Cuda, version: str = "10.13.3") -> None:
         self.__version__, self.cuda = version, cuda
@@ -210,6 +216,7 @@ class _Config:
     def __init__(self, trt: Trt) -> None:
         self._trt = trt
         self.flags: list[str] = []
+        self.tf32 = True
         self.hardware_compatibility_level = "NONE"
         self.progress_monitor: Any = None
         self.shapes: Any = None
@@ -217,6 +224,10 @@ class _Config:
 
     def set_flag(self, flag: str) -> None:
         self.flags.append(flag)
+
+    def clear_flag(self, flag: str) -> None:
+        assert flag == "TF32"
+        self.tf32 = False
 
     def add_optimization_profile(self, profile: Any) -> None:
         self.shapes = profile.shapes
@@ -254,8 +265,9 @@ class _Builder:
 
     def build_serialized_network(self, network: _Network, config: _Config) -> Any:
         asked = {
-            "flags": config.flags, "marked": network.marked, "shapes": config.shapes,
-            "hardware": config.hardware_compatibility_level, "graph": network.graph.name,
+            "tf32": config.tf32, "flags": config.flags, "marked": network.marked,
+            "shapes": config.shapes, "hardware": config.hardware_compatibility_level,
+            "graph": network.graph.name,
         }  # fmt: skip
         self._trt.asked.append(("build", asked))
         if monitor := config.progress_monitor:
@@ -269,16 +281,16 @@ class _Builder:
             self._logger.log("WARNING", "slow")
             self._logger.log("ERROR", "out of\nmemory")
             return None
-        return _plan(network, "STRIP_PLAN" in config.flags)
+        return _plan(network, config)
 
 
 _KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8"}
 
 
-def _plan(network: _Network, strip: bool) -> bytes:
-    """The marked weights, read from where the graph says that they lie."""
+def _plan(network: _Network, config: _Config) -> bytes:
+    """The marked weights, read from where the graph says that they lie, and the tensors' shapes."""
     model = onnx.load(network.graph, load_external_data=False)
-    weights = {}
+    strip, weights = "STRIP_PLAN" in config.flags, {}
     for tensor in model.graph.initializer:
         if tensor.name in network.marked:
             place = {entry.key: entry.value for entry in tensor.external_data}
@@ -288,23 +300,41 @@ def _plan(network: _Network, strip: bool) -> bytes:
             weights[tensor.name] = (
                 _KINDS[tensor.data_type], count, b"" if strip else content,
             )  # fmt: skip
-    return _packed(weights)
-
-
-def _packed(weights: Any) -> bytes:
-    out = io.BytesIO()
-    np.save(out, np.array(sorted(weights.items()), dtype=object), allow_pickle=True)
-    return out.getvalue()
+    shapes = {
+        value.name: (-1, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    return pickle.dumps((sorted(weights.items()), shapes, config.shapes[1:]))
 
 
 class _Engine:
     def __init__(self, trt: Trt, content: bytes) -> None:
-        entries = np.load(io.BytesIO(content), allow_pickle=True)  # of our own making, above
+        entries, self._shapes, self._profile = pickle.loads(content)  # of our own making, above
         self._trt = trt
+        self.refittable = bool(entries) and "refittable" not in trt.refuses
+        self.num_io_tensors = len(self._shapes)
         self.kinds = {name: (kind, count) for name, (kind, count, _) in entries}
         self.weights = {name: held for name, (_, _, held) in entries}
 
-    def create_execution_context(self) -> Any:
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._shapes)[index]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "FLOAT"
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> Any:
+        assert (name, profile) == ("images", 0)
+        return list(self._profile)
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(cuda_graph_strategy=None)
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        if config is not None:
+            self._trt.asked.append(("context", config.cuda_graph_strategy))
         return None if "context" in self._trt.refuses else _Context(self._trt, self)
 
     def create_serialization_config(self) -> Any:
@@ -313,7 +343,15 @@ class _Engine:
 
     def serialize_with_config(self, config: Any) -> bytes:
         self._trt.asked.append(("serialize", sorted(config.flags)))
-        return _packed({n: (*self.kinds[n], held) for n, held in self.weights.items()})
+        return self._content()
+
+    def serialize(self) -> bytes:
+        self._trt.asked.append(("serialize", "plainly"))
+        return self._content()
+
+    def _content(self) -> bytes:
+        entries = [(n, (*self.kinds[n], held)) for n, held in sorted(self.weights.items())]
+        return pickle.dumps((entries, self._shapes, self._profile))
 
 
 class _Context:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tocom_export.bundle import Bundle
 from tocom_export.engines.nvidia import open_library
 from tocom_export.engines.plan import save_plan
 from tocom_export.engines.plan_build import PlanOptions, build_plan
-from tocom_export.engines.plan_cache import cache_folder, cached_plan
+from tocom_export.engines.plan_cache import cache_folder, keep_plan, kept_plan
 from tocom_export.engines.tensorrt import TensorRtEngine
 
 PLAIN = PlanOptions()
@@ -29,7 +30,13 @@ def builds(nvidia: Any) -> int:
 
 
 def get(bundle: Bundle, target: int = 8, **options: Any) -> tuple[bytes, Any, bool]:
-    return cached_plan(open_library("tensorrt"), bundle, target, PlanOptions(**options))
+    """A plan as ``build`` gets it, and whether it was kept from before."""
+    library, wanted = open_library("tensorrt"), PlanOptions(**options)
+    if kept := kept_plan(library, bundle, target, wanted):
+        return *kept, True
+    content, record = build_plan(library, bundle, target, wanted)
+    keep_plan(library, bundle, target, wanted, content, record)
+    return content, record, False
 
 
 def test_another_source_is_refitted(nvidia, plan: BuildPlan, tmp_path: Path, make_images):
@@ -103,3 +110,21 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "tocom-export"
+
+
+def test_a_place_that_can_t_be_written(nvidia, bundle: Bundle, folder: Path):
+    folder.write_text("a file")
+    get(bundle)
+    assert get(bundle)[2] is False
+
+
+def test_a_gpu_without_memory_builds_again(nvidia, bundle: Bundle):
+    get(bundle)
+    nvidia.trt.refuses.add("context")
+    assert get(bundle)[2] is False
+
+
+def test_a_library_whose_plans_are_at_their_end(nvidia, bundle: Bundle, monkeypatch):
+    get(bundle)
+    monkeypatch.setattr(TensorRtEngine, "reopened", lambda *_: SimpleNamespace(refittable=False))
+    assert get(bundle)[2] is False

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tocom_export.engines.plan_build import PlanOptions, build_plan
 from tocom_export.engines.refit import NewWeights, refit_graph, refit_plan
 from tocom_export.engines.tensorrt import TensorRtEngine
 from tocom_export.errors import CheckFailed, CheckpointError, DeviceError, ImageError, PlanError
+from tocom_export.spec import VitSpec
 
 QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
 
@@ -42,10 +44,11 @@ def test_an_engine_runs_batches_of_any_size(nvidia, fresh: Bundle, make_images):
     images = make_images(fresh.spec, 8)
     whole = engine.run(images)
     assert whole.shape == (8, 10)
-    for batch in (1, 3, 8, 3):  # a graph is recorded the first time, and launched the second
+    for batch in (8, 1, 3, 3, 3, 8):  # a graph is recorded for a shape, and launched until the next
         np.testing.assert_array_equal(engine.run(images[:batch]), whole[:batch])
-    assert nvidia.cuda.calls.count("cudaGraphInstantiate") == 3
-    assert nvidia.cuda.calls.count("cudaGraphLaunch") == 2
+    assert nvidia.cuda.calls.count("cudaGraphInstantiate") == 4
+    assert nvidia.cuda.calls.count("cudaGraphLaunch") == 3
+    assert nvidia.cuda.calls.count("cudaGraphExecDestroy") == 3
     assert engine.target == 8
 
 
@@ -56,21 +59,46 @@ def test_without_cuda_graphs(nvidia, fresh: Bundle, make_images):
     assert "cudaStreamBeginCapture" not in nvidia.cuda.calls
 
 
-def test_an_engine_that_can_t_be_captured(nvidia, fresh: Bundle, make_images):
+@pytest.mark.parametrize(
+    "step", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"]
+)
+def test_an_engine_that_can_t_be_captured(nvidia, fresh: Bundle, make_images, step: str):
     engine = TensorRtEngine(planned(fresh))
-    nvidia.cuda.fails = "cudaStreamEndCapture"
     images = make_images(fresh.spec, 2)
+    nvidia.cuda.fails = step
     first = engine.run(images)
-    nvidia.cuda.recording = None  # what a real stream does when its capture has failed
+    assert "cudaGetLastError" in nvidia.cuda.calls
     np.testing.assert_array_equal(engine.run(images), first)
     assert "cudaGraphLaunch" not in nvidia.cuda.calls
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_a_batch_that_the_plan_doesn_t_take(nvidia, fresh: Bundle, make_images, batch: int):
+def test_rtx_captures_by_itself(nvidia, fresh: Bundle, make_images):
+    content, record = build_plan(open_library("tensorrt-rtx"), fresh, 8, PlanOptions())
+    save_plan(fresh.path / "r08.plan", content, record)
+    engine = TensorRtEngine(fresh.path / "r08.plan")
+    images = make_images(fresh.spec, 2)
+    np.testing.assert_array_equal(engine.run(images), engine.run(images))
+    assert "cudaStreamBeginCapture" not in nvidia.cuda.calls
+    assert ("context", "WHOLE") in nvidia.rtx.asked
+    TensorRtEngine(fresh.path / "r08.plan", cuda_graphs=False)
+    assert ("context", "DISABLED") in nvidia.rtx.asked
+
+
+def test_a_batch_below_the_smallest_is_filled_up(nvidia, fresh: Bundle, make_images):
+    engine = TensorRtEngine(planned(fresh, batch=(4, 4, 8)))
+    images = make_images(fresh.spec, 6)
+    whole = engine.run(images)
+    np.testing.assert_array_equal(engine.run(images[:3]), whole[:3])
+    shapes = [shape[0] for kind, *rest in nvidia.trt.asked if kind == "shape" for shape in rest]
+    assert shapes == [6, 4]
+
+
+def test_a_batch_that_the_plan_doesn_t_take(nvidia, fresh: Bundle, make_images):
     engine = TensorRtEngine(planned(fresh, batch=(2, 3, 4)))
-    with pytest.raises(ImageError, match=f"a batch of {batch} images; the plan takes 2 to 4"):
-        engine.run(make_images(fresh.spec, batch))
+    with pytest.raises(ImageError, match="a batch of 5 images; the plan takes 4 at most"):
+        engine.run(make_images(fresh.spec, 5))
+    with pytest.raises(ImageError, match="B ≥ 1"):
+        engine.run(make_images(fresh.spec, 5)[:0])
 
 
 def test_images_of_another_form(nvidia, fresh: Bundle):
@@ -105,11 +133,35 @@ def test_a_plan_of_another_gpu_and_version(nvidia, fresh: Bundle):
         TensorRtEngine(plan)
 
 
-def test_a_version_compatible_plan_may_bring_code(nvidia, fresh: Bundle):
+def test_code_that_a_plan_brings_along_must_be_allowed(nvidia, fresh: Bundle):
+    plan = planned(fresh, version_compatible=True)
+    nvidia.trt.asked.clear()
+    with pytest.raises(PlanError, match=r"brings code along.*--host-code"):
+        TensorRtEngine(plan)
+    assert nvidia.trt.asked == []
+    TensorRtEngine(plan, host_code=True)
     TensorRtEngine(planned(fresh))
-    TensorRtEngine(planned(fresh, version_compatible=True))
-    asked = [entry for entry in nvidia.trt.asked if entry[0] == "deserialize"]
-    assert asked == [("deserialize", False), ("deserialize", True)]
+    asked = [entry[1] for entry in nvidia.trt.asked if entry[0] == "deserialize"]
+    assert (asked[0], asked[-1]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": (1, 8, 64)}, {"spec": {"classes": 11}}, {"spec": {"image_size": [64, 64]}},
+        {"spec": {"channels": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_asks_for_other_buffers(nvidia, fresh: Bundle, change: dict[str, Any]):
+    plan = planned(fresh)
+    content, record = open_plan(plan)
+    if "spec" in change:
+        spec = VitSpec.from_json({**record.spec.to_json(), **change["spec"]})
+        change = {"spec": spec}
+    save_plan(plan, content, dataclasses.replace(record, **change))
+    with pytest.raises(PlanError, match="the two are not of one build"):
+        TensorRtEngine(plan)
 
 
 def test_there_and_back(nvidia, fresh: Bundle, plan: BuildPlan, make_images):
@@ -158,7 +210,7 @@ def test_a_half_refitted_engine_is_not_run(nvidia, fresh: Bundle, make_images):
     weights = {name: fresh.tensors(8)[name] for name in QKV}
     with pytest.raises(PlanError, match="tensorrt can't refit it"):
         engine.refit(weights)
-    with pytest.raises(PlanError, match="refit"):
+    with pytest.raises(PlanError, match="a refit failed, and left the engine with mixed weights"):
         engine.run(make_images(fresh.spec))
     nvidia.trt.refuses.clear()
     engine.refit(weights)
@@ -188,12 +240,14 @@ def test_what_the_engine_and_its_record_say_must_agree(nvidia, fresh: Bundle, ma
     known = dict(record.refittable)
     first = known.pop(QKV[0])
     for refittable, says in (
-        (known, r"wants blocks\.0\.attn\.qkv\.weight, which the plan's JSON doesn't list"),
+        (known, r"the engine wants blocks\.0\.attn\.qkv\.weight, unlike the plan's JSON"),
+        ({**record.refittable, "z": first}, r"the engine doesn't know z"),
         ({**known, QKV[0]: dataclasses.replace(first, shape=(3, 64))}, "not of one build"),
     ):
         save_plan(plan, content, dataclasses.replace(record, refittable=refittable))
         engine = TensorRtEngine(plan)
         weights = {name: fresh.tensors(8)[name] for name in QKV}
+        weights["z"] = weights[QKV[0]]
         weights[QKV[0]] = weights[QKV[0]][: refittable.get(QKV[0], first).shape[0]]
         with pytest.raises(PlanError, match=says):
             engine.refit(weights)
@@ -228,6 +282,34 @@ def test_a_refitted_plan_can_be_refitted_again(nvidia, fresh: Bundle, plan: Buil
     refit_plan(out, new_weights(plan), out)
     np.testing.assert_array_equal(TensorRtEngine(out).run(images), before)
     assert ("serialize", ["INCLUDE_REFIT"]) in nvidia.trt.asked  # with weights, and refittable
+
+
+def test_before_10_14_a_saved_refit_may_be_the_last(
+    nvidia, fresh: Bundle, plan: BuildPlan, monkeypatch
+):
+    monkeypatch.delattr(nvidia.trt.SerializationFlag, "INCLUDE_REFIT")
+    file = planned(fresh)
+    refit_plan(file, new_weights(plan, source=4), file)
+    assert ("serialize", "plainly") in nvidia.trt.asked
+    assert open_plan(file)[1].refit == "qkv"  # this one came out refittable
+    stripped = planned(fresh, 16, strip=True)
+    engine = TensorRtEngine(stripped)
+    engine.refit({name: fresh.tensors(16)[name] for name in QKV})
+    engine.serialize()
+    assert nvidia.trt.asked[-1] == ("serialize", [])
+
+    monkeypatch.setattr(TensorRtEngine, "reopened", lambda *_: SimpleNamespace(refittable=False))
+    changed = refit_plan(file, new_weights(plan), file)
+    assert (changed.refit, changed.refittable) == ("none", {})
+    with pytest.raises(PlanError, match="--refit none"):
+        refit_plan(file, new_weights(plan), file)
+
+
+def test_an_engine_that_the_library_can_t_refit(nvidia, fresh: Bundle):
+    engine = TensorRtEngine(planned(fresh))
+    engine._engine.refittable = False
+    with pytest.raises(PlanError, match="can't refit this plan"):
+        engine.refit({name: fresh.tensors(8)[name] for name in QKV})
 
 
 def test_a_plan_that_lets_nothing_go(nvidia, fresh: Bundle, plan: BuildPlan):

@@ -34,7 +34,7 @@ def test_the_line_that_builds(make_spec, major: int, typed: str):
     assert " ".join(line) == (
         "trtexec --onnx=r08.onnx --saveEngine=r08.plan --minShapes=images:1x3x56x56 "
         "--optShapes=images:8x3x56x56 --maxShapes=images:32x3x56x56"
-        f"{typed} --profilingVerbosity=detailed --skipInference"
+        f"{typed} --noTF32 --profilingVerbosity=detailed --skipInference"
     )
 
 
