@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-DOWNSTREAM = ("cifar10", "caltech101", "gtsrb", "imagenette")
+DOWNSTREAM = ("caltech101", "imagenette", "gtsrb", "cifar10")
 TARGETS = "0,4,8,12,16"
 SEEDS = (0, 1, 2)
 HEADLINE = (0, 16)
