@@ -49,4 +49,3 @@ def test_the_figures_that_are_told_elsewhere(results: Results):
     assert f"| {share.share:.2f}; Caltech-101 {share.gains['caltech101']:+.2f}" in told
     gains = [sum_of_gains(results.rows, *pair) for pair in ((0, 12), (16, 0))]
     assert "{:+.2f} and {:+.2f} points".format(*gains) in told
-    assert f"0 → 16 is {share.share:.2f}" in (ROOT / "docs" / "roadmap.md").read_text("utf-8")
