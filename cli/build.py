@@ -260,8 +260,7 @@ def _check(
     if failed := [c for c in checks if not c.passed]:
         worst = failed[0]
         what = (
-            f"differs from the PyTorch model on {worst.beyond} of {worst.images} images "
-            f"(max |Δ| {worst.max_difference:.1e}, {worst.tolerance:.1e} allowed)"
+            f"differs from the PyTorch model {worst.difference}"
             if worst.finite
             else "gives logits that are not numbers"
         )

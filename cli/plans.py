@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tocom_export.engines.plan_build import PlanOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+Judge = Callable[[int, Any], Any]
+"""Target and images → the logits that an engine should give."""
 
 
 class Batches(click.ParamType[tuple[int, int, int]]):
@@ -42,7 +45,7 @@ class Batches(click.ParamType[tuple[int, int, int]]):
 
 
 def plan_options(function: F) -> F:
-    """The options of plans; see :func:`options_of`."""
+    """The options of plans."""
     for option in reversed(
         (
             click.option(
@@ -115,20 +118,23 @@ def add_plans(
     from tocom_export.engines.cuda import find_gpu
     from tocom_export.engines.nvidia import open_library
     from tocom_export.engines.plan import save_plan
-    from tocom_export.engines.plan_cache import keep_plan, kept_plan
+    from tocom_export.engines.plan_cache import keep_plan, kept_plan, place
 
     nvidia = open_library(library, output.detail)
+    reference: Judge | None = None
     for target in bundle.targets:
         plan = bundle.path / plan_name(target)
-        kept = kept_plan(nvidia, bundle, target, options)
+        earlier = place(nvidia, bundle, target, options)
+        kept = kept_plan(earlier, bundle, target) if earlier else None
         content, record = kept or _built(nvidia, bundle, target, options, output)
         save_plan(plan, content, record)
         how = "refitted from an earlier build's" if kept else "built"
         output.detail(f"{plan.name}: {how}, {len(content)} bytes, {library} {record.version}")
         if verify and record.gpu:
-            _check(bundle, target, plan)
-            if not kept:
-                keep_plan(nvidia, bundle, target, options, content, record)
+            reference = reference or _reference(bundle)
+            _check(bundle, target, plan, reference)
+            if earlier and not kept:
+                keep_plan(earlier, content, record)
     if not find_gpu():
         output.note("The plans were not run: there is no GPU here.")
     return dataclasses.replace(bundle, plans=tuple(bundle.targets))
@@ -166,12 +172,16 @@ def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> li
     ]
 
 
-def _check(bundle: Bundle, target: int, plan: Path) -> None:
-    from tocom_export.engines.compare import compare_engine, sample_images
-    from tocom_export.engines.tensorrt import TensorRtEngine
+def _reference(bundle: Bundle) -> Judge:
     from tocom_export.training.reference import Reference
 
-    reference = Reference(bundle)
+    return Reference(bundle)
+
+
+def _check(bundle: Bundle, target: int, plan: Path, reference: Judge) -> None:
+    from tocom_export.engines.compare import compare_engine, sample_images
+    from tocom_export.engines.tensorrt import TensorRtEngine
+
     engine = TensorRtEngine(plan, host_code=True)  # of our own building
     if engine.record.stripped:
         tensors = bundle.tensors(target)
@@ -179,11 +189,10 @@ def _check(bundle: Bundle, target: int, plan: Path) -> None:
     images = sample_images(bundle.spec)
     batch = engine.record.batch[2]
     found = compare_engine(
-        engine.run, target, bundle.precision, images, lambda x: reference(target, x), batch=batch
+        engine.run, target, bundle.precision, images, partial(reference, target), batch=batch
     )
     if not found.passed:
         raise CheckFailed(
-            f"{plan.name} differs from the PyTorch model on {found.beyond} of {found.images} "
-            f"images (max |Δ| {found.max_difference:.1e}, {found.tolerance:.1e} allowed); no "
-            "bundle was written. Try --refit none, and please report this."
+            f"{plan.name} differs from the PyTorch model {found.difference}; no bundle was "
+            "written. Try --refit none, and please report this."
         )

@@ -21,7 +21,7 @@ from tocom_export.cli.common import (
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle
+    from tocom_export.bundle import Bundle, Refitted
     from tocom_export.engines.compare import Comparison
     from tocom_export.engines.plan import PlanRecord
     from tocom_export.engines.refit import NewWeights
@@ -118,7 +118,7 @@ def _plan(
     own = engine.with_name(WEIGHTS)
     if checkpoint is None and not own.exists():
         raise InputError(f"--checkpoint: there is no {own} to take the weights from; name a file.")
-    new = _new(record, checkpoint, own, bank, source, scale)
+    new = _new(record, record, checkpoint, own, bank, source, scale)
     checks: list[Comparison] = []
 
     def check(opened: TensorRtEngine) -> None:
@@ -151,7 +151,8 @@ def _graph(
         have = ", ".join(bundle.graph(target).name for target in bundle.targets)
         raise InputError(f"{engine} is no engine of the bundle around it, which has {have}.")
     target = int(named[1])
-    new = _new(bundle, checkpoint, bundle.path / WEIGHTS, bank, source, scale)
+    before = bundle.refitted.get(target, bundle)
+    new = _new(bundle, before, checkpoint, bundle.path / WEIGHTS, bank, source, scale)
     checks: list[Comparison] = []
 
     def check(opened: Bundle) -> None:
@@ -163,13 +164,18 @@ def _graph(
 
 def _new(
     now: PlanRecord | Bundle,
+    before: PlanRecord | Bundle | Refitted,
     checkpoint_file: Path | None,
     own: Path,
     bank_name: str | None,
     source: int | None,
     scale: float | None,
 ) -> NewWeights:
-    """What the options ask for, checked against what the engine is now."""
+    """What the options ask for, checked against what the engine is now.
+
+    Args:
+        before: whose source and scale hold where the options and the file name none.
+    """
     from tocom_export.checkpoint import Checkpoint
     from tocom_export.cli.resolve import open_bank
     from tocom_export.engines.refit import NewWeights
@@ -184,8 +190,8 @@ def _new(
     bank = open_bank(bank_name, now.spec, now.method.name, checkpoint.info)
     if bank is not None:
         bank.check(now.spec, now.method, f"--bank {bank_name or 'of the package'}")
-    chosen = next(s for s in (source, trained, now.source) if s is not None)
-    return NewWeights(checkpoint, bank, chosen, now.scale if scale is None else scale)
+    chosen = next(s for s in (source, trained, before.source) if s is not None)
+    return NewWeights(checkpoint, bank, chosen, before.scale if scale is None else scale)
 
 
 def _compared(
@@ -210,9 +216,8 @@ def _compared(
     )
     if not found.passed:
         raise CheckFailed(
-            f"refitted, the engine at degree {target} differs from the PyTorch model on "
-            f"{found.beyond} of {found.images} images (max |Δ| {found.max_difference:.1e}, "
-            f"{found.tolerance:.1e} allowed); it was left as it was."
+            f"refitted, the engine at degree {target} differs from the PyTorch model "
+            f"{found.difference}; it was left as it was."
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tocom_export.bundle import Bundle
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.cli.resolve import choose_method, open_bank, open_model
-from tocom_export.errors import CheckpointError, DataError, DegreeError
+from tocom_export.errors import CheckpointError, DataError, DegreeError, InputError
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
 from tocom_export.spec import VitSpec
@@ -121,6 +121,13 @@ def _bundle(path: Path, targets: tuple[int, ...] | None) -> Subject:
     if missing := [t for t in targets or () if t not in bundle.targets]:
         have = ", ".join(map(str, bundle.targets))
         raise DegreeError(f"{path} has no engine at degree {missing[0]}; it has {have}.")
+
+    if refitted := sorted({*(targets or bundle.targets)} & {*bundle.refitted}):
+        raise InputError(
+            f"{bundle.graph(refitted[0])} was refitted: its source and its weights are no longer "
+            "the bundle's, whose name its rows would bear. Evaluate the checkpoint, or build a "
+            "bundle of it."
+        )
 
     def reference(target: int) -> RunOf:
         from tocom_export.training.reference import Reference

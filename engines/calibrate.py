@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx
 
 from tocom_export.bundle import Bundle
+from tocom_export.engines.session import WEIGHTS_FOLDER
 from tocom_export.errors import MissingPackageError
 from tocom_export.quantize import LARGEST, quantized_layers
 
@@ -43,9 +44,7 @@ def input_scales(
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(bundle.path)
-    )
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -55,6 +55,14 @@ class Comparison:
         allowed = self.images // (20 if self.precision == "fp32" else 2)
         return self.finite and self.beyond <= (0 if self.strict else allowed)
 
+    @property
+    def difference(self) -> str:
+        """How far the two are apart, for a message; of a comparison with a model."""
+        return (
+            f"on {self.beyond} of {self.images} images (max |Δ| {self.max_difference:.1e}, "
+            f"{self.tolerance:.1e} allowed)"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object of all fields and the verdict."""
         fields = dataclasses.asdict(self)

@@ -58,12 +58,13 @@ def plan_key(nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions, 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def kept_plan(
-    nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions
-) -> tuple[bytes, PlanRecord] | None:
-    """A target's plan, refitted from an earlier build's; None where there is none to be had."""
-    file = _place(nvidia, bundle, target, options)
-    if file is None or not file.exists():
+def kept_plan(file: Path, bundle: Bundle, target: int) -> tuple[bytes, PlanRecord] | None:
+    """A target's plan, refitted from an earlier build's; None where there is none to be had.
+
+    Args:
+        file: its :func:`place`.
+    """
+    if not file.exists():
         return None
     try:
         content, record = open_plan(file)
@@ -86,22 +87,13 @@ def kept_plan(
     )
 
 
-def keep_plan(
-    nvidia: Nvidia,
-    bundle: Bundle,
-    target: int,
-    options: PlanOptions,
-    content: bytes,
-    record: PlanRecord,
-) -> None:
+def keep_plan(file: Path, content: bytes, record: PlanRecord) -> None:
     """Keep a plan that was built and found right; where it can't be kept, it isn't."""
-    file = _place(nvidia, bundle, target, options)
-    if file is not None:
-        with suppress(OutputError):
-            save_plan(file, content, record)
+    with suppress(OutputError):
+        save_plan(file, content, record)
 
 
-def _place(nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions) -> Path | None:
+def place(nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions) -> Path | None:
     """Where a plan is kept; None for one that can't be refitted."""
     gpu = find_gpu()
     if gpu is None or options.refit == "none":

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,14 +21,13 @@ from tocom_export.bank import ToComBank
 from tocom_export.bundle import WEIGHTS, Bundle, Refitted, record_files, weights_name
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.plan import PlanRecord, fixed_digest, open_plan, save_plan
+from tocom_export.engines.refitter import check_weights
 from tocom_export.engines.tensorrt import TensorRtEngine
 from tocom_export.errors import CheckpointError, PlanError
 from tocom_export.precision import Precision
 from tocom_export.quantize import quantized_layers, stored_form
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +82,7 @@ def refit_plan(
     """
     _, record = open_plan(plan)
     weights = new.at(record.spec, record.target, record.precision)
-    if record.refit == "none":
-        raise PlanError(
-            f"{plan} was built with --refit none; build it with --refit qkv, or --refit all to "
-            "exchange every weight."
-        )
+    check_weights(record, weights)
     if fixed_digest(weights, record.refittable) != record.fixed:
         raise PlanError(
             f"{new.checkpoint.file} differs from {plan} in more than the weights that the plan "

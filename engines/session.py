@@ -15,6 +15,8 @@ _PROVIDERS: dict[Provider, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights lie of a graph that is given as bytes."""
 
 
 @cache
@@ -82,8 +84,7 @@ def open_session(
     narrow = bundle.precision == "bf16" and provider == "cpu"
     if narrow or not compensated:
         content = _altered(bundle, target, compensated, narrow)
-        folder = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder, str(bundle.path))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
     if narrow:  # optimised, the roundings between two operators might be taken for superfluous
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = {"use_tf32": "0"} if provider == "cuda" else {}  # else float32 products are rounded

@@ -16,7 +16,9 @@ from tocom_export.info import ModelInfo
 Run = Callable[..., Result]
 
 
-def test_another_source(succeeds: Run, bundle: Path, bank_file: Path, make_images, spec):
+def test_another_source(
+    succeeds: Run, fails: Run, bundle: Path, bank_file: Path, make_images, spec
+):
     images = make_images(spec)
     before = OnnxEngine(Bundle.open(bundle), 8).run(images)
     result = succeeds(
@@ -30,8 +32,13 @@ def test_another_source(succeeds: Run, bundle: Path, bank_file: Path, make_image
     facts = succeeds("inspect", bundle).stdout
     assert "r08: source 16, scale 0.05" in facts
     succeeds("verify", bundle)
-    # and back: source and scale as the bundle was built with
-    succeeds("refit", bundle / "r08.onnx", "--bank", bank_file, "--no-verify")
+    says = ("was refitted", "build a bundle")
+    fails("evaluate", bundle, "--data", "images", "--targets", 8, says=says)
+    # what isn't named stays as it is, and back
+    again = ("refit", bundle / "r08.onnx", "--bank", bank_file, "--no-verify")
+    document = json.loads(succeeds(*again, "--scale", 0.1, "--json").stdout)
+    assert (document["source"], document["scale"]) == (16, 0.1)
+    succeeds(*again, "--source", 4)
     np.testing.assert_array_equal(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
 
 

@@ -13,7 +13,7 @@ from tocom_export.bundle import Bundle
 from tocom_export.engines.nvidia import open_library
 from tocom_export.engines.plan import save_plan
 from tocom_export.engines.plan_build import PlanOptions, build_plan
-from tocom_export.engines.plan_cache import cache_folder, keep_plan, kept_plan
+from tocom_export.engines.plan_cache import cache_folder, keep_plan, kept_plan, place
 from tocom_export.engines.tensorrt import TensorRtEngine
 
 PLAIN = PlanOptions()
@@ -32,10 +32,12 @@ def builds(nvidia: Any) -> int:
 def get(bundle: Bundle, target: int = 8, **options: Any) -> tuple[bytes, Any, bool]:
     """A plan as ``build`` gets it, and whether it was kept from before."""
     library, wanted = open_library("tensorrt"), PlanOptions(**options)
-    if kept := kept_plan(library, bundle, target, wanted):
+    file = place(library, bundle, target, wanted)
+    if file and (kept := kept_plan(file, bundle, target)):
         return *kept, True
     content, record = build_plan(library, bundle, target, wanted)
-    keep_plan(library, bundle, target, wanted, content, record)
+    if file:
+        keep_plan(file, content, record)
     return content, record, False
 
 
