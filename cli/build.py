@@ -181,6 +181,10 @@ def build_command(
             click.echo("\n".join(lines))
         return
 
+    if library:  # what is missing is to be said before the work
+        from tocom_export.engines.nvidia import open_library
+
+        open_library(library)
     checks: list[Comparison] = []
 
     def check(bundle: Bundle) -> None:
