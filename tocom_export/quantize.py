@@ -19,13 +19,14 @@ LARGEST = 127
 
 
 def quantized_layers(spec: VitSpec) -> list[str]:
-    """Linear layers that become int8: attention and MLP of each block.
+    """Linear layers that become int8: attention and MLP of each block but the first.
 
-    Patch embedding, heads and adapters stay as they are: they are a small part of the work,
-    and rounding them costs the most.
+    Patch embedding, first block, heads and adapters stay as they are: they are a small part of
+    the work, and rounding them costs the most. What the first block gets wrong decides which
+    tokens all later ones merge.
     """
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    return [f"blocks.{layer}.{part}" for layer in range(spec.depth) for part in parts]
+    return [f"blocks.{layer}.{part}" for layer in range(1, spec.depth) for part in parts]
 
 
 def scale_name(weight: str) -> str:
