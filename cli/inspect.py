@@ -101,7 +101,7 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
 def _graph(path: Path, layers: bool, output: Output) -> None:
     import onnx_ir as ir
 
-    from tocom_export.bundle import record_files
+    from tocom_export.records import record_files
 
     try:
         model = ir.load(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,9 @@ class OnnxEngine:
         threads: threads within an operator; None leaves it to the runtime.
         compensated: False runs the checkpoint's own weights at that degree: token reduction
             alone, to compare with.
+        weights: the target's tensors, all of them and in the bundle's types, to run in place of
+            those in its files. A CPU reads them where they lie: engines that are given the same
+            arrays share them, and an array must not be changed afterwards.
 
     Raises:
         DegreeError: the bundle has no such target.
@@ -47,16 +50,17 @@ class OnnxEngine:
         provider: Provider = "cpu",
         threads: int | None = None,
         compensated: bool = True,
+        weights: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         self.spec = bundle.spec
         self.target = target
-        self._open: Callable[[], Any] = partial(
-            open_session, bundle, target, provider, threads, compensated
+        self._open: Callable[[], tuple[Any, list[Any]]] = partial(
+            open_session, bundle, target, provider, threads, compensated, weights
         )
-        self._session = self._open()
+        self._opened = self._open()
 
     def reload(self) -> None:
-        """Read the weights again, after a refit of the bundle's files.
+        """Read the weights again, after a refit of the bundle's files; given ones stay.
 
         Runs that are under way end with the old weights, those that begin later have the new
         ones.
@@ -64,7 +68,7 @@ class OnnxEngine:
         Raises:
             BundleError: the files can't be opened; the engine goes on with the old weights.
         """
-        self._session = self._open()
+        self._opened = self._open()
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
@@ -80,5 +84,6 @@ class OnnxEngine:
             )
         if images.dtype != np.float32:
             raise ImageError(f"images are {images.dtype}; float32 is expected.")
-        logits: npt.NDArray[np.float32] = self._session.run(None, {"images": images})[0]
+        session, _held = self._opened  # both, for a reload may come while this one runs
+        logits: npt.NDArray[np.float32] = session.run(None, {"images": images})[0]
         return logits

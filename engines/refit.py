@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from tocom_export.atomic import replaced
+from tocom_export.atomic import link_or_copy, replaced
 from tocom_export.bake import bake
 from tocom_export.bank import ToComBank
-from tocom_export.bundle import WEIGHTS, Bundle, Refitted, record_files, weights_name
+from tocom_export.bundle import WEIGHTS, Bundle, Refitted, weights_name
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.plan import PlanRecord, fixed_digest, open_plan, save_plan
 from tocom_export.engines.refitter import check_weights
 from tocom_export.engines.tensorrt import TensorRtEngine
 from tocom_export.errors import CheckpointError, PlanError
+from tocom_export.models import REFERENCE, REFERENCE_CHECKPOINT
 from tocom_export.precision import Precision
 from tocom_export.quantize import quantized_layers, stored_form
+from tocom_export.records import record_files
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
 
@@ -46,6 +46,10 @@ class NewWeights:
         Raises:
             CheckpointError: the checkpoint is of another model.
         """
+        return self.shared(spec, precision) | self.own(spec, target, precision)
+
+    def shared(self, spec: VitSpec, precision: Precision) -> dict[str, npt.NDArray[Any]]:
+        """The checkpoint's tensors, in that form; raises as :meth:`at` does."""
         found = self.checkpoint.fit(spec)
         if found != spec:
             raise CheckpointError(
@@ -53,9 +57,39 @@ class NewWeights:
                 "build a bundle of it."
             )
         tensors = {name: self.checkpoint.tensors[name] for name in spec.weights()}
-        if self.bank is not None and target != self.source:
-            tensors |= bake(tensors, spec, self.bank, self.source, target, self.scale)
         return stored_form(tensors, precision, quantized_layers(spec))
+
+    def own(self, spec: VitSpec, target: int, precision: Precision) -> dict[str, npt.NDArray[Any]]:
+        """Those that differ at a target, in that form; none where nothing is compensated."""
+        if self.bank is None or target == self.source:
+            return {}
+        tensors = self.checkpoint.tensors
+        baked = bake(tensors, spec, self.bank, self.source, target, self.scale)
+        return stored_form(baked, precision, quantized_layers(spec))
+
+
+def base_checkpoint(file: Path, spec: VitSpec, precision: Precision) -> Checkpoint:
+    """The checkpoint that a bundle was made of, as far as it is at hand: for a refit without one.
+
+    A bundle's own weights are rounded to its precision. Those of the model inside the package
+    are the rounded ones of a file that is always there.
+
+    Args:
+        file: the bundle's shared weights.
+
+    Raises:
+        CheckpointError: the file is broken.
+    """
+    own = Checkpoint.open(file)
+    if precision == "fp32" or spec.model != REFERENCE:
+        return own
+    shipped = Checkpoint.open(REFERENCE_CHECKPOINT)
+    tensors = {name: shipped.tensors[name] for name in spec.weights() if name in shipped.tensors}
+    rounded = stored_form(tensors, precision, quantized_layers(spec))
+    same = rounded.keys() == own.tensors.keys() and all(
+        np.array_equal(tensor, own.tensors[name]) for name, tensor in rounded.items()
+    )
+    return shipped if same else own
 
 
 def refit_plan(
@@ -73,26 +107,19 @@ def refit_plan(
     Args:
         out: may be ``plan`` itself.
         host_code: see :class:`~tocom_export.engines.tensorrt.TensorRtEngine`.
-        check: called with the refitted engine before anything is written; what it raises leaves
-            the files as they were.
+        check: called with an engine of what is about to be written; what it raises leaves the
+            files as they were.
 
     Raises:
         PlanError: the plan can't be refitted, or not with these weights.
         CheckpointError: the checkpoint is of another model.
     """
     _, record = open_plan(plan)
-    weights = new.at(record.spec, record.target, record.precision)
-    check_weights(record, weights)
-    if fixed_digest(weights, record.refittable) != record.fixed:
-        raise PlanError(
-            f"{new.checkpoint.file} differs from {plan} in more than the weights that the plan "
-            f"lets go of (--refit {record.refit}); build it with --refit all."
-        )
+    weights = exchanged(record, new.at(record.spec, record.target, record.precision), plan)
     engine = TensorRtEngine(plan, host_code=host_code)
-    engine.refit({name: weights[name] for name in record.refittable})
-    if check:
-        check(engine)
+    engine.refit(weights)
     content = engine.serialize()
+    del engine  # the GPU may not have memory for two
     changed = dataclasses.replace(
         record,
         source=new.source,
@@ -101,10 +128,30 @@ def refit_plan(
         stripped=False,
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    if not engine.reopened(content).refittable:  # TensorRT before 10.14 has no way to ask for it
+    saved = TensorRtEngine(out, host_code=host_code, unsaved=(content, changed))
+    if check:
+        check(saved)
+    if not saved.refittable:
         changed = dataclasses.replace(changed, refit="none", refittable={})
     save_plan(out, content, changed)
     return changed
+
+
+def exchanged(
+    record: PlanRecord, weights: Mapping[str, npt.NDArray[Any]], plan: Path
+) -> dict[str, npt.NDArray[Any]]:
+    """Of a target's weights, those that its plan lets go of.
+
+    Raises:
+        PlanError: they are of another form, or others differ from the plan's.
+    """
+    check_weights(record, weights)
+    if fixed_digest(weights, record.refittable) != record.fixed:
+        raise PlanError(
+            f"the weights differ from those of {plan} in more than it lets go of (--refit "
+            f"{record.refit}); build it with --refit all."
+        )
+    return {name: weights[name] for name in record.refittable}
 
 
 def refit_graph(
@@ -151,20 +198,14 @@ def refit_graph(
             bundle,
             files={**bundle.files, **record_files(beside, [name])},
             refitted={**bundle.refitted, target: Refitted(new.source, new.scale)},
+            accuracy={t: percent for t, percent in bundle.accuracy.items() if t != target},
         )
         if check:  # on the new weights among links to the bundle's other files
             for other in (WEIGHTS, bundle.graph(target).name):
-                _link(bundle.path / other, beside / other)
+                link_or_copy(bundle.path / other, beside / other)
             check(dataclasses.replace(changed, path=beside))
+        bundle.save_manifest(later=changed)
         with replaced(bundle.path / name) as file:
             (beside / name).replace(file)
     changed.save_manifest()
     return changed
-
-
-def _link(file: Path, to: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
-    try:
-        os.link(file, to)
-    except OSError:
-        shutil.copyfile(file, to)

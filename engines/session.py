@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from tocom_export.bundle import Bundle
 from tocom_export.errors import BundleError, MissingPackageError, ProviderError, brief
@@ -15,6 +19,7 @@ _PROVIDERS: dict[Provider, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int8": 3}
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Where the weights lie of a graph that is given as bytes."""
 
@@ -39,14 +44,21 @@ def _share_allocator() -> None:
 
 
 def open_session(
-    bundle: Bundle, target: int, provider: Provider, threads: int | None, compensated: bool
-) -> Any:
-    """An ``onnxruntime.InferenceSession`` of one target of a bundle.
+    bundle: Bundle,
+    target: int,
+    provider: Provider,
+    threads: int | None,
+    compensated: bool,
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> tuple[Any, list[Any]]:
+    """An ``onnxruntime.InferenceSession`` of one target of a bundle, and what must outlive it.
 
     Args:
         provider: where to run; one that the runtime does not give is an error.
         threads: threads within an operator; None leaves it to the runtime.
         compensated: False runs the checkpoint's own weights at that degree.
+        weights: all tensors of the target, as stored, in place of those in the bundle's files;
+            a CPU reads them where they lie.
 
     Raises:
         DegreeError, MissingPackageError, ProviderError, BundleError: as
@@ -85,6 +97,7 @@ def open_session(
     if narrow or not compensated:
         content = _altered(bundle, target, compensated, narrow)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
+    held = _hold(options, weights, provider) if weights else []
     if narrow:  # optimised, the roundings between two operators might be taken for superfluous
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = {"use_tf32": "0"} if provider == "cuda" else {}  # else float32 products are rounded
@@ -101,7 +114,28 @@ def open_session(
         )
 
     session.disable_fallback()  # else a failing run goes on, on the CPU
-    return session
+    return session, held
+
+
+def _hold(options: Any, weights: Mapping[str, npt.NDArray[Any]], provider: Provider) -> list[Any]:
+    """Have a session take its weights from arrays; what is returned must outlive it."""
+    import onnxruntime
+
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            tensor.view(np.uint16) if tensor.dtype.name == "bfloat16" else tensor,
+            _ONNX_TYPES[tensor.dtype.name],
+        )
+        for name, tensor in weights.items()
+    }
+    # In the graph, which is optimised with them: a constant that is folded must not come from
+    # the files. Beyond that each session would have its own copy; so on a CPU they are also
+    # given as initializers that sessions share.
+    options.add_external_initializers(list(values), list(values.values()))
+    if provider == "cpu":
+        for name, value in values.items():
+            options.add_initializer(name, value)
+    return list(values.values())
 
 
 def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool) -> bytes:

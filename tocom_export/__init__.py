@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tocom_export.bundle import Bundle
     from tocom_export.checkpoint import Checkpoint
     from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.engines.pool import EnginePool
     from tocom_export.errors import TocomError
     from tocom_export.graph.writer import write_graph
     from tocom_export.images import Preprocess
@@ -27,6 +28,7 @@ _HOMES = {
     "BuildPlan": "build",
     "Bundle": "bundle",
     "Checkpoint": "checkpoint",
+    "EnginePool": "engines.pool",
     "Method": "method",
     "OnnxEngine": "engines.onnxruntime",
     "Preprocess": "images",
@@ -42,6 +44,7 @@ __all__ = [
     "BuildPlan",
     "Bundle",
     "Checkpoint",
+    "EnginePool",
     "Method",
     "OnnxEngine",
     "Preprocess",

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.bank import ToComBank
+from tocom_export.checkpoint import finite
+from tocom_export.errors import BankError
 from tocom_export.spec import VitSpec
 
 Array = npt.NDArray[Any]
@@ -32,6 +34,9 @@ def bake(
     Rows 0..C-1 are the query's and gain Δq, rows 2C..3C-1 the value's and gain Δv; the key's
     rows are the checkpoint's. Summed in float64, then rounded once to float32. The values
     are absolute: nothing about a former degree is left in them.
+
+    Raises:
+        BankError: a sum is beyond float32's range.
     """
     width = spec.width
     baked = {}
@@ -40,7 +45,10 @@ def bake(
         original = tensors[name]
         gap_q, gap_v = bank.gap(layer, source, target, scale)
         merged = original.astype(np.float32)
-        merged[:width] = (original[:width] + gap_q).astype(np.float32)
-        merged[2 * width :] = (original[2 * width :] + gap_v).astype(np.float32)
+        with np.errstate(over="ignore"):
+            merged[:width] = (original[:width] + gap_q).astype(np.float32)
+            merged[2 * width :] = (original[2 * width :] + gap_v).astype(np.float32)
+        if not finite(merged):
+            raise BankError(f"scale {scale:g} takes {name} beyond float32's range; name a smaller.")
         baked[name] = merged
     return baked

@@ -22,10 +22,8 @@ from tocom_export.bundle import (
     MANIFEST,
     WEIGHTS,
     Bundle,
-    FileRecord,
     graph_name,
     plan_name,
-    record_files,
     weights_name,
 )
 from tocom_export.checkpoint import Checkpoint
@@ -36,6 +34,7 @@ from tocom_export.info import METADATA_KEY, ModelInfo
 from tocom_export.method import Method
 from tocom_export.precision import TYPES, Precision
 from tocom_export.quantize import quantized_layers, stored_form
+from tocom_export.records import FileRecord, record_files
 from tocom_export.schedule import TokenSchedule
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header

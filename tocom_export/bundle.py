@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from tocom_export.errors import BundleError, DegreeError, InputError, brief
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
 from tocom_export.precision import TYPES, Precision
+from tocom_export.records import FileRecord, holds, record_files
 from tocom_export.schedule import MAX_DEGREE, TokenSchedule
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
@@ -43,14 +42,6 @@ def weights_name(target: int) -> str:
 def plan_name(target: int) -> str:
     """File name of a target's plan; what it is stands in ``<name>.json``."""
     return f"r{target:02d}.plan"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What the manifest says of one file."""
-
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +75,8 @@ class Bundle:
     """Targets that have a TensorRT plan, which lies with its own record beside the graph."""
     refitted: Mapping[int, Refitted] = field(default_factory=dict)
     """Targets whose weights were exchanged since the bundle was built."""
+    accuracy: Mapping[int, float] = field(default_factory=dict)
+    """Top-1 accuracy in percent of the targets where it was measured (``evaluate --record``)."""
 
     @classmethod
     def open(cls, path: Path, *, hashes: bool = False) -> Bundle:
@@ -101,6 +94,9 @@ class Bundle:
                 raise BundleError(f"{file} is too large to be a manifest.")
             data = json.loads(file.read_text("utf-8"))
             bundle = cls._from_json(path, data)
+            if "next" in data:  # a refit was broken off: before its file was renamed, or after
+                later = cls._from_json(path, data["next"])
+                bundle = later if holds(path, later.files, bundle.files) else bundle
         except FileNotFoundError:
             what = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
             raise BundleError(f"{path} is not a bundle: {what}.") from None
@@ -153,8 +149,9 @@ class Bundle:
             int(target): Refitted(int(entry["source"]), float(entry["scale"]))
             for target, entry in data.get("refitted", {}).items()
         }
-        if not {*plans, *refitted} <= set(targets):
-            raise ValueError("plans or refitted weights of no target")
+        accuracy = {int(t): float(percent) for t, percent in data.get("accuracy", {}).items()}
+        if not {*plans, *refitted, *accuracy} <= set(targets):
+            raise ValueError("plans, refitted weights or accuracy of no target")
         return cls(
             path=path,
             spec=spec,
@@ -170,6 +167,7 @@ class Bundle:
             tools=dict(data["tools"]),
             plans=plans,
             refitted=refitted,
+            accuracy=accuracy,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -192,16 +190,22 @@ class Bundle:
             "refitted": {
                 str(t): {"source": r.source, "scale": r.scale} for t, r in self.refitted.items()
             },
+            "accuracy": {str(t): percent for t, percent in self.accuracy.items()},
         }
 
-    def save_manifest(self) -> None:
+    def save_manifest(self, later: Bundle | None = None) -> None:
         """Write the manifest in its place.
+
+        Args:
+            later: what the bundle is about to become, by the renaming of a file. Manifest and
+                file can't be renamed at once; :meth:`open` finds which of the two it is.
 
         Raises:
             OutputError: it can't be written.
         """
+        data = self.to_json() | ({"next": later.to_json()} if later else {})
         with replaced(self.path / MANIFEST) as beside:
-            beside.write_text(json.dumps(self.to_json(), indent=2) + "\n", "utf-8")
+            beside.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
 
     def graph(self, target: int) -> Path:
         """The graph of one target.
@@ -266,17 +270,3 @@ class Bundle:
                         f"{self.path / name} is not what the manifest says (SHA-256 differs); "
                         "build the bundle again."
                     )
-
-
-def record_files(folder: Path, names: list[str]) -> dict[str, FileRecord]:
-    """SHA-256 and size of files in a folder, hashed side by side."""
-
-    def record(name: str) -> FileRecord:
-        digest = hashlib.sha256()
-        with (folder / name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-            return FileRecord(digest.hexdigest(), stream.tell())
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(record, names), strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from safetensors import deserialize
 
 from tocom_export.errors import CheckpointError, InputError
 from tocom_export.info import ModelInfo
@@ -113,6 +114,18 @@ def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Array]:
     return {
         name: data[t.offset : t.offset + t.length].view(_NUMPY[t.dtype]).reshape(t.shape)
         for name, t in stored.items()
+    }
+
+
+def read_tensors(content: bytes) -> dict[str, Array]:
+    """The tensors of a safetensors file that lies in memory.
+
+    Raises:
+        SafetensorError: it is broken.
+    """
+    return {
+        name: np.frombuffer(entry["data"], _NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in deserialize(content)
     }
 
 

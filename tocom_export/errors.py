@@ -16,7 +16,8 @@
     │   ├── MissingPackageError     an optional dependency that isn't installed
     │   ├── ProviderError           an execution provider that the runtime doesn't give
     │   ├── DeviceError             no GPU, or CUDA refused something
-    │   └── PlanError               a TensorRT plan that can't be built, opened or refitted
+    │   ├── PlanError               a TensorRT plan that can't be built, opened or refitted
+    │   └── PoolError               a pool of engines that is closed
     ├── CheckFailed                 an engine that disagrees with the model: exit status 1
     └── Stopped                     SIGTERM came, and the state is saved: exit status 0
 
@@ -104,6 +105,10 @@ class DeviceError(InputError):
 
 class PlanError(InputError):
     """A TensorRT plan can't be built, opened or refitted."""
+
+
+class PoolError(InputError):
+    """A pool of engines was closed, and is asked for something."""
 
 
 class CheckFailed(TocomError):

@@ -16,10 +16,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from tocom_export.bank import ToComBank
-from tocom_export.bundle import record_files
 from tocom_export.cli.main import cli
 from tocom_export.info import ModelInfo
 from tocom_export.method import Method
+from tocom_export.records import record_files
 from tocom_export.spec import VitSpec
 from tocom_export.store import read_header
 from tocom_export.training.data import TrainData

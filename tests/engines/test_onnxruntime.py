@@ -193,12 +193,12 @@ def test_a_provider_that_fails_while_running_is_no_fallback(
     bundle: Bundle, make_images: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     engine = OnnxEngine(bundle, next(iter(bundle.targets)))
-    assert engine._session._enable_fallback is False
+    assert engine._opened[0]._enable_fallback is False
 
     def failing(*_: Any) -> None:
         raise onnxruntime.capi.onnxruntime_pybind11_state.EPFail("device lost")
 
     stand_in = SimpleNamespace(run=failing, is_webgpu_graph_capture_enabled=lambda: False)
-    monkeypatch.setattr(engine._session, "_sess", stand_in)
+    monkeypatch.setattr(engine._opened[0], "_sess", stand_in)
     with pytest.raises(Exception, match="device lost"):
         engine.run(make_images(bundle.spec))

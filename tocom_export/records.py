@@ -1,0 +1,68 @@
+"""What a bundle's manifest says of each file, held against the file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from safetensors import SafetensorError
+
+from tocom_export.checkpoint import read_tensors
+from tocom_export.errors import BundleError
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest says of one file."""
+
+    sha256: str
+    bytes: int
+
+
+def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    """SHA-256 and size of files in a folder, hashed side by side."""
+
+    def record(name: str) -> FileRecord:
+        digest = hashlib.sha256()
+        with (folder / name).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return FileRecord(digest.hexdigest(), stream.tell())
+
+    names = list(names)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(record, names), strict=True))
+
+
+def holds(folder: Path, files: Mapping[str, FileRecord], others: Mapping[str, FileRecord]) -> bool:
+    """Whether the files in which two lists differ are those of the first."""
+    differing = {name: record for name, record in files.items() if record != others.get(name)}
+    try:
+        return record_files(folder, differing) == differing
+    except OSError:
+        return False
+
+
+def load_recorded(file: Path, record: FileRecord) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a weights file, in memory, whatever becomes of the file.
+
+    Raises:
+        BundleError: it is missing, or not the file that the record is of.
+    """
+    try:
+        if file.stat().st_size != record.bytes:
+            raise BundleError(f"{file} was changed since its bundle was opened.")
+        content = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        raise BundleError(f"{file} is not what its bundle's manifest says (SHA-256 differs).")
+    try:
+        return read_tensors(content)
+    except SafetensorError:
+        raise BundleError(f"{file} is not a safetensors file.") from None
