@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Distil a ToCom bank from a model and its pre-training images.",
     "finetune": "Train a model at a source degree.",
     "evaluate": "Measure accuracy over sources × targets, with and without ToCom.",
+    "triton": "Write a Triton Inference Server model repository of a bundle.",
 }
 """Name and one line of help of each command, in the order of ``--help``."""
 

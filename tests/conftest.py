@@ -6,9 +6,12 @@ place. torch is imported only where a test asks for a PyTorch model.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,3 +184,22 @@ def run_graph() -> Callable[[Path, Array], Array]:
 def image_folder() -> Callable[..., Path]:
     """An ImageFolder of small PNG files, a colour per class."""
     return _image_folder
+
+
+@pytest.fixture
+def nvidia(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A pretended TensorRT (``trt``) and CUDA (``cuda``), imported in place of the real ones."""
+    place = Path(__file__).parent / "engines" / "stand_in.py"
+    spec = importlib.util.spec_from_file_location("stand_in", place)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cuda = module.Cuda()
+    trt, rtx = module.Trt(cuda), module.Trt(cuda, "1.7.1.116")
+    bindings = SimpleNamespace(runtime=cuda)
+    for name, part in {
+        "tensorrt": trt, "tensorrt_rtx": rtx,
+        "cuda": SimpleNamespace(bindings=bindings), "cuda.bindings": bindings,
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, part)
+    return SimpleNamespace(trt=trt, rtx=rtx, cuda=cuda)

@@ -57,7 +57,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         mask = _umask()
         beside.chmod(0o777 & ~mask)
         for file in beside.iterdir():  # libraries may have written theirs as 0600
-            file.chmod(0o666 & ~mask)
+            if not file.is_dir():
+                file.chmod(0o666 & ~mask)
         if target.exists():
             target.replace(retired)
         beside.replace(target)
@@ -69,6 +70,14 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             shutil.rmtree(retired, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(file.resolve(), to)  # what a symbolic link points to: it may be a relative one
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def _reason(error: Exception) -> str:

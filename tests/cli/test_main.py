@@ -66,6 +66,7 @@ def test_the_commands():
         "train",
         "finetune",
         "evaluate",
+        "triton",
     ]
     assert list(COMMANDS) == wanted
 

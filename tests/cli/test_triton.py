@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from click.testing import Result
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+Run = Callable[..., Result]
+PAGE = (Path(__file__).parents[2] / "docs" / "triton.md").read_text("utf-8")
+
+
+def config_of(folder: Path) -> Any:
+    return text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), pb.ModelConfig())
+
+
+def test_a_repository(succeeds: Run, bundle: Path, here: Path):
+    result = succeeds("triton", bundle, "models", "--json")
+    document = json.loads(result.stdout)
+    assert (document["bundle"], document["repository"]) == (str(bundle), "models")
+    assert document["engine"] == "onnx"
+    eight = document["models"][1]
+    assert [model["name"] for model in document["models"]] == ["tiny_r04", "tiny_r08"]
+    assert (eight["target"], eight["max_batch"]) == (8, 32)
+    assert eight["files"] == {
+        f"tiny_r08/{name}": (here / "models" / "tiny_r08" / name).stat().st_size
+        for name in (
+            "1/model.onnx", "1/r08.safetensors", "1/weights.safetensors", "config.pbtxt",
+            "labels.txt",
+        )
+    }  # fmt: skip
+    assert config_of(here / "models" / "tiny_r04").backend == "onnxruntime"
+    assert "Wrote models" in result.stderr
+
+
+def test_the_options_reach_the_configuration(succeeds: Run, bundle: Path, here: Path):
+    succeeds(
+        "triton", bundle, "models", "--targets", "8", "--name", "mine", "--device", "gpu",
+        "--max-batch", 16, "--instances", 2, "--max-delay-ms", 2.5, "--threads", 3,
+    )  # fmt: skip
+    (model,) = (here / "models").iterdir()
+    found = config_of(model)
+    assert (model.name, found.name, found.max_batch_size) == ("mine_r08", "mine_r08", 16)
+    (group,) = found.instance_group
+    assert (group.count, group.kind) == (2, pb.ModelInstanceGroup.KIND_GPU)
+    assert found.dynamic_batching.max_queue_delay_microseconds == 2500
+    assert found.parameters["intra_op_thread_count"].string_value == "3"
+
+
+def test_how_much_is_said(succeeds: Run, bundle: Path):
+    plain = succeeds("triton", bundle, "plain")
+    (row,) = (line for line in plain.stdout.splitlines() if line.startswith("tiny_r08"))
+    assert row.split()[:3] == ["tiny_r08", "8", "32"]
+    assert "model.onnx" not in plain.stderr
+    assert "loud/tiny_r08/1/model.onnx" in succeeds("triton", bundle, "loud", "-v").stderr
+    assert succeeds("triton", bundle, "quiet", "-q").stderr == ""
+
+
+def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path, here: Path):
+    succeeds("triton", bundle, "models")
+    fails("triton", bundle, "models", says=("models exists", "--force"))
+    succeeds("triton", bundle, "models", "--targets", "4", "--force")
+    assert [folder.name for folder in (here / "models").iterdir()] == ["tiny_r04"]
+    (here / "models" / "mine.txt").touch()
+    fails("triton", bundle, "models", "--force", says=("models holds other files", "remove it"))
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--targets", "8,12"), ("no target 12", "4, 8")),
+        (("--targets", "x"), ("--targets",)),
+        (("--engine", "tensorrt"), ("no plan for target 4", "build --engine tensorrt")),
+        (("--engine", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
+        (("--name", "a b"), ("--name 'a b'",)),
+        (("--max-batch", 0), ("--max-batch",)),
+        (("--max-batch", 2**31), ("--max-batch",)),
+        (("--instances", 0), ("--instances",)),
+        (("--threads", 0), ("--threads",)),
+        (("--max-delay-ms", "inf"), ("--max-delay-ms inf", "a minute")),
+    ],
+    ids=str,
+)
+def test_bad_input(fails: Run, bundle: Path, here: Path, options: Any, says: tuple[str, ...]):
+    fails("triton", bundle, "models", *options, says=says)
+    assert list(here.iterdir()) == []
+
+
+def test_no_bundle(fails: Run):
+    fails("triton", "none", "models", says=("none is not a bundle",))
+
+
+def test_without_tritonclient(fails: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "tritonclient.grpc")
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    says = ("tritonclient is not installed", "pip install 'tocom-export[triton]'")
+    fails("triton", bundle, "models", says=says)
+
+
+class Server:
+    """A Triton that answers from a repository, by ONNX Runtime."""
+
+    def __init__(self, folder: Path, run_graph: Callable[..., Any]) -> None:
+        self._folder, self._run = folder, run_graph
+
+    def get_model_config(self, model: str) -> Any:
+        return SimpleNamespace(config=config_of(self._folder / model))
+
+    def infer(self, model: str, inputs: Any, outputs: Any) -> Any:
+        config, (images,), (wanted,) = config_of(self._folder / model), inputs, outputs
+        assert (images.name(), wanted.name()) == (config.input[0].name, config.output[0].name)
+        assert images.datatype() == "FP32"
+        assert images.shape()[1:] == list(config.input[0].dims)
+        content = np.frombuffer(images._get_content(), np.float32).reshape(images.shape())
+        logits = self._run(self._folder / model / "1" / "model.onnx", content)
+        count = wanted._get_tensor().parameters["classification"].int64_param
+        file = self._folder / model / config.output[0].label_filename
+        labels = file.read_text("utf-8").splitlines()
+        rows = [
+            [f"{row[i]}:{i}:{labels[i]}".encode() for i in row.argsort()[::-1][:count]]
+            for row in logits
+        ]
+        return SimpleNamespace(as_numpy={wanted.name(): np.array(rows, object)}.get)
+
+
+def test_the_page_s_commands_and_client(
+    succeeds: Run, photos: Path, here: Path, capsys, run_graph, monkeypatch: pytest.MonkeyPatch
+):
+    """What the client prints is what ``run`` says of the same image."""
+    for line in re.findall(r"^\$ tocom-export (.*)$", PAGE, re.M):
+        extra = ["--no-verify"] if line.startswith("build") else []
+        succeeds(*shlex.split(line), *extra)
+    (photos / "a" / "0.png").rename(here / "cat.png")
+    document = succeeds("run", "reference-source0", "--target", "8", "cat.png", "--json").stdout
+    top5 = json.loads(document)["images"][0]["top5"]
+
+    server = Server(here / "models", run_graph)
+    monkeypatch.setattr(triton, "InferenceServerClient", lambda url: server)
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+    exec(compile(example, "docs/triton.md", "exec"), {})
+    lines = [line.split(":") for line in capsys.readouterr().out.splitlines()]
+    assert [(int(i), name) for _, i, name in lines] == [(t["index"], t["class"]) for t in top5]
