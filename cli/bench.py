@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +23,13 @@ from tocom_export.errors import InputError
 
 if TYPE_CHECKING:
     from tocom_export.bundle import Bundle
+    from tocom_export.cli.bench_report import Report
+    from tocom_export.cli.peers import Peer
     from tocom_export.engines.onnxruntime import Provider
-    from tocom_export.engines.timing import Timing
-    from tocom_export.engines.trtexec import LayerTime
+    from tocom_export.engines.traces import Outcome
 
-    Timings = dict[tuple[int, int], Timing]
-    """(target, batch) → how fast."""
-    Layers = dict[int, list[LayerTime]]
-
-SLOWEST = 5
-"""Layers of a plan that are named."""
+TRACE_SECONDS = 60
+"""Length of the traces that --slo-ms serves, pretended seconds."""
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -83,6 +78,25 @@ class Counts(click.ParamType[tuple[int, ...]]):
     help="How long each engine is timed at each batch.",
 )
 @click.option(
+    "--peers",
+    is_flag=True,
+    help="Also time what one would use instead, where it is installed: the dense model in torch, "
+    "eager and compiled, the usual merging in torch, and what torch.onnx.export and Optimum write.",
+)
+@click.option(
+    "--slo-ms",
+    type=FiniteFloat(0),
+    metavar="MS",
+    help="Latency wanted: also show what steering by load would do at the smallest batch.",
+)
+@click.option(
+    "--trace",
+    type=FILE,
+    metavar="FILE",
+    help="Arrivals for --slo-ms, seconds, one a line; default: four made ones.",
+)
+@click.option("--plot", type=FILE, metavar="FILE", help="Write a picture, .png or .svg.")
+@click.option(
     "--host-code",
     is_flag=True,
     help="Let version-compatible plans run the code that they bring along.",
@@ -98,6 +112,10 @@ def bench_command(
     provider: Provider,
     threads: int | None,
     seconds: float,
+    peers: bool,
+    slo_ms: float | None,
+    trace: Path | None,
+    plot: Path | None,
     host_code: bool,
     layers: bool,
     dry_run: bool,
@@ -109,32 +127,66 @@ def bench_command(
 
     From Python the engines take turns, and times include copies to the engine and back;
     trtexec's are the GPU's alone. Where trtexec is not on the PATH, plans are timed from Python.
+    "of bound" is the speed-up over the one that multiply-adds alone would give. Memory is that
+    of a process which runs the one engine at the largest batch (PSS, Linux).
 
     \b
     Examples:
       tocom-export bench reference-source0 --batch 8
+      tocom-export bench reference-source0 --batch 1,8 --peers --plot speed.svg
+      tocom-export bench reference-source0 --batch 1 --slo-ms 50
       tocom-export bench deit-source0 --runner trtexec --layers
     """
     from tocom_export.bundle import Bundle
+    from tocom_export.cli.bench_report import Report
 
     output = output_of(as_json, verbose, quiet)
     opened = Bundle.open(bundle)
     chosen = targets or tuple(opened.targets)
     for target in chosen:
         opened.graph(target) if runner == "onnx" else opened.plan(target)
-    if (dry_run or layers) and runner != "trtexec":
-        raise InputError(f"--{'dry-run' if dry_run else 'layers'} is for --runner trtexec.")
+    for option, given in (("--dry-run", dry_run), ("--layers", layers)):
+        if given and runner != "trtexec":
+            raise InputError(f"{option} is for --runner trtexec.")
+    if peers and runner == "trtexec":
+        raise InputError("--peers are timed from Python; name another --runner than trtexec.")
+    if trace and slo_ms is None:
+        raise InputError("--trace is for --slo-ms.")
+    if slo_ms == 0:
+        raise InputError("--slo-ms 0: a latency is more than nothing.")
+    if plot:
+        from tocom_export.look import check_suffix, look
+
+        check_suffix(plot)
+        look()  # says what is missing before the work, not after it
     if dry_run:
-        _lines(opened, chosen, batch, output)
+        from tocom_export.cli.bench_trtexec import print_lines
+
+        print_lines(opened, chosen, batch, seconds, layers, output)
         return
-    profiles: Layers = {}
-    opener = _opener(opened, runner, provider, threads, host_code)
-    if runner == "trtexec" and (program := _program(opened, chosen, output)):
-        timings, profiles = _trtexec(program, opened, chosen, batch, seconds, layers, output)
-    else:
-        timings = _python(opened, chosen, batch, opener, seconds, output)
+    report = None
+    if runner == "trtexec":
+        from tocom_export.cli.bench_trtexec import find_program, time_plans
+
+        if program := find_program(opened, chosen, host_code, output):
+            found = time_plans(program, opened, chosen, batch, seconds, layers, output)
+            report = Report(opened, runner, *found)
+    if report is None:
+        opener = _opener(opened, runner, provider, threads, host_code)
+        engines = {target: opener(target) for target in chosen}
         runner = "from Python" if runner == "trtexec" else runner
-    _report(opened, runner, timings, profiles, output)
+        with tempfile.TemporaryDirectory() as folder:
+            others: list[Peer | str] = []
+            if peers:
+                others = _peers(opened, runner, provider, threads, Path(folder), output)
+            report = _timed(opened, runner, engines, others, batch, seconds, threads, output)
+    if slo_ms is not None:
+        report = _steered(report, slo_ms / 1000, trace)
+    output.document(report.to_json())
+    report.show(output)
+    if plot:
+        report.draw(plot)
+        output.note(f"Wrote {plot}.")
 
 
 def _opener(
@@ -158,147 +210,88 @@ def _opener(
     return opened
 
 
-def _program(bundle: Bundle, targets: tuple[int, ...], output: Output) -> tuple[Path, int] | None:
-    """trtexec and its version; None where it is not on the PATH.
-
-    Raises:
-        InputError: it can't run the plans.
-    """
-    from tocom_export.engines import trtexec
-    from tocom_export.engines.plan import open_plan
-
-    program = trtexec.find()
-    if program is None:
-        output.note("trtexec is not on the PATH: timed from Python, copies included.")
-        return None
-    for target in targets:
-        _, record = open_plan(bundle.plan(target))
-        if record.library != "tensorrt":
-            raise InputError(
-                f"{bundle.plan(target)} is of {record.library}, which trtexec doesn't run; use "
-                f"--runner {record.library}."
-            )
-        if record.stripped:
-            raise InputError(f"{bundle.plan(target)} is stripped of its weights; refit it first.")
-    return program
-
-
-def _python(
+def _peers(
     bundle: Bundle,
-    targets: tuple[int, ...],
-    batches: tuple[int, ...],
-    opener: Callable[[int], Any],
-    seconds: float,
+    runner: str,
+    provider: Provider,
+    threads: int | None,
+    folder: Path,
     output: Output,
-) -> Timings:
-    from tocom_export.engines.compare import sample_images
-    from tocom_export.engines.timing import time_engines
+) -> list[Peer | str]:
+    from tocom_export.cli.peers import peers
 
-    engines = {target: opener(target) for target in targets}
-    found: Timings = {}
-    with output.progress("timing", len(batches) * len(engines)) as advance:
+    device = "cpu" if (runner, provider) == ("onnx", "cpu") else "cuda"
+    with output.progress("opening", 7) as advance:
+        return list(peers(bundle, device, threads, folder, advance))  # type: ignore[arg-type]
+
+
+def _timed(
+    bundle: Bundle,
+    runner: str,
+    engines: dict[int, Any],
+    others: list[Peer | str],
+    batches: tuple[int, ...],
+    seconds: float,
+    threads: int | None,
+    output: Output,
+) -> Report:
+    """Engines and peers, batch by batch, taking turns."""
+    from tocom_export.cli.bench_report import Report
+    from tocom_export.engines.compare import sample_images
+    from tocom_export.engines.memory import memory_of
+    from tocom_export.engines.timing import Timing, time_engines
+
+    peers = [peer for peer in others if not isinstance(peer, str)]
+    runs: dict[int | str, Any] = {target: engine.run for target, engine in engines.items()}
+    runs |= {peer.name: peer.run for peer in peers}
+    found: dict[tuple[int | str, int], Timing] = {}
+    memory: dict[str, int | None] = {}
+    largest = max(batches)
+    with output.progress("timing", (len(batches) + 1) * len(runs)) as advance:
         for batch in batches:
             images = sample_images(bundle.spec, batch)
-            runs = {target: partial(engine.run, images) for target, engine in engines.items()}
 
-            def tell(target: int, batch: int = batch) -> None:
-                advance(f"r{target:02d}, batch {batch}")
+            def tell(name: int | str, batch: int = batch) -> None:
+                advance(f"{_name(name)}, batch {batch}")
 
-            timed = time_engines(runs, batch, seconds, tell)
-            found |= {(target, batch): timing for target, timing in timed.items()}
-    return found
-
-
-def _trtexec(
-    program: tuple[Path, int],
-    bundle: Bundle,
-    targets: tuple[int, ...],
-    batches: tuple[int, ...],
-    seconds: float,
-    layers: bool,
-    output: Output,
-) -> tuple[Timings, Layers]:
-    """Timings, and the profile of each target at the largest batch."""
-    from tocom_export.engines import trtexec
-
-    path, major = program
-    found: Timings = {}
-    profiles: Layers = {}
-    steps = [(target, batch) for target in targets for batch in batches]
-    with (
-        tempfile.TemporaryDirectory() as name,
-        output.progress("trtexec", len(steps)) as advance,
-    ):
-        times, profile = Path(name, "times.json"), Path(name, "profile.json")
-        for target, batch in steps:
-            advance(f"r{target:02d}, batch {batch}")
-            last = layers and batch == max(batches)
-            report = profile if last else None
-            line = trtexec.bench_line(
-                bundle.plan(target), bundle.spec, batch, major, times, report, seconds
-            )
-            output.detail(shlex.join(line))
-            trtexec.run([str(path), *line[1:]])
-            found[target, batch] = trtexec.read_times(times, batch)
-            if last:
-                profiles[target] = trtexec.read_profile(profile)
-    return found, profiles
+            ready = {name: partial(run, images) for name, run in runs.items()}
+            timed = time_engines(ready, batch, seconds, tell)
+            found |= {(name, batch): timing for name, timing in timed.items()}
+        for target in engines if runner == "onnx" else ():
+            advance(f"{_name(target)}, memory")
+            arguments = (bundle.path, target, largest, *((threads,) if threads else ()))
+            memory[_name(target)] = memory_of("tocom_export.engines.memory", arguments)
+        for peer in peers:
+            advance(f"{peer.name}, memory")
+            memory[peer.name] = peer.memory(largest)
+    ours = {(n, b): timing for (n, b), timing in found.items() if isinstance(n, int)}
+    theirs = {(n, b): timing for (n, b), timing in found.items() if isinstance(n, str)}
+    missing = [line for line in others if isinstance(line, str)]
+    return Report(bundle, runner, ours, peers=theirs, missing=missing, memory=memory)
 
 
-def _lines(
-    bundle: Bundle, targets: tuple[int, ...], batches: tuple[int, ...], output: Output
-) -> None:
-    """What would be typed, for the version on the PATH, else for 10."""
-    from tocom_export.engines import trtexec
-
-    program = trtexec.find()
-    major = program[1] if program else 10
-    lines = [
-        shlex.join(
-            trtexec.bench_line(bundle.plan(t), bundle.spec, batch, major, Path("times.json"))
-        )
-        for t in targets
-        for batch in batches
-    ]
-    output.document({"lines": lines})
-    if not output.as_json:
-        click.echo("\n".join(lines))
+def _name(engine: int | str) -> str:
+    return f"r{engine:02d}" if isinstance(engine, int) else engine
 
 
-def _report(
-    bundle: Bundle, runner: str, timings: Timings, profiles: Layers, output: Output
-) -> None:
-    rows, documents = [], []
-    for (target, batch), timing in sorted(timings.items(), key=lambda item: item[0][::-1]):
-        whole = timings.get((0, batch))
-        speed_up = timing.throughput / whole.throughput if whole else None
-        documents.append({"target": target, **timing.to_json(), "speed_up": speed_up})
-        rows.append(
-            [
-                f"r{target:02d}",
-                batch,
-                f"{timing.median_ms:.2f}",
-                f"{timing.p99_ms:.2f}",
-                f"{timing.throughput:.0f}",
-                f"{speed_up:.2f}×" if speed_up else "-",
-            ]
-        )
-    slowest = {
-        str(target): [asdict(x) for x in found[:SLOWEST]] for target, found in profiles.items()
-    }
-    output.document(
-        {"bundle": str(bundle.path), "runner": runner, "timings": documents, "layers": slowest}
-    )
-    columns = ["engine", "batch", "median ms", "p99 ms", "images/s", "over r00"]
-    output.table(columns, rows, f"{bundle.path}, {runner}, {bundle.precision}")
-    for target, found in profiles.items():
-        shown = [[x.name[:60], f"{x.average_ms:.3f}", f"{x.share:.1f} %"] for x in found[:SLOWEST]]
-        output.table(["layer", "ms", "share"], shown, f"r{target:02d}")
-    if 0 not in {target for target, _ in timings}:
-        output.note("The bundle has no engine at degree 0 to compare with.")
-    slower = [d for d in documents if d["speed_up"] is not None and d["speed_up"] < 1]
-    for entry in slower:
-        output.note(
-            f"r{entry['target']:02d} is slower than r00 at batch {entry['batch']}: removing tokens "
-            "pays when the batch fills the device."
-        )
+def _steered(report: Report, slo: float, trace: Path | None) -> Report:
+    """What steering would do with the times at the smallest batch, and each fixed degree."""
+    import dataclasses
+
+    from tocom_export.engines.steering import Steering
+    from tocom_export.engines.traces import TRACES, recorded, simulate, synthetic
+
+    smallest = min(batch for _, batch in report.timings)
+    seconds = {t: x.median_ms / 1000 for (t, b), x in report.timings.items() if b == smallest}
+    accuracy = report.bundle.accuracy
+    fixed = {_name(r): Steering(seconds, slo, floor=r, ceiling=r) for r in sorted(seconds)}
+    choices = {"steered": Steering(seconds, slo, accuracy), **fixed}
+    capacity = 1 / seconds[min(seconds)]
+    if trace:
+        traces = {str(trace): recorded(trace)}
+    else:
+        traces = {shape: synthetic(shape, capacity, TRACE_SECONDS) for shape in TRACES}
+    found: dict[str, dict[str, Outcome]] = {}
+    for name, arrivals in traces.items():
+        found[name] = {choice: simulate(arrivals, how) for choice, how in choices.items()}
+    return dataclasses.replace(report, steering=found)

@@ -145,7 +145,10 @@ class Degrees(click.ParamType[tuple[int, ...]]):
 
 def installed(*packages: str) -> bool:
     """Whether all of these can be imported, without importing them."""
-    return all(importlib.util.find_spec(package) for package in packages)
+    try:
+        return all(importlib.util.find_spec(package) for package in packages)
+    except ModuleNotFoundError:  # of a dotted name, the outer package
+        return False
 
 
 class FiniteFloat(click.ParamType[float]):

@@ -71,6 +71,11 @@ class Scale(click.ParamType[float | str]):
 )
 @click.option("--held-out", metavar="DATA", help="Images, not of the test split, for --scale auto.")
 @click.option("--check", is_flag=True, help="Run PyTorch (CPU) beside a bundle's engines.")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Write the accuracy into a bundle's manifest, where steering and bench --plot find it.",
+)
 @click.option("--name", metavar="TEXT", help="What to call the data set; default: from --data.")
 @click.option(
     "--variant", default="tocom", show_default=True, help="What to call the bank in the rows."
@@ -100,6 +105,7 @@ def evaluate_command(
     scale: float | str | None,
     held_out: str | None,
     check: bool,
+    record: bool,
     name: str | None,
     variant: str,
     seed: int,
@@ -122,11 +128,11 @@ def evaluate_command(
     Examples:
       tocom-export evaluate r00.safetensors r16.safetensors --bank bank.safetensors \\
         --data cifar10/test --scale auto --held-out cifar10/held-out --out results
-      tocom-export evaluate reference-source0 --data cifar10/test --check
+      tocom-export evaluate reference-source0 --data cifar10/test --check --record
       tocom-export evaluate --out results
     """
     output = output_of(as_json, verbose, quiet)
-    if not paths and (data or check or not out):
+    if not paths and (data or check or record or not out):
         raise InputError("name a checkpoint or a bundle, or --out alone to show its results anew.")
     # What is wrong with earlier results is to be said before hours of work.
     known = _results(out, bool(paths)).rows if out else ()
@@ -152,6 +158,8 @@ def evaluate_command(
         bundles = [subject.reference is not None for subject in subjects]
         if check and not any(bundles):
             raise InputError("--check holds a bundle's engines against PyTorch; name a bundle.")
+        if record and not any(bundles):
+            raise InputError("--record writes into a bundle's manifest; name a bundle.")
         for option, value in (("--bank", bank), ("--method", method)):
             if value and all(bundles):
                 raise InputError(f"{option} is for checkpoints; a bundle has its own baked in.")
@@ -161,6 +169,8 @@ def evaluate_command(
         measured = measure(subjects, images, scale, check, output)
         rows = rows_of(measured, name, variant, seed)
         _show(measured, rows, output)
+        if record:
+            _record(measured, output)
     if out:
         rows = _write(out, rows, output)
     document: dict[str, Any] = {"rows": [row.to_json() for row in rows]}
@@ -221,6 +231,18 @@ def _show(measured: Sequence[Measured], rows: Sequence[Row], output: Output) -> 
             ],
             "engines against PyTorch",
         )
+
+
+def _record(measured: Sequence[Measured], output: Output) -> None:
+    """Each bundle's accuracy into its manifest, beside that of targets that weren't measured."""
+    from tocom_export.bundle import Bundle
+
+    for path in dict.fromkeys(m.subject.path for m in measured if m.subject.reference):
+        bundle = Bundle.open(path)
+        found = {m.target: m.engine.accuracy for m in measured if m.subject.path == path}
+        known = {**bundle.accuracy, **found}
+        dataclasses.replace(bundle, accuracy=dict(sorted(known.items()))).save_manifest()
+        output.note(f"Recorded the accuracy of {path} at {', '.join(map(str, found))}.")
 
 
 def _results(out: Path, measuring: bool) -> Results:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -19,6 +20,10 @@ class Timing:
     batch: int
     runs: int
     median_ms: float
+    low_ms: float
+    """A tenth of the runs are faster."""
+    high_ms: float
+    """A tenth of the runs are slower."""
     p99_ms: float
     throughput: float
     """Images per second."""
@@ -58,7 +63,7 @@ def time_engines(
     return {name: summary(times, batch) for name, times in took.items()}
 
 
-def summary(times: list[float], batch: int) -> Timing:
-    """Seconds of each run → their median and 99th percentile in milliseconds."""
-    median, p99 = (float(value) for value in np.quantile(times, (0.5, 0.99)))
-    return Timing(batch, len(times), 1000 * median, 1000 * p99, batch / median)
+def summary(times: Sequence[float] | npt.NDArray[np.float64], batch: int) -> Timing:
+    """Seconds of each run → their median and spread in milliseconds."""
+    low, median, high, p99 = map(float, 1000 * np.quantile(times, (0.1, 0.5, 0.9, 0.99)))
+    return Timing(batch, np.size(times), median, low, high, p99, 1000 * batch / median)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def synthetic(shape: str, capacity: float, seconds: float, seed: int = 0) -> Arr
     most = capacity * float(rate(np.linspace(0, 1, 1001)).max())
     candidates = np.sort(rng.uniform(0, seconds, rng.poisson(most * seconds)))
     keep = rng.uniform(0, most, len(candidates)) < capacity * rate(candidates / seconds)
-    return candidates[keep]
+    return np.asarray(candidates[keep], np.float64)
 
 
 def recorded(file: Path) -> Arrivals:
@@ -95,34 +95,27 @@ def outcome(latencies: Sequence[float], degrees: Sequence[int], slo: float) -> O
 
 def simulate(
     arrivals: Arrivals,
-    seconds: Mapping[int, float],
-    slo: float,
-    steering: Steering | int,
+    steering: Steering,
     slowdown: Callable[[float], float] = lambda _: 1.0,
 ) -> Outcome:
     """Serve a trace one request after another, first come first served, on a pretended machine.
 
+    A fixed degree is a steering whose floor and ceiling it is.
+
     Args:
-        seconds: degree → what a request takes.
-        steering: or a degree that is kept.
+        steering: also says what a request takes at each degree.
         slowdown: seconds of the trace → how much slower the machine is than it was measured.
     """
-    fixed = isinstance(steering, int)
-    state = None if isinstance(steering, int) else steering.start()
+    state = steering.start()
     free = 0.0
     latencies, degrees = [], []
-    for number, arrived in enumerate(arrivals):
-        begin = max(float(arrived), free)
-        if fixed:
-            degree = steering
-        else:
-            queued = bisect_right(arrivals, begin) - number
-            state = steering.step(state, Load(begin, queued, begin - float(arrived)))
-            degree = state.degree
-        took = seconds[degree] * slowdown(begin)
-        if not fixed:
-            state = steering.measured(state, degree, took)
+    for number, arrived in enumerate(map(float, arrivals)):
+        begin = max(arrived, free)
+        queued = bisect_right(arrivals, begin) - number
+        state = steering.step(state, Load(begin, queued, begin - arrived))
+        took = steering.seconds[state.degree] * slowdown(begin)
+        state = steering.measured(state, state.degree, took)
         free = begin + took
-        latencies.append(free - float(arrived))
-        degrees.append(degree)
-    return outcome(latencies, degrees, slo)
+        latencies.append(free - arrived)
+        degrees.append(state.degree)
+    return outcome(latencies, degrees, steering.slo)

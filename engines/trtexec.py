@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tocom_export.engines.plan import Batch
-from tocom_export.engines.timing import Timing
+from tocom_export.engines.timing import Timing, summary
 from tocom_export.errors import InputError, PlanError, brief
 from tocom_export.spec import VitSpec
 
@@ -46,6 +47,7 @@ def bench_line(
     times: Path,
     profile: Path | None = None,
     seconds: float = DURATION,
+    host_code: bool = False,
 ) -> list[str]:
     """The line that times a plan.
 
@@ -56,8 +58,12 @@ def bench_line(
         major: trtexec's version, 10 or 11.
         times: file for the time of each run.
         profile: file for the time of each layer, which a second run measures.
+        host_code: let a version-compatible plan run the code that it brings along; without,
+            trtexec doesn't open it.
     """
     line = ["trtexec", f"--loadEngine={plan}", f"--shapes={shape_of(spec, batch)}"]
+    if host_code:
+        line.append("--versionCompatible")
     if major < 11:
         line += ["--noDataTransfers", "--useCudaGraph", "--useSpinWait"]
     line += [f"--warmUp={WARM_UP}", f"--duration={seconds:g}", f"--exportTimes={times}"]
@@ -101,7 +107,7 @@ def run(line: list[str]) -> None:
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
-        said = next((x for x in reversed(lines) if "[E]" in x), "")
+        said = next((x for x in lines if "[E]" in x), "")  # what follows comes of the first
         said = re.sub(r"^.*\[E\]\s*", "", said) or f"exit status {done.returncode}"
         raise PlanError(f"{' '.join(line)}: {said[:200]}")
 
@@ -124,8 +130,8 @@ def read_times(file: Path, batch: int) -> Timing:
     if not entries:
         raise InputError(f"{file} holds no run after {WARM_UP} ms of warm-up.")
     seconds = max(max(ended) - min(began), 1e-6) / 1000
-    median, p99 = np.quantile(times, (0.5, 0.99))
-    return Timing(batch, len(entries), float(median), float(p99), batch * len(entries) / seconds)
+    pace = batch * len(entries) / seconds
+    return dataclasses.replace(summary(times / 1000, batch), throughput=pace)
 
 
 def read_profile(file: Path) -> list[LayerTime]:

@@ -125,7 +125,7 @@ def read_tensors(content: bytes) -> dict[str, Array]:
     """
     return {
         name: np.frombuffer(entry["data"], _NUMPY[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in deserialize(content)
+        for name, entry in deserialize(content)  # type: ignore[no-untyped-call]
     }
 
 

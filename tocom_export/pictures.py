@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tocom_export.atomic import replaced
-from tocom_export.errors import InputError, MissingPackageError
+from tocom_export.errors import InputError
+from tocom_export.look import COLORS, MARKERS, look, save
 from tocom_export.results import METHODS, Row
 from tocom_export.summary import Pair, Spread, pairs
 
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SUFFIXES = (".png", ".svg")
 _COLUMNS = {4: 2, 8: 4}  # else 3, or fewer panels than that
-
-# Okabe and Ito's, which the colour-blind can tell apart, and a marker each for print in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = "os^vDP"
 _NUMBER: Mapping[str, Any] = {
     "color": "#222222", "marker": "$12$", "markersize": 10, "markeredgewidth": 0,
     "linestyle": "none",
@@ -34,23 +29,6 @@ _WITHOUT: Mapping[str, Any] = {"linestyle": (0, (4, 2)), "markerfacecolor": "whi
 _STAR: Mapping[str, Any] = {
     "color": "#222222", "marker": "*", "markersize": 8, "markeredgewidth": 0, "linestyle": "none",
 }  # fmt: skip
-_LOOK = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "axes.edgecolor": "#888888",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",  # of its own, so that a dark page leaves the labels legible
-    "savefig.facecolor": "white",
-    "savefig.dpi": 150,
-    "svg.hashsalt": "tocom-export",  # else the names inside an SVG are drawn at random
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +46,7 @@ def accuracy_picture(rows: Iterable[Row], file: Path) -> None:
         MissingPackageError: matplotlib is not installed.
         OutputError: the file can't be written.
     """
-    _write(accuracy_figure, rows, file)
+    save(partial(accuracy_figure, rows), file)
 
 
 def throughput_picture(rows: Iterable[Row], file: Path) -> None:
@@ -79,7 +57,7 @@ def throughput_picture(rows: Iterable[Row], file: Path) -> None:
         MissingPackageError: matplotlib is not installed.
         OutputError: the file can't be written.
     """
-    _write(throughput_figure, rows, file)
+    save(partial(throughput_figure, rows), file)
 
 
 def accuracy_figure(rows: Iterable[Row]) -> Figure:
@@ -127,26 +105,6 @@ def throughput_figure(rows: Iterable[Row]) -> Figure:
     return _figure(panels, draw, "images per second", {"target degree": _NUMBER})
 
 
-def _write(figure: Callable[[Iterable[Row]], Figure], rows: Iterable[Row], file: Path) -> None:
-    suffix = file.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(f"{file}: a picture is a {' or a '.join(_SUFFIXES)} file; name it so.")
-    metadata = {"Date": None} if suffix == ".svg" else {}
-    drawn = figure(rows)
-    with _look(), replaced(file) as beside:
-        drawn.savefig(beside, format=suffix[1:], metadata=metadata)
-
-
-def _look() -> AbstractContextManager[None]:
-    """Our settings, whatever a user's matplotlibrc says, for as long as a block lasts."""
-    try:
-        import matplotlib.style
-    except ImportError:
-        raise MissingPackageError("matplotlib", "plot") from None
-    context: AbstractContextManager[None] = matplotlib.style.context(["default", _LOOK])
-    return context
-
-
 def _panels(rows: Iterable[Row]) -> list[_Panel]:
     """A panel for each method and data set, and the average of a method's data sets."""
     rows = [row for row in rows if row.variant == "tocom"]
@@ -176,12 +134,12 @@ def _figure(
 ) -> Figure:
     sources = sorted({pair.source for panel in panels for pair in panel.pairs})
     styles = {
-        source: {"color": _COLORS[index % 6], "marker": _MARKERS[index % 6]}
+        source: {"color": COLORS[index % 6], "marker": MARKERS[index % 6]}
         for index, source in enumerate(sources)
     }
     columns = _COLUMNS.get(len(panels), min(len(panels), 3))
     lines = math.ceil(len(panels) / columns)
-    with _look():
+    with look():
         from matplotlib.figure import Figure
 
         size = (3.2 * max(columns, 1.5), 2.5 * lines + 1.1)

@@ -40,6 +40,8 @@ class CompressedVit(nn.Module):
         UnsupportedModelError: a part of the model that can't be exported either.
     """
 
+    merge = staticmethod(merge)
+
     def __init__(self, vit: nn.Module, method: Method | None = None, name: str | None = None):
         super().__init__()
         self.spec: VitSpec = spec_from_timm(vit, name)
@@ -110,7 +112,7 @@ class CompressedVit(nn.Module):
                 if size is None:
                     size = torch.ones_like(x[..., :1])
                 assert keys is not None
-                x, size = merge(x, size, keys, remove, self.spec.prefix)  # (B, N - r, C)
+                x, size = self.merge(x, size, keys, remove, self.spec.prefix)  # (B, N - r, C)
             elif remove:
                 assert class_attention is not None
                 x = prune(x, class_attention, remove, self.spec.prefix)  # (B, N - r, C)
