@@ -59,7 +59,7 @@ def recorded(file: Path) -> Arrivals:
         raise InputError(f"{file}: a number of seconds is expected on each line.") from None
     if not len(times) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
         raise InputError(f"{file}: arrivals are finite numbers of seconds in ascending order.")
-    return times - times[0]
+    return np.asarray(times - times[0], np.float64)
 
 
 @dataclass(frozen=True)

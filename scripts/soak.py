@@ -1,0 +1,213 @@
+"""Concurrent requests against a pool that is switched and refitted at random, for a while.
+
+python scripts/soak.py [--seconds 600] [--threads 8] [--model NAME --checkpoint FILE --bank FILE]
+                       [--arrivals FILE] [--out FILE]
+
+Each answer is held against an engine of the same degree and the same weights, opened from a bundle
+that was built so: equal in every bit, or it counts as wrong. Prints what was counted as JSON, and
+exits with 1 if an answer was wrong or lost, or if the memory's median in the last tenth of the
+time is more than a hundredth above that in the second tenth. Without --model, the one inside the
+package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tocom_export import EnginePool
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.cli.resolve import plan_build
+from tocom_export.engines.compare import sample_images
+from tocom_export.engines.memory import own_memory
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.errors import ImageError
+
+TARGETS = (0, 4, 8, 12, 16)
+GROWTH = 0.01
+BATCHES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the pool may be refitted with; the scale, unlike the others', tells it from them."""
+
+    checkpoint: Path
+    source: int
+    scale: float
+
+
+class Soak:
+    """What is asked of a pool, what must come back, and what was counted."""
+
+    def __init__(self, plan: BuildPlan, folder: Path) -> None:
+        own, other = folder / "own.safetensors", folder / "other.safetensors"
+        tensors = {name: np.asarray(t, np.float32) for name, t in plan.checkpoint.tensors.items()}
+        save_file(tensors, own)
+        save_file({name: t * np.float32(1.01) for name, t in tensors.items()}, other)
+        self.choices = [
+            Weights(own, 0, 0.1), Weights(own, 8, 0.2), Weights(other, 0, 0.3),
+            Weights(other, 8, 0.4),
+        ]  # fmt: skip
+        self.bank = plan.bank
+        self.images = [sample_images(plan.spec, batch) for batch in BATCHES]
+        self.wanted: dict[tuple[float, int], list[np.ndarray]] = {}
+        for number, choice in enumerate(self.choices):
+            changed = dataclasses.replace(
+                plan,
+                checkpoint=Checkpoint.open(choice.checkpoint),
+                source=choice.source,
+                scale=choice.scale,
+            )
+            bundle = write_bundle(changed, folder / f"bundle{number}")
+            for target in plan.targets:
+                engine = OnnxEngine(bundle, target, threads=1)
+                logits = [engine.run(images) for images in self.images]
+                self.wanted[choice.scale, target] = logits
+        self.pool = EnginePool(folder / "bundle0", threads=1)
+        self.count: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.arrivals: list[float] = []
+        self.memory: list[tuple[float, int]] = []
+
+    def ask(self, until: float, seed: int) -> None:
+        """One client: requests one after another, with pauses, and a broken one now and then."""
+        dice = random.Random(seed)
+        count: Counter[str] = Counter()
+        while time.monotonic() < until:
+            time.sleep(dice.expovariate(1 / 0.01))
+            which = dice.randrange(len(self.images))
+            count["requests"] += 1
+            self.arrivals.append(time.monotonic())
+            serving = self.pool.serving
+            try:
+                if dice.random() < 0.01:
+                    broken = self.images[which].copy()
+                    broken[0, 0, 0, 0] = np.nan
+                    try:
+                        serving.run(broken)
+                        count["wrong"] += 1
+                    except ImageError:
+                        count["refused"] += 1
+                    continue
+                logits = serving.run(self.images[which])
+            except Exception as error:
+                count["lost"] += 1
+                self.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            wanted = self.wanted[serving.scale, serving.target][which]
+            count["right" if np.array_equal(logits, wanted) else "wrong"] += 1
+        self.count.update(count)
+
+    def alter(self, until: float, seed: int) -> None:
+        """Switches and refits, some of which must fail, and a look at the memory after each."""
+        dice = random.Random(seed)
+        known = self.choices[0].checkpoint
+        while time.monotonic() < until:
+            for _ in range(dice.randrange(20)):
+                self.pool.switch(dice.choice(self.pool.targets))
+                self.count["switches"] += 1
+                time.sleep(dice.expovariate(1 / 0.02))
+            choice = dice.choice(self.choices)
+            file = None if choice.checkpoint == known else choice.checkpoint
+            if dice.random() < 0.1:
+                try:
+                    self.pool.refit(bank=self.bank, scale=1e39)
+                    self.failures.append("a refit that had to fail did not")
+                except Exception:
+                    self.count["refits refused"] += 1
+                continue
+            self.pool.refit(
+                checkpoint=file, bank=self.bank, source=choice.source, scale=choice.scale
+            )
+            known = choice.checkpoint
+            self.count["refits"] += 1
+            self.memory.append((time.monotonic(), own_memory() or 0))
+
+    def run(self, seconds: float, threads: int) -> dict[str, Any]:
+        """All of it for so many seconds; what was counted."""
+        began = time.monotonic()
+        until = began + seconds
+        workers = [threading.Thread(target=self.ask, args=(until, n)) for n in range(threads)]
+        workers.append(threading.Thread(target=self._guard, args=(until,)))
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self.pool.close()
+
+        def typical(start: float, end: float) -> float:
+            times = [m for at, m in self.memory if start <= (at - began) / seconds <= end]
+            return median(times) if times else float("nan")
+
+        early, late = typical(0.1, 0.2), typical(0.9, 1.0)
+        return {
+            "seconds": seconds,
+            "threads": threads,
+            **dict(sorted(self.count.items())),
+            "memory_early": early,
+            "memory_late": late,
+            "growth": late / early - 1,
+            "failures": self.failures[:10],
+        }
+
+    def _guard(self, until: float) -> None:
+        try:
+            self.alter(until, 99)
+        except Exception as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+
+def passed(found: dict[str, Any]) -> bool:
+    """Whether nothing was wrong or lost, all was answered, and memory stayed what it was."""
+    answered = found["right"] + found.get("refused", 0) == found["requests"]
+    return answered and not found["failures"] and not found["growth"] > GROWTH
+
+
+def main() -> None:
+    """Read the options, run, and print."""
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--model")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--bank")
+    parser.add_argument("--arrivals", type=Path, help="write when each request came, seconds")
+    parser.add_argument("--out", type=Path, help="write the JSON there, too")
+    options = parser.parse_args()
+    plan = plan_build(
+        model=options.model, checkpoint_file=options.checkpoint, bank_name=options.bank,
+        method_name=None, source=None, targets=TARGETS, scale=0.1,
+    )  # fmt: skip
+    plan = dataclasses.replace(plan, source=0)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(plan, Path(folder))
+        found = soak.run(options.seconds, options.threads)
+    text = json.dumps(found, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", "utf-8")
+    if options.arrivals:
+        times = np.sort(soak.arrivals)
+        options.arrivals.write_text("".join(f"{t - times[0]:.4f}\n" for t in times), "utf-8")
+    sys.exit(0 if passed(found) else 1)
+
+
+if __name__ == "__main__":
+    main()

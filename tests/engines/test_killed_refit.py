@@ -1,0 +1,82 @@
+"""A refit of files that is killed at every step of its way to the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tocom_export.build import BuildPlan, write_bundle
+from tocom_export.bundle import Bundle
+from tocom_export.engines.onnxruntime import OnnxEngine
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from tocom_export.bank import ToComBank
+from tocom_export.bundle import Bundle
+from tocom_export.checkpoint import Checkpoint
+from tocom_export.engines.refit import NewWeights, refit_graph
+
+old, checkpoint, bank = map(Path, sys.argv[1:])
+new = NewWeights(Checkpoint.open(checkpoint), ToComBank.load(bank), 0, 0.5)
+writes = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.chmod")
+
+def refit(folder, step):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        if event in writes or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            count += 1
+            if count == step:
+                os._exit(9)
+    sys.addaudithook(watch)
+    refit_graph(Bundle.open(folder), 8, new, lambda bundle: None)
+    os._exit(0)
+
+step, code = 0, 9
+while code == 9:
+    step += 1
+    folder = old.with_name(f"step{step}")
+    shutil.copytree(old, folder)
+    if not (child := os.fork()):
+        refit(folder, step)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(step if code == 0 else f"exit status {code}")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX renames")
+def test_it_is_the_old_engine_or_the_new_one(plan: BuildPlan, tmp_path: Path, make_images):
+    images = make_images(plan.spec)
+    old = write_bundle(plan, tmp_path / "old")
+    new = write_bundle(dataclasses.replace(plan, scale=0.5), tmp_path / "new")
+    wanted = [OnnxEngine(bundle, 8, threads=1).run(images) for bundle in (old, new)]
+    bank = tmp_path / "bank.safetensors"
+    assert plan.bank is not None
+    plan.bank.save(bank)
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    line = list(map(str, (sys.executable, program, old.path, plan.checkpoint.file, bank)))
+    steps = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    found = []
+    for step in range(1, steps + 1):
+        folder = tmp_path / f"step{step}"
+        bundle = Bundle.open(folder, hashes=True)
+        logits = OnnxEngine(bundle, 8, threads=1).run(images)
+        which = [np.array_equal(logits, answer) for answer in wanted]
+        assert which in ([True, False], [False, True])
+        assert (8 in bundle.refitted) == which[1]  # the manifest knows which of the two it is
+        found.append(which[1])
+    assert found == sorted(found)  # once it is the new one, it stays so
+    assert steps > 8
+    assert not found[0]
+    assert found[-1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert "next" not in manifest

@@ -1,0 +1,64 @@
+"""The short form of ``scripts/soak.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tocom_export.build import BuildPlan
+
+PLACE = Path(__file__).parents[1] / "scripts" / "soak.py"
+
+
+@pytest.fixture(scope="module")
+def soak() -> Any:
+    spec = importlib.util.spec_from_file_location("soak", PLACE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["soak"] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def plan(tmp_path: Path, make_plan) -> BuildPlan:
+    return make_plan(tmp_path, targets=(0, 4, 8, 12, 16))
+
+
+def test_twenty_seconds(soak, plan: BuildPlan, tmp_path: Path):
+    found = soak.Soak(plan, tmp_path).run(20, 8)
+    assert found["failures"] == []
+    assert found.get("wrong", 0) == found.get("lost", 0) == 0
+    assert found["right"] + found["refused"] == found["requests"] > 200
+    assert found["refused"] > 0
+    assert found["refits"] > 4
+    assert found["refits refused"] > 0
+    assert found["switches"] > 30
+
+
+def test_it_notices_wrong_answers(soak, plan: BuildPlan, tmp_path: Path):
+    running = soak.Soak(plan, tmp_path)
+    for logits in running.wanted.values():
+        logits[0] = np.nextafter(logits[0], np.float32(0))
+    found = running.run(1, 2)
+    assert found["wrong"] > 0
+    assert not soak.passed(found)
+
+
+def test_it_notices_lost_ones(soak, plan: BuildPlan, tmp_path: Path):
+    running = soak.Soak(plan, tmp_path)
+    running.images[0] = running.images[0][:, :1]
+    found = running.run(1, 2)
+    assert found["lost"] > 0
+    assert not soak.passed(found)
+
+
+@pytest.mark.parametrize("growth, ok", [(0.005, True), (0.02, False), (float("nan"), True)])
+def test_memory_that_grows(soak, growth: float, ok: bool):
+    found = {"right": 9, "refused": 1, "requests": 10, "failures": [], "growth": growth}
+    assert soak.passed(found) == ok
