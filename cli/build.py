@@ -181,19 +181,11 @@ def build_command(
             click.echo("\n".join(lines))
         return
 
+    options = None
     if library:  # what is missing is to be said before the work
         from tocom_export.engines.nvidia import open_library
+        from tocom_export.engines.plan_build import PlanOptions, check_can_build
 
-        open_library(library)
-    checks: list[Comparison] = []
-
-    def check(bundle: Bundle) -> None:
-        checks.extend(_check(plan, bundle, verify, output))
-
-    def extend(bundle: Bundle) -> Bundle:
-        from tocom_export.engines.plan_build import PlanOptions
-
-        assert library is not None
         options = PlanOptions(
             refit=refit,
             strip=strip,
@@ -202,8 +194,15 @@ def build_command(
             hardware_compatible=hardware_compatible,
             timing_cache=out.with_name(f"{out.name}.timing-cache"),
         )
-        run = verify is not False and installed("torch", "timm")
-        return add_plans(bundle, library, options, run, output)
+        check_can_build(open_library(library), options)
+    checks: list[Comparison] = []
+
+    def check(bundle: Bundle) -> None:
+        checks.extend(_check(plan, bundle, verify, output))
+
+    def extend(bundle: Bundle) -> Bundle:
+        assert library is not None and options is not None
+        return add_plans(bundle, library, options, verify is not False, output)
 
     output.detail(f"{', '.join(engine)} in {precision} from {plan.checkpoint.file}")
     with output.progress("writing", len(plan.files())) as advance:

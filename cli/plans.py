@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tocom_export.cli.common import Output
+from tocom_export.cli.common import Output, installed
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -107,36 +107,55 @@ def add_plans(
 ) -> Bundle:
     """Build a plan for each target of a bundle that is being put together.
 
-    On a machine with a GPU each plan is run against PyTorch before the build is called done:
-    TensorRT may drop a bias of a refittable plan.
+    On a machine with a GPU each plan is run before the build is called done, against the model
+    where something can run that: TensorRT may drop a bias of a refittable plan.
 
     Raises:
         CheckFailed: a plan says something else than the model.
         PlanError: the library can't build it.
     """
     from tocom_export.bundle import plan_name
-    from tocom_export.engines.cuda import find_gpu
     from tocom_export.engines.nvidia import open_library
     from tocom_export.engines.plan import save_plan
+    from tocom_export.engines.plan_build import check_can_build
     from tocom_export.engines.plan_cache import keep_plan, kept_plan, place
 
     nvidia = open_library(library, output.detail)
-    reference: Judge | None = None
+    gpu = check_can_build(nvidia, options)
+    check = verify and gpu is not None
+    who, judge = _judge(bundle) if check else ("", None)
     for target in bundle.targets:
         plan = bundle.path / plan_name(target)
+
+        def put(content: bytes, record: PlanRecord, how: str, plan: Path = plan) -> None:
+            save_plan(plan, content, record)
+            output.detail(f"{plan.name}: {how}, {len(content)} bytes, {library} {record.version}")
+
         earlier = place(nvidia, bundle, target, options)
-        kept = kept_plan(earlier, bundle, target) if earlier else None
-        content, record = kept or _built(nvidia, bundle, target, options, output)
-        save_plan(plan, content, record)
-        how = "refitted from an earlier build's" if kept else "built"
-        output.detail(f"{plan.name}: {how}, {len(content)} bytes, {library} {record.version}")
-        if verify and record.gpu:
-            reference = reference or _reference(bundle)
-            _check(bundle, target, plan, reference)
-            if earlier and not kept:
-                keep_plan(earlier, content, record)
-    if not find_gpu():
-        output.note("The plans were not run: there is no GPU here.")
+        if earlier and (kept := kept_plan(earlier, bundle, target)):
+            put(*kept, "refitted from an earlier build's")
+            try:
+                if check:
+                    _check(bundle, target, who, judge)
+                continue
+            except CheckFailed:
+                output.detail(f"{plan.name}: refitted, it fails its check; it is built afresh")
+        built = _built(nvidia, bundle, target, options, output)
+        put(*built, "built")
+        if check:
+            _check(bundle, target, who, judge)
+            if earlier:
+                keep_plan(earlier, *built)
+    if check and judge:
+        output.note(f"The plans were run, and agree with {who}.")
+    elif check:
+        output.note(
+            "The plans were run, and give numbers; with neither torch and timm nor onnxruntime "
+            "installed, there was nothing to compare them with."
+        )
+    else:
+        why = "--no-verify" if gpu else "there is no GPU here"
+        output.note(f"The plans were not run: {why}.")
     return dataclasses.replace(bundle, plans=tuple(bundle.targets))
 
 
@@ -172,27 +191,31 @@ def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> li
     ]
 
 
-def _reference(bundle: Bundle) -> Judge:
-    from tocom_export.training.reference import Reference
+def _judge(bundle: Bundle) -> tuple[str, Judge | None]:
+    """What plans are compared with, the model or the same graphs elsewhere; its name first."""
+    if installed("torch", "timm"):
+        from tocom_export.training.reference import Reference
 
-    return Reference(bundle)
+        return "the PyTorch model", Reference(bundle)
+    if installed("onnxruntime"):
+        from tocom_export.engines.onnxruntime import OnnxEngine
+
+        return "ONNX Runtime on the same graph", lambda t, images: OnnxEngine(bundle, t).run(images)
+    return "", None
 
 
-def _check(bundle: Bundle, target: int, plan: Path, reference: Judge) -> None:
-    from tocom_export.engines.compare import compare_engine, sample_images
-    from tocom_export.engines.tensorrt import TensorRtEngine
+def _check(bundle: Bundle, target: int, who: str, judge: Judge | None) -> None:
+    from tocom_export.engines.compare import sample_images
+    from tocom_export.engines.plan_check import compare_plan
 
-    engine = TensorRtEngine(plan, host_code=True)  # of our own building
-    if engine.record.stripped:
-        tensors = bundle.tensors(target)
-        engine.refit({name: tensors[name] for name in engine.record.refittable})
+    reference = partial(judge, target) if judge else None
     images = sample_images(bundle.spec)
-    batch = engine.record.batch[2]
-    found = compare_engine(
-        engine.run, target, bundle.precision, images, partial(reference, target), batch=batch
-    )
+    found = compare_plan(bundle, target, images, reference, host_code=True)  # of our own building
     if not found.passed:
+        what = "gives logits that are no numbers"
+        if found.finite:
+            what = f"differs from {who} {found.difference}"
         raise CheckFailed(
-            f"{plan.name} differs from the PyTorch model {found.difference}; no bundle was "
-            "written. Try --refit none, and please report this."
+            f"r{target:02d}.plan {what}; no bundle was written. Try --refit none, and please "
+            "report this."
         )

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 @click.command("refit", cls=Command)
 @click.argument("engine", type=FILE)
 @click.option(
-    "--checkpoint", type=FILE, metavar="FILE", help="Other weights; default: the bundle's own."
+    "--checkpoint",
+    type=FILE,
+    metavar="FILE",
+    help="Other weights; default: the bundle's own, which are rounded unless it is in fp32.",
 )
 @click.option(
     "--bank",
@@ -178,9 +181,13 @@ def _new(
     """
     from tocom_export.checkpoint import Checkpoint
     from tocom_export.cli.resolve import open_bank
-    from tocom_export.engines.refit import NewWeights
+    from tocom_export.engines.refit import NewWeights, base_checkpoint
 
-    checkpoint = Checkpoint.open(checkpoint_file or own)
+    checkpoint = (
+        Checkpoint.open(checkpoint_file)
+        if checkpoint_file
+        else base_checkpoint(own, now.spec, now.precision)
+    )
     trained = checkpoint.info.source if checkpoint_file else None
     if None not in (source, trained) and source != trained:
         raise InputError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +17,12 @@ from tocom_export.cli.common import (
     installed,
     output_of,
 )
-from tocom_export.errors import CheckFailed, MissingPackageError
+from tocom_export.errors import CheckFailed, DeviceError, MissingPackageError, PlanError
+
+if TYPE_CHECKING:
+    from tocom_export.bundle import Bundle
+    from tocom_export.engines.compare import Comparison
+    from tocom_export.engines.plan import PlanRecord
 
 
 @click.command("verify", cls=Command)
@@ -37,15 +45,16 @@ def verify_command(
     """Hold every engine of a bundle against the PyTorch model.
 
     Checks the files' hashes, then max |Δ| of the logits, top-1 agreement, and that all
-    logits are numbers. Exit status 1 where an engine fails: where logits are beyond --atol
-    or, without it, beyond 1e-4 of the largest on more than one image in twenty (two pairs of
-    tokens can be equally similar to within rounding, and either may be merged).
+    logits are numbers; of TensorRT plans, too, where they can be run here. Exit status 1 where
+    an engine fails: where logits are beyond --atol or, without it, beyond 1e-4 of the largest
+    on more than one image in twenty (two pairs of tokens can be equally similar to within
+    rounding, and either may be merged).
 
     \b
     Example:
       tocom-export verify reference-source0 --images photos/
     """
-    from tocom_export.bundle import Bundle
+    from tocom_export.bundle import Bundle, plan_name
     from tocom_export.engines.compare import compare, sample_images
     from tocom_export.images import find_images
 
@@ -60,21 +69,24 @@ def verify_command(
         batch = opened.preprocess.load_batch(files, opened.spec.image_size)
     else:
         batch = sample_images(opened.spec)
-    checks = []
-    with output.progress("checking", len(opened.targets)) as advance:
-        for check in compare(opened, batch, Reference(opened), atol):
+    checks, reference = [], Reference(opened)
+    with output.progress("checking", len(opened.targets) + len(opened.plans)) as advance:
+        for check in compare(opened, batch, reference, atol):
             advance(f"r{check.target:02d}")
             checks.append(check)
+        plans, skipped = _plans(opened, batch, reference, atol, advance)
     output.document(
         {
             "bundle": str(bundle),
-            "passed": all(c.passed for c in checks),
+            "passed": all(c.passed for c in [*checks, *plans]),
             "targets": [c.to_json() for c in checks],
+            "plans": [c.to_json() for c in plans],
+            "not_run": skipped,
         }
     )
     rows = [
         [
-            opened.graph(c.target).name,
+            name,
             f"{c.max_difference:.2e}",
             f"{c.tolerance:.2e}",
             f"{c.beyond} of {c.images}",
@@ -82,10 +94,58 @@ def verify_command(
             "yes" if c.finite else "NO",
             "passed" if c.passed else "FAILED",
         ]
-        for c in checks
+        for c, name in [
+            *((c, opened.graph(c.target).name) for c in checks),
+            *((c, plan_name(c.target)) for c in plans),
+        ]
     ]
     columns = ["engine", "max |Δ|", "allowed", "images beyond", "same top-1", "finite", ""]
     output.table(columns, rows, f"{bundle} against PyTorch, {len(batch)} images")
-    if failed := [c for c in checks if not c.passed]:
-        degrees = ", ".join(str(c.target) for c in failed)
+    for name, why in skipped.items():
+        output.note(f"{name} was not run: {why}")
+    if failed := {c.target for c in [*checks, *plans] if not c.passed}:
+        degrees = ", ".join(map(str, sorted(failed)))
         raise CheckFailed(f"{bundle}: the engines at {degrees} differ from the PyTorch model.")
+
+
+def _plans(
+    bundle: Bundle,
+    images: Any,
+    reference: Callable[[int, Any], Any],
+    atol: float | None,
+    advance: Callable[[str], None],
+) -> tuple[list[Comparison], dict[str, str]]:
+    """The plans that can be run here, compared; of the others, file name → why not.
+
+    Raises:
+        PlanError: a plan or its JSON is missing or damaged.
+    """
+    from tocom_export.engines.plan import open_plan
+    from tocom_export.engines.plan_check import compare_plan
+
+    checks, skipped = [], {}
+    for target in bundle.plans:
+        plan = bundle.plan(target)
+        advance(plan.name)
+        _, record = open_plan(plan)
+        if why := _not_to_run(bundle, record):
+            skipped[plan.name] = why
+            continue
+        try:
+            judge = partial(reference, target)
+            checks.append(compare_plan(bundle, target, images, judge, atol))
+        except (PlanError, DeviceError, MissingPackageError) as error:
+            skipped[plan.name] = str(error)
+    return checks, skipped
+
+
+def _not_to_run(bundle: Bundle, record: PlanRecord) -> str:
+    """Why a plan is not held against the bundle's model; empty where it is to be."""
+    if "VERSION_COMPATIBLE" in record.flags:
+        return "it brings code along, which verify doesn't let run."
+    graph = bundle.refitted.get(record.target, bundle)
+    compensated = bundle.compensated and record.target != graph.source
+    ours = (record.source, record.scale, record.compensated)
+    if not record.stripped and ours != (graph.source, graph.scale, compensated):
+        return f"it was refitted apart from the graph (source {ours[0]}, scale {ours[1]})."
+    return ""

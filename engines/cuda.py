@@ -39,9 +39,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     status, *results = function(*arguments)
     if int(status):
-        text = _told(status)
-        hint = "; lower the batch, or free memory on the GPU" if int(status) == 2 else ""
-        raise DeviceError(f"CUDA: {text} ({function.__name__}){hint}.")
+        raise DeviceError(f"CUDA: {_told(status)} ({function.__name__}){_hint(status)}.")
     if len(results) > 1:
         return tuple(results)
     return results[0] if results else None
@@ -68,7 +66,15 @@ def find_gpu() -> Gpu | None:
 def why_no_gpu() -> str:
     """What CUDA says where :func:`find_gpu` finds none."""
     status, _ = runtime().cudaGetDeviceCount()
-    return _told(status) if int(status) else "it counts no device"
+    return _told(status) + _hint(status) if int(status) else "it counts no device"
+
+
+def _hint(status: Any) -> str:
+    """What to do about an error, where something can be done."""
+    return {
+        2: "; lower the batch, or free memory on the GPU",
+        35: "; with a driver for CUDA 12: pip install 'cuda-python<13'",
+    }.get(int(status), "")
 
 
 def _told(status: Any) -> str:

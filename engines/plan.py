@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tocom_export.errors import InputError, PlanError, brief
 from tocom_export.method import Method
 from tocom_export.precision import TYPES, Precision
 from tocom_export.quantize import scale_name
+from tocom_export.schedule import MAX_DEGREE
 from tocom_export.spec import VitSpec
 
 FORMAT = 1
@@ -89,21 +91,51 @@ class PlanRecord:
         if data["format"] != FORMAT:
             raise PlanError(f"format {data['format']}, this version reads {FORMAT}")
         known = {name: data[name] for name in (f.name for f in dataclasses.fields(cls))}
+        for name, kinds in _KINDS.items():
+            _require(name, data[name], type(data[name]) in kinds)
+        for name, values in _CHOICES.items():
+            _require(name, data[name], data[name] in values)
+        _require("scale", data["scale"], 0 <= data["scale"] < math.inf)
         known["spec"] = VitSpec.from_json(data["spec"])
-        known["method"] = Method(data["method"], bool(data["proportional"]))
-        known["refittable"] = {
-            str(name): Tensor(tuple(map(int, shape)), str(dtype))
-            for name, (shape, dtype) in data["refittable"].items()
-        }
-        smallest, optimal, largest = map(int, data["batch"])
-        known["batch"] = (smallest, optimal, largest)
+        known["method"] = Method(data["method"], data["proportional"])
+        known["refittable"] = {}
+        for name, (shape, dtype) in data["refittable"].items():
+            _require(name, dtype, dtype in _DTYPES)
+            known["refittable"][name] = Tensor(_listed(name, shape, int), dtype)
+        smallest, optimal, largest = known["batch"] = _listed("batch", data["batch"], int)
+        _require("batch", data["batch"], 1 <= smallest <= optimal <= largest)
         if data["compute_capability"] is not None:
-            major, minor = map(int, data["compute_capability"])
+            major, minor = _listed("compute_capability", data["compute_capability"], int)
             known["compute_capability"] = (major, minor)
-        known["flags"] = tuple(map(str, data["flags"]))
-        if data["library"] not in LIBRARIES or data["precision"] not in TYPES:
-            raise ValueError("unknown library or precision")
+        known["flags"] = _listed("flags", data["flags"], str)
         return cls(**known)
+
+
+_DTYPES = ("float32", "float16", "bfloat16", "int8")
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("target", "source"), (int,)),
+    **dict.fromkeys(("compensated", "proportional", "stripped"), (bool,)),
+    **dict.fromkeys(("fixed", "version", "sha256"), (str,)),
+    "scale": (int, float),
+    "gpu": (str, type(None)),
+}
+_CHOICES: dict[str, Collection[Any]] = {
+    **dict.fromkeys(("target", "source"), range(MAX_DEGREE + 1)),
+    "precision": tuple(TYPES),
+    "refit": ("qkv", "all", "none"),
+    "library": LIBRARIES,
+}
+
+
+def _require(name: str, value: Any, fits: bool) -> None:
+    if not fits:
+        raise ValueError(f"{name}: {value!r}")
+
+
+def _listed(name: str, values: Any, kind: type) -> tuple[Any, ...]:
+    """A JSON list whose values are all of a type."""
+    _require(name, values, type(values) is list and all(type(v) is kind for v in values))
+    return tuple(values)
 
 
 def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
@@ -173,6 +205,15 @@ def open_plan(plan: Path) -> tuple[bytes, PlanRecord]:
     if digest != record.sha256:
         raise PlanError(f"{plan} is damaged, or {file.name} is another plan's; build it again.")
     return content, record
+
+
+def check_host_code(plan: Path, record: PlanRecord, allowed: bool) -> None:
+    """Raise PlanError for a plan that brings code along, unless that may run."""
+    if "VERSION_COMPATIBLE" in record.flags and not allowed:
+        raise PlanError(
+            f"{plan} is version-compatible and brings code along, which runs on the host; where "
+            "you trust it, allow that (--host-code, or TensorRtEngine(host_code=True))."
+        )
 
 
 def refittable_names(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tocom_export.atomic import replaced
 from tocom_export.bundle import Bundle
-from tocom_export.engines.cuda import find_gpu, why_no_gpu
+from tocom_export.engines.cuda import Gpu, find_gpu, why_no_gpu
+from tocom_export.engines.interrupt import deferred_interrupt
 from tocom_export.engines.nvidia import Nvidia
 from tocom_export.engines.plan import (
     Batch,
@@ -61,22 +62,16 @@ def build_plan(
     Raises:
         PlanError: the library can't parse or build it.
         DegreeError: the bundle has no such target.
+        KeyboardInterrupt: Ctrl-C, once the library has stopped.
     """
     trt, graph = nvidia.trt, bundle.graph(target)
-    gpu = find_gpu()
-    if gpu is None and (options.refit != "none" or nvidia.library == "tensorrt"):
-        raise PlanError(
-            f"--engine {nvidia.library}: no GPU that CUDA can use ({why_no_gpu()}). "
-            + (
-                "TensorRT-RTX builds ahead of time for other machines, with --refit none."
-                if nvidia.library == "tensorrt-rtx"
-                else "TensorRT builds on the machine that the plan will run on."
-            )
-        )
+    gpu = check_can_build(nvidia, options)
     builder = trt.Builder(nvidia.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, nvidia.logger)
-    if not parser.parse_from_file(str(graph)):
+    with deferred_interrupt():
+        parsed = parser.parse_from_file(str(graph))
+    if not parsed:
         said = parser.get_error(0).desc() if parser.num_errors else nvidia.reason("no reason given")
         raise PlanError(f"{graph}: {nvidia.library}'s parser refuses it ({said[:200]}).")
     stored = bundle.tensors(target)
@@ -86,14 +81,7 @@ def build_plan(
     config, flags = builder.create_builder_config(), []
     # TF32, on unless it is cleared, rounds what goes into a float32 product to fp16's digits.
     config.clear_flag(trt.BuilderFlag.TF32)
-    wanted = {
-        "REFIT_INDIVIDUAL": bool(names),
-        "STRIP_PLAN": options.strip,
-        "VERSION_COMPATIBLE": options.version_compatible,
-    }
-    for name in (name for name, on in wanted.items() if on):
-        if not hasattr(trt.BuilderFlag, name):
-            raise PlanError(f"{nvidia.library} {nvidia.version} has no {name}; a later one has.")
+    for name in _flags(options):
         config.set_flag(getattr(trt.BuilderFlag, name))
         flags.append(name)
     if options.hardware_compatible:
@@ -103,15 +91,12 @@ def build_plan(
     image = (bundle.spec.channels, *bundle.spec.image_size)
     profile.set_shape("images", *((count, *image) for count in options.batch))
     config.add_optimization_profile(profile)
-    monitor = _monitor(trt, progress) if progress else None
-    if monitor:
-        config.progress_monitor = monitor
     # TensorRT-RTX has none: it chooses kernels on the machine that it runs on.
     file = options.timing_cache if nvidia.library == "tensorrt" else None
     cache = _read_cache(config, file) if file else None
-    plan = builder.build_serialized_network(network, config)
-    if plan is None and monitor and monitor.interrupted:
-        raise KeyboardInterrupt
+    with deferred_interrupt() as interrupted:
+        config.progress_monitor = _monitor(trt, progress, interrupted)
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise PlanError(f"{graph}: {nvidia.library} can't build it ({nvidia.reason('no reason')}).")
     if cache is not None and file:
@@ -142,14 +127,56 @@ def build_plan(
     )
 
 
+def check_can_build(nvidia: Nvidia, options: PlanOptions) -> Gpu | None:
+    """The GPU that plans will be built on; None where they are built for other machines.
+
+    Raises:
+        PlanError: there is none and it takes one, or the library is too old for the options.
+        MissingPackageError: cuda-python is not installed.
+    """
+    library = nvidia.library
+    for name, option in _flags(options).items():
+        if not hasattr(nvidia.trt.BuilderFlag, name):
+            hint = " (10.2 has), or build with --refit none" if name == "REFIT_INDIVIDUAL" else ""
+            raise PlanError(
+                f"{option}: {library} {nvidia.version} has no {name}; install a later one{hint}."
+            )
+    gpu = find_gpu()
+    if gpu is None and (options.refit != "none" or library == "tensorrt"):
+        raise PlanError(
+            f"--engine {library}: no GPU that CUDA can use ({why_no_gpu()}). "
+            + (
+                "TensorRT-RTX builds ahead of time for other machines, with --refit none."
+                if library == "tensorrt-rtx"
+                else "TensorRT builds on the machine that the plan will run on."
+            )
+        )
+    return gpu
+
+
+def _flags(options: PlanOptions) -> dict[str, str]:
+    """The builder's flag → the option that asks for it."""
+    asked = {
+        "REFIT_INDIVIDUAL": f"--refit {options.refit}" if options.refit != "none" else "",
+        "STRIP_PLAN": "--strip" if options.strip else "",
+        "VERSION_COMPATIBLE": "--version-compatible" if options.version_compatible else "",
+    }
+    return {name: option for name, option in asked.items() if option}
+
+
 def _kept(nvidia: Nvidia, content: bytes, marked: list[str], options: PlanOptions) -> list[str]:
     """Of the marked weights, those that the plan can exchange: some may have been folded.
 
     Raises:
-        PlanError: one that ToCom needs is not among them.
+        PlanError: one that ToCom needs is not among them, or it asks for one that wasn't marked.
     """
     engine = open_engine(nvidia, content, options.version_compatible)  # the code is our own
     asked = set(open_refitter(nvidia, engine).get_all_weights())
+    if more := sorted(asked - set(marked)):
+        raise PlanError(
+            f"{nvidia.library} built a plan whose refits would need {more[0]}, too, which was not "
+            "marked; build with --refit none, and please report this."
+        )
     kept = [name for name in marked if name in asked]
     if options.refit == "qkv" and len(kept) < len(marked):
         lost = next(name for name in marked if name not in asked)
@@ -169,27 +196,22 @@ def _read_cache(config: Any, file: Path) -> Any:
     return cache
 
 
-def _monitor(trt: Any, progress: Progress) -> Any:
+def _monitor(trt: Any, progress: Progress | None, interrupted: Callable[[], bool]) -> Any:
     """An ``IProgressMonitor`` that tells how far the outermost phase is, and stops on Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
-            self.interrupted = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
                 self._steps[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                if phase in self._steps:
-                    progress(phase, step + 1, self._steps[phase])
-            except KeyboardInterrupt:  # an exception can't pass through the library
-                self.interrupted = True
-                return False
-            return True
+            if progress and phase in self._steps:
+                progress(phase, step + 1, self._steps[phase])
+            return not interrupted()  # asked in every phase: the outermost has few steps
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)

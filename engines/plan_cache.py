@@ -22,6 +22,7 @@ from tocom_export.engines.plan import (
     save_plan,
 )
 from tocom_export.engines.plan_build import PlanOptions
+from tocom_export.engines.refit import exchanged
 from tocom_export.engines.tensorrt import TensorRtEngine
 from tocom_export.errors import DeviceError, OutputError, PlanError
 
@@ -68,23 +69,26 @@ def kept_plan(file: Path, bundle: Bundle, target: int) -> tuple[bytes, PlanRecor
         return None
     try:
         content, record = open_plan(file)
+        # Of the weights that were marked, the builder may have folded some; these must be equal.
+        weights = exchanged(record, bundle.tensors(target), file)
         if not record.stripped:  # a stripped plan is the same whatever its weights will be
             engine = TensorRtEngine(file, host_code=True)  # of our own building
-            tensors = bundle.tensors(target)
-            engine.refit({name: tensors[name] for name in record.refittable})
+            engine.refit(weights)
             content = engine.serialize()
-            if not engine.reopened(content).refittable:
-                return None  # TensorRT before 10.14 saves plans that are at their end
+            del engine  # the GPU may not have memory for two
+        record = dataclasses.replace(
+            record,
+            spec=bundle.spec,
+            source=bundle.source,
+            scale=bundle.scale,
+            compensated=bundle.compensated and target != bundle.source,
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        if not TensorRtEngine(file, host_code=True, unsaved=(content, record)).refittable:
+            return None  # TensorRT before 10.14 saves plans that are at their end
     except (PlanError, DeviceError):
-        return None  # damaged, or no longer opened: it is built again
-    return content, dataclasses.replace(
-        record,
-        spec=bundle.spec,
-        source=bundle.source,
-        scale=bundle.scale,
-        compensated=bundle.compensated and target != bundle.source,
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
+        return None  # damaged, or no longer opened, or of other weights: it is built again
+    return content, record
 
 
 def keep_plan(file: Path, content: bytes, record: PlanRecord) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tocom_export.engines.interrupt import deferred_interrupt
 from tocom_export.engines.nvidia import Nvidia
 from tocom_export.engines.plan import PlanRecord, Tensor
 from tocom_export.errors import PlanError
@@ -65,7 +66,9 @@ def refit(
             raise PlanError(
                 f"{nvidia.library} refuses {name} ({nvidia.reason('no reason given')})."
             )
-    if not refitter.refit_cuda_engine():
+    with deferred_interrupt():
+        done = refitter.refit_cuda_engine()
+    if not done:
         raise PlanError(f"{nvidia.library} can't refit it ({nvidia.reason('no reason given')}).")
 
 
@@ -92,7 +95,8 @@ def open_engine(nvidia: Nvidia, content: bytes, host_code: bool = False) -> Any:
     try:
         runtime = nvidia.trt.Runtime(nvidia.logger)
         runtime.engine_host_code_allowed = host_code
-        engine = runtime.deserialize_cuda_engine(content)
+        with deferred_interrupt():
+            engine = runtime.deserialize_cuda_engine(content)
     except TypeError:  # what the bindings make of a null pointer
         engine = None
     if engine is None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tocom_export.engines import refitter
 from tocom_export.engines.cuda import call, find_gpu, runtime, why_no_gpu
 from tocom_export.engines.nvidia import Nvidia, open_library
-from tocom_export.engines.plan import PlanRecord, open_plan
+from tocom_export.engines.plan import PlanRecord, check_host_code, open_plan
 from tocom_export.errors import DeviceError, ImageError, PlanError
 
 
@@ -33,6 +33,7 @@ class TensorRtEngine:
         cuda_graphs: False launches each kernel by itself.
         host_code: let a version-compatible plan run the code that it brings along; say so of
             plans from people you trust.
+        unsaved: what a plan's file and its JSON will hold; ``plan`` is then not read.
 
     Raises:
         PlanError: the plan is damaged, or of another GPU or another version of the library.
@@ -41,14 +42,19 @@ class TensorRtEngine:
     """
 
     def __init__(
-        self, plan: Path, *, streams: int = 1, cuda_graphs: bool = True, host_code: bool = False
+        self,
+        plan: Path,
+        *,
+        streams: int = 1,
+        cuda_graphs: bool = True,
+        host_code: bool = False,
+        unsaved: tuple[bytes, PlanRecord] | None = None,
     ) -> None:
-        content, record = open_plan(plan)
+        content, record = unsaved or open_plan(plan)
         self.record = record
         self.spec, self.target = record.spec, record.target
         self._nvidia = open_library(record.library)
         self._engine = deserialize(self._nvidia, plan, content, record, host_code)
-        self._host_code = host_code
         self._changing = threading.Lock()
         self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         self._streams, self._opened, self._cuda_graphs = streams, 0, cuda_graphs
@@ -78,17 +84,21 @@ class TensorRtEngine:
             )
         if images.dtype != np.float32:
             raise ImageError(f"images are {images.dtype}; float32 is expected.")
-        if not self._opened:
-            raise PlanError(
-                "the plan is stripped of its weights; tocom-export refit gives it some."
-            )
-        lane = self._lanes.get()
-        try:
-            if not self._ready:
-                raise PlanError("a refit failed, and left the engine with mixed weights; refit it.")
+        with self._lane() as lane:
             return lane.run(images, max(smallest, len(images)))
-        finally:
-            self._lanes.put(lane)
+
+    def run_again(self, batch: int) -> None:
+        """Run what lies on the GPU as a batch of so many, without copies: to time the GPU alone.
+
+        Raises:
+            ImageError: the batch is none that the plan takes.
+            PlanError: as :meth:`run`.
+        """
+        smallest, _, largest = self.record.batch
+        if not smallest <= batch <= largest:
+            raise ImageError(f"a batch of {batch}; the plan takes {smallest} to {largest}.")
+        with self._lane() as lane:
+            lane.launch(batch, copies=False)
 
     def refit(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Exchange the refittable weights; all of them, absolute values.
@@ -115,14 +125,30 @@ class TensorRtEngine:
         with self._changing, self._all_lanes():
             return refitter.serialized(self._nvidia, self._engine, self.record.stripped)
 
-    def reopened(self, content: bytes) -> Any:
-        """The library's engine of a plan that :meth:`serialize` gave."""
-        return refitter.open_engine(self._nvidia, content, self._host_code)
+    @property
+    def refittable(self) -> bool:
+        """Whether the library can refit it; TensorRT before 10.14 may save a plan that it can't."""
+        return bool(self._engine.refittable)
 
     def _open_lanes(self) -> None:
         for _ in range(self._streams):
             self._lanes.put(_Lane(self._nvidia, self._engine, self.record, self._cuda_graphs))
         self._opened = self._streams
+
+    @contextmanager
+    def _lane(self) -> Iterator[_Lane]:
+        """A lane that nobody else uses meanwhile."""
+        if not self._opened:
+            raise PlanError(
+                "the plan is stripped of its weights; tocom-export refit gives it some."
+            )
+        lane = self._lanes.get()
+        try:
+            if not self._ready:
+                raise PlanError("a refit failed, and left the engine with mixed weights; refit it.")
+            yield lane
+        finally:
+            self._lanes.put(lane)
 
     @contextmanager
     def _all_lanes(self) -> Iterator[list[_Lane]]:
@@ -153,11 +179,7 @@ def deserialize(
     gpu = find_gpu()
     if gpu is None:
         raise DeviceError(f"{plan}: no GPU that CUDA can use ({why_no_gpu()}); plans run on one.")
-    if "VERSION_COMPATIBLE" in record.flags and not host_code:
-        raise PlanError(
-            f"{plan} is version-compatible and brings code along, which runs on the host; where "
-            "you trust it, allow that (--host-code, or TensorRtEngine(host_code=True))."
-        )
+    check_host_code(plan, record, host_code)
     try:
         engine = refitter.open_engine(nvidia, content, host_code)
     except PlanError as error:
@@ -166,7 +188,8 @@ def deserialize(
             differs.append(f"built by {record.library} {record.version}, this is {nvidia.version}")
         if record.compute_capability not in (None, gpu.capability):
             differs.append(f"built for {record.gpu}, this is {gpu.name}")
-        why = "; ".join(differs) or str(error)
+        # The difference may not be the reason, which can be a lack of memory, say.
+        why = "; ".join([*differs, str(error)] if nvidia.errors or not differs else differs)
         raise PlanError(f"{plan} can't be opened here ({why}); build it here.") from None
     _check_form(nvidia, engine, plan, record)
     return engine
@@ -175,14 +198,19 @@ def deserialize(
 def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> None:
     """Buffers are made after the record: an engine of other shapes would write beyond them."""
     image = (record.spec.channels, *record.spec.image_size)
-    wanted = {"images": (-1, *image), "logits": (-1, record.spec.classes or record.spec.width)}
+    wanted = {"images": image, "logits": (record.spec.classes or record.spec.width,)}
+    # A plan for one batch alone may say which.
+    first = {-1, record.batch[0]} if record.batch[0] == record.batch[2] else {-1}
     names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
     found = {name: tuple(engine.get_tensor_shape(name)) for name in names}
     single = all(engine.get_tensor_dtype(name) == nvidia.trt.DataType.FLOAT for name in names)
     batch: tuple[int, ...] = ()
     if "images" in names:
         batch = tuple(shape[0] for shape in engine.get_tensor_profile_shape("images", 0))
-    if found != wanted or not single or batch != record.batch:
+    fits = {name: shape[1:] for name, shape in found.items()} == wanted
+    if not (fits and {shape[0] for shape in found.values()} <= first and single) or (
+        batch != record.batch
+    ):
         raise PlanError(
             f"{plan} takes {found} in batches of {batch}, its JSON says {wanted} in batches of "
             f"{record.batch}; the two are not of one build."
@@ -211,23 +239,36 @@ class _Lane:
                 raise DeviceError(f"the engine refuses the buffer of {name}.")
         self._captures = cuda_graphs and not rtx
         self._graph: Any = None  # of the context's present shape: another one would invalidate it
-        self._batch = 0
+        self._batch, self._copies = 0, True
 
     def run(self, images: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
         """Logits of images, run as a batch of so many."""
         count = len(images)
         self._images.host[:count] = images
         self._images.host[count:batch] = 0
-        if batch == self._batch and self._graph is not None:
-            call(self._cuda.cudaGraphLaunch, self._graph, self._stream)
-            self._wait()
-        else:
-            self._enqueue(batch)
-            self._wait()
-            if self._captures:
-                self._capture(batch)
+        self.launch(batch)
         logits: npt.NDArray[np.float32] = self._logits.host[:count].copy()
         return logits
+
+    def launch(self, batch: int, copies: bool = True) -> None:
+        """Run what lies in the buffers, and wait for its end.
+
+        Args:
+            copies: from the host and back to it; else what lies on the GPU.
+        """
+        recorded = self._graph is not None and (batch, copies) == (self._batch, self._copies)
+        try:
+            if recorded:
+                call(self._cuda.cudaGraphLaunch, self._graph, self._stream)
+            else:
+                self.forget_graph()
+                self._enqueue(batch, copies)
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+        except BaseException:  # Ctrl-C, too: what was begun must end before the next run
+            self._cuda.cudaStreamSynchronize(self._stream)
+            raise
+        if self._captures and not recorded:
+            self._capture(batch, copies)
 
     def forget_graph(self) -> None:
         """After a refit, or before another shape: what was recorded is not what would run."""
@@ -235,40 +276,39 @@ class _Lane:
             call(self._cuda.cudaGraphExecDestroy, self._graph)
             self._graph = None
 
-    def _enqueue(self, batch: int) -> None:
+    def _enqueue(self, batch: int, copies: bool) -> None:
         if batch != self._batch:
-            self.forget_graph()
             shape = (batch, *self._images.host.shape[1:])
             if not self._context.set_input_shape("images", shape):
                 raise DeviceError(f"the engine refuses images of shape {shape}.")
             self._batch = batch
         kinds, stream = self._cuda.cudaMemcpyKind, self._stream
-        self._images.copy(batch, kinds.cudaMemcpyHostToDevice, stream)
+        if copies:
+            self._images.copy(batch, kinds.cudaMemcpyHostToDevice, stream)
         if not self._context.execute_async_v3(int(stream)):
             raise DeviceError("the engine failed to run; is there memory left on the GPU?")
-        self._logits.copy(batch, kinds.cudaMemcpyDeviceToHost, stream)
+        if copies:
+            self._logits.copy(batch, kinds.cudaMemcpyDeviceToHost, stream)
 
-    def _capture(self, batch: int) -> None:
+    def _capture(self, batch: int, copies: bool) -> None:
         """The same as a graph; an engine that can't be captured is launched as before."""
         cuda, mode = self._cuda, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
             call(cuda.cudaStreamBeginCapture, self._stream, mode)
             try:
-                self._enqueue(batch)
+                self._enqueue(batch, copies)
             finally:
                 status, graph = cuda.cudaStreamEndCapture(self._stream)
             if int(status):
                 raise DeviceError("the capture failed")
             try:
                 self._graph = call(cuda.cudaGraphInstantiate, graph, 0)
+                self._copies = copies
             finally:
                 call(cuda.cudaGraphDestroy, graph)
         except DeviceError:  # the logits are there already, and come without a graph from now on
             self._captures = False
             cuda.cudaGetLastError()  # else the next call would find this error
-
-    def _wait(self) -> None:
-        call(self._cuda.cudaStreamSynchronize, self._stream)
 
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
@@ -281,6 +321,11 @@ class _Lane:
 def _rtx_context(nvidia: Nvidia, engine: Any, cuda_graphs: bool) -> Any:
     """A context of TensorRT-RTX, which captures graphs once it has compiled for a shape."""
     config = engine.create_runtime_config()
+    # Otherwise other kernels run until those for a shape are compiled in the background: outputs
+    # and times would change in the midst of a run.
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        nvidia.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
     strategies = nvidia.trt.CudaGraphStrategy
     config.cuda_graph_strategy = (
         strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED

@@ -4,8 +4,9 @@ python scripts/gpu_check.py [--out DIR] [--model NAME] [--minutes 8]
 
 The package must be importable. Whatever of tensorrt, tensorrt_rtx, onnxruntime-gpu and torch is
 installed is checked: plans are built in fp16, run, refitted there and back, stripped and refitted,
-each compared with PyTorch, and timed at r = 0, 4, 8, 12, 16 beside torch. What isn't installed is
-skipped by name, and what no time is left for, too. Exit status 1 where a check failed.
+each compared with PyTorch, and timed at r = 0, 4, 8, 12, 16 beside torch: from float32 images on
+the host to logits on the host, and on what lies on the GPU already. What isn't installed is skipped
+by name, and what no time is left for, too. Exit status 1 where a check failed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,13 @@ from tocom_export.build import BuildPlan, write_bundle
 from tocom_export.bundle import Bundle
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.compare import compare_engine, sample_images
+from tocom_export.engines.cuda import find_gpu
+from tocom_export.engines.nvidia import LIBRARIES, Library, Nvidia, open_library
+from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.engines.plan import save_plan
+from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.engines.refit import NewWeights, refit_plan
+from tocom_export.engines.tensorrt import TensorRtEngine
 from tocom_export.engines.timing import time_engines
 from tocom_export.errors import MissingPackageError
 from tocom_export.images import Preprocess
@@ -40,6 +49,12 @@ from tocom_export.models import known_model
 from tocom_export.spec import VitSpec
 
 TARGETS, BATCHES, SOURCE, SCALE = (0, 4, 8, 12, 16), (1, 8, 32, 128), 0, 0.1
+PLAN_BATCHES = (1, 32, max(BATCHES))
+TORCH = "torch eager"
+HOST, GPU = "host to host", "on the GPU"
+"""What a time is of: both copies included, or none."""
+Key = tuple[str, int, str]
+"""Engine, degree, and one of these two."""
 PACKAGES = ("torch", "timm", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13", "cuda-python")
 
 
@@ -91,8 +106,6 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             facts[package] = None
     try:
-        from tocom_export.engines.cuda import find_gpu
-
         gpu = find_gpu()
         facts["gpu"] = dataclasses.asdict(gpu) if gpu else None
     except Exception as error:  # cuda-python is missing, or its driver is
@@ -127,40 +140,57 @@ def build(spec: VitSpec, precision: Any, folder: Path) -> tuple[Bundle, BuildPla
     return write_bundle(plan, folder / precision), plan
 
 
-def check_plans(library: Any, bundle: Bundle, plan: BuildPlan, report: Report) -> dict[Any, Any]:
-    """Build, compare, refit there and back, strip; the engines that can be timed."""
-    from tocom_export.engines.cuda import find_gpu
-    from tocom_export.engines.nvidia import open_library
-    from tocom_export.engines.plan import save_plan
-    from tocom_export.engines.plan_build import PlanOptions, build_plan
-    from tocom_export.engines.refit import NewWeights, refit_plan
-    from tocom_export.engines.tensorrt import TensorRtEngine
+class Plans:
+    """A library's plans of all targets."""
 
-    engines: dict[Any, Any] = {}
+    def __init__(self, nvidia: Nvidia, folder: Path) -> None:
+        self.nvidia, self.folder = nvidia, folder
+        self.engines: dict[int, TensorRtEngine] = {}
+        self.built: dict[int, float] = {}
+        """Target → seconds."""
+
+    def runs(self, images: Any) -> dict[Key, Callable[[], object]]:
+        """What is timed of a batch."""
+        label = self.nvidia.library
+        runs: dict[Key, Callable[[], object]] = {}
+        for target, engine in self.engines.items():
+            runs[label, target, HOST] = partial(engine.run, images)
+            runs[label, target, GPU] = partial(engine.run_again, len(images))
+        return runs
+
+
+def build_plans(library: Library, bundle: Bundle, report: Report) -> Plans | None:
+    """Build every target, and compare it with PyTorch; None where the library can't be used."""
     with report.step(f"{library}: installed, and a GPU") as entry:
         nvidia = open_library(library)
         entry["version"] = nvidia.version
         if find_gpu() is None:
             raise Skip("no GPU that CUDA can use")
     if entry["status"] != "ok":
-        return {}
-    batches = (1, 32, max(BATCHES))
-    images = sample_images(bundle.spec, 32)
-    built: dict[int, float] = {}
+        return None
+    plans = Plans(nvidia, bundle.path / library)
+    plans.folder.mkdir()
+    options = PlanOptions(batch=PLAN_BATCHES, timing_cache=plans.folder / "timings")
     for target in TARGETS:
         with report.step(f"{library}: r{target:02d} built in fp16, compared with PyTorch") as e:
             report.need(60)
             began = time.monotonic()
-            file = bundle.path / f"r{target:02d}.plan"
-            cache = bundle.path / "timings"
-            options = PlanOptions(batch=batches, timing_cache=cache)
+            file = plans.folder / f"r{target:02d}.plan"
             save_plan(file, *build_plan(nvidia, bundle, target, options))
-            built[target] = e["build_seconds"] = time.monotonic() - began
+            plans.built[target] = e["build_seconds"] = time.monotonic() - began
             engine = TensorRtEngine(file)
-            e |= judge(engine.run, bundle, target, images)
-            engines[target] = engine
+            e |= judge(engine.run, bundle, target, sample_images(bundle.spec, 32))
+            plans.engines[target] = engine
+    return plans
+
+
+def check_plans(plans: Plans, bundle: Bundle, plan: BuildPlan, report: Report) -> None:
+    """Refit there and back, strip, and build in fp32."""
+    nvidia, library, engines = plans.nvidia, plans.nvidia.library, plans.engines
+    images = sample_images(bundle.spec, 32)
+    options = PlanOptions(batch=PLAN_BATCHES, timing_cache=plans.folder / "timings")
     target = 8
-    file, moved = bundle.path / "r08.plan", bundle.path / "moved.plan"
+    file, moved = plans.folder / "r08.plan", plans.folder / "moved.plan"
     with report.step(f"{library}: r08 refitted there and back") as e:
         report.need(10)
         if target not in engines:
@@ -172,7 +202,7 @@ def check_plans(library: Any, bundle: Bundle, plan: BuildPlan, report: Report) -
         began = time.monotonic()
         engine.refit({name: there[name] for name in engine.record.refittable})
         e["refit_seconds"] = time.monotonic() - began
-        e["building_over_refitting"] = built[target] / e["refit_seconds"]
+        e["building_over_refitting"] = plans.built[target] / e["refit_seconds"]
         if np.array_equal(engine.run(images), first):
             raise AssertionError("a refit changed nothing")
         engine.refit({name: back[name] for name in engine.record.refittable})
@@ -182,8 +212,7 @@ def check_plans(library: Any, bundle: Bundle, plan: BuildPlan, report: Report) -
         report.need(90)
         refit_plan(file, NewWeights(plan.checkpoint, plan.bank, 4, SCALE), moved)
         refit_plan(moved, NewWeights(plan.checkpoint, plan.bank, 16, SCALE), moved)
-        options = PlanOptions(batch=batches, timing_cache=bundle.path / "timings")
-        other = write_bundle(dataclasses.replace(plan, source=16), bundle.path.parent / "other")
+        other = write_bundle(dataclasses.replace(plan, source=16), plans.folder / "other")
         fresh = other.path / "r08.plan"
         save_plan(fresh, *build_plan(nvidia, other, 8, options))
         found, wanted = (TensorRtEngine(name).run(images) for name in (moved, fresh))
@@ -194,21 +223,18 @@ def check_plans(library: Any, bundle: Bundle, plan: BuildPlan, report: Report) -
             raise AssertionError(f"half of the images differ by more than {np.median(differs):.1e}")
     with report.step(f"{library}: r08 stripped and refitted") as e:
         report.need(60)
-        bare = bundle.path / "bare.plan"
-        options = PlanOptions(batch=batches, strip=True)
-        save_plan(bare, *build_plan(nvidia, bundle, 8, options))
+        bare = plans.folder / "bare.plan"
+        save_plan(bare, *build_plan(nvidia, bundle, 8, dataclasses.replace(options, strip=True)))
         e["bytes_stripped"], e["bytes_whole"] = bare.stat().st_size, file.stat().st_size
         refit_plan(bare, NewWeights(plan.checkpoint, plan.bank, SOURCE, SCALE), bare)
         e |= judge(TensorRtEngine(bare).run, bundle, 8, images)
     with report.step(f"{library}: r16 in fp32, compared with PyTorch") as e:
         report.need(60)
         exact = write_bundle(
-            dataclasses.replace(plan, precision="fp32", targets=(16,)), bundle.path.parent / "fp32"
+            dataclasses.replace(plan, precision="fp32", targets=(16,)), plans.folder / "fp32"
         )
-        options = PlanOptions(batch=batches, timing_cache=bundle.path / "timings")
         save_plan(exact.path / "r16.plan", *build_plan(nvidia, exact, 16, options))
         e |= judge(TensorRtEngine(exact.path / "r16.plan").run, exact, 16, images)
-    return {f"{library} r{t:02d}": engine.run for t, engine in engines.items()}
 
 
 def judge(run: Callable[..., Any], bundle: Bundle, target: int, images: Any) -> dict[str, Any]:
@@ -232,63 +258,44 @@ def judge(run: Callable[..., Any], bundle: Bundle, target: int, images: Any) -> 
     return {"max_difference": found.max_difference, "images_beyond": found.beyond}
 
 
-def usual_merge(x: Any, size: Any, metric: Any, remove: int, prefix: int) -> tuple[Any, Any]:
-    """Merging as it is commonly written: slices, gathers, and one scatter with a reduction."""
-    import torch
-
-    scores = torch.nn.functional.normalize(metric.float(), dim=-1)
-    scores = scores[:, ::2] @ scores[:, 1::2].transpose(1, 2)
-    scores[:, :prefix] = -torch.inf
-    best, into = scores.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True)[..., None]
-    kept, merged = order[:, remove:].sort(dim=1).values, order[:, :remove]
-    into = into[..., None].gather(1, merged)
-
-    def pool(tokens: Any) -> Any:
-        wide = tokens.shape[-1]
-        first, second = tokens[:, ::2], tokens[:, 1::2]
-        source = first.gather(1, merged.expand(-1, -1, wide))
-        second = second.scatter_reduce(1, into.expand(-1, -1, wide), source, reduce="sum")
-        return torch.cat([first.gather(1, kept.expand(-1, -1, wide)), second], dim=1)
-
-    weighted, size = pool(x * size), pool(size)
-    return weighted / size, size
-
-
 def torch_runs(
     bundle: Bundle, plan: BuildPlan, batch: int, device: str, compiled: bool = False
-) -> dict[str, Any]:
-    """Name → one run of a batch in half precision, waiting for its end."""
+) -> dict[Key, Callable[[], object]]:
+    """One run of a batch in half precision, waiting for its end."""
     import torch
 
-    import tocom_export.training.model as module
     from tocom_export.training.reference import load_model
+    from tocom_export.training.usual import UsualVit
 
-    ours = module.merge
-    images = torch.from_numpy(sample_images(bundle.spec, batch)).to(device).half()
+    images = torch.from_numpy(sample_images(bundle.spec, batch))
+    if device == "cuda":
+        images = images.pin_memory()  # as TensorRT's buffers on the host are
+    resident = images.to(device).half()
     model = load_model(bundle.spec, plan.checkpoint.tensors, plan.method).to(device).half()
+    models: dict[str, Any] = {
+        TORCH: model,
+        "torch, usual merging": UsualVit(model.vit, plan.method, bundle.spec.model).eval(),
+    }
     if compiled:
         torch.compiler.reset()
-        model = torch.compile(model)
+        models = {"torch.compile": torch.compile(model)}
 
-    def runner(network: Any, target: int, merge: Any) -> Callable[[], None]:
-        @torch.inference_mode()
-        def run() -> None:
-            module.merge = merge
-            network(images, target)
-            module.merge = ours
-            if device == "cuda":
-                torch.cuda.synchronize()
+    @torch.inference_mode()
+    def run(network: Any, target: int, copies: str) -> Any:
+        given = images.to(device, non_blocking=True).half() if copies == HOST else resident
+        logits = network(given, target)
+        if copies == HOST:
+            return logits.float().cpu()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return None
 
-        return run
-
-    runs = {}
-    for target in TARGETS:
-        name = "torch.compile" if compiled else "torch eager"
-        runs[f"{name} r{target:02d}"] = runner(model, target, ours)
-        if target and not compiled:
-            runs[f"torch, usual merging r{target:02d}"] = runner(model, target, usual_merge)
-    return runs
+    return {
+        (name, target, copies): partial(run, network, target, copies)
+        for target in TARGETS
+        for copies in (HOST, GPU)
+        for name, network in models.items()
+    }
 
 
 def need_torch() -> None:
@@ -301,11 +308,9 @@ def need_torch() -> None:
         raise Skip("torch has no GPU")
 
 
-def onnx_runs(bundle: Bundle, report: Report) -> dict[str, Any]:
+def onnx_engines(bundle: Bundle, report: Report) -> dict[int, OnnxEngine]:
     """ONNX Runtime's CUDA provider, compared with PyTorch."""
-    from tocom_export.engines.onnxruntime import OnnxEngine
-
-    runs: dict[str, Any] = {}
+    engines: dict[int, OnnxEngine] = {}
     for target in TARGETS:
         with report.step(f"onnxruntime, CUDA: r{target:02d} compared with PyTorch") as entry:
             report.need(5)
@@ -317,19 +322,26 @@ def onnx_runs(bundle: Bundle, report: Report) -> dict[str, Any]:
                 raise Skip("this ONNX Runtime has no CUDA; onnxruntime-gpu has")
             engine = OnnxEngine(bundle, target, provider="cuda")
             entry |= judge(engine.run, bundle, target, sample_images(bundle.spec, 32))
-            runs[f"onnxruntime r{target:02d}"] = engine.run
-    return runs
+            engines[target] = engine
+    return engines
 
 
-def measure(name: str, runs: dict[str, Any], batch: int, report: Report, seconds: float) -> None:
+def measure(
+    name: str,
+    runs: dict[Key, Callable[[], object]],
+    batch: int,
+    report: Report,
+    seconds: float,
+) -> None:
     """Time runs of one batch, and keep the figures."""
     with report.step(f"{name}, batch {batch}: timed"):
         report.need(seconds * len(runs))
         if not runs:
             raise Skip("nothing to time")
-        for key, timing in time_engines(runs, batch, seconds).items():
-            label, _, degree = key.rpartition(" r")
-            report.figures.append({"engine": label, "target": int(degree), **timing.to_json()})
+        for (label, target, copies), timing in time_engines(runs, batch, seconds).items():
+            report.figures.append(
+                {"engine": label, "target": target, "timed": copies, **timing.to_json()}
+            )
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -344,16 +356,21 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append(f"| {entry['step']} | {entry['status']} | {told.replace('|', '/')} |")
     lines += [
         "",
-        "| engine | batch | r | median ms | images/s | over r = 0 |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| engine | timed | batch | r | median ms | images/s | over r = 0 | over {TORCH} |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    whole = {(f["engine"], f["batch"]): f for f in document["figures"] if f["target"] == 0}
+    pace = {
+        (f["engine"], f["timed"], f["batch"], f["target"]): f["throughput"]
+        for f in document["figures"]
+    }
     for f in document["figures"]:
-        base = whole.get((f["engine"], f["batch"]))
-        over = f"{f['throughput'] / base['throughput']:.2f}×" if base else "-"
+        engine, timed, batch, target = (f[k] for k in ("engine", "timed", "batch", "target"))
+        # Like over like: the same copies, the same batch.
+        bases = [(engine, timed, batch, 0), (TORCH, timed, batch, target)]
+        whole, torch = (f"{f['throughput'] / pace[b]:.2f}×" if b in pace else "-" for b in bases)
         lines.append(
-            f"| {f['engine']} | {f['batch']} | {f['target']} | {f['median_ms']:.2f} "
-            f"| {f['throughput']:.0f} | {over} |"
+            f"| {engine} | {timed} | {batch} | {target} | {f['median_ms']:.2f} "
+            f"| {f['throughput']:.0f} | {whole} | {torch} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -377,29 +394,40 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as name:
         bundle, plan = build(spec, "fp16", Path(name))
-        runs: dict[str, dict[str, Any]] = {}
-        for library in ("tensorrt", "tensorrt-rtx"):
-            runs[library] = check_plans(library, bundle, plan, report)
-            save()
-        runs["onnxruntime"] = onnx_runs(bundle, report)
+        # Each is timed as soon as it is there: the many builds must not take the time of that.
         for batch in reversed(BATCHES):
-            images = sample_images(spec, batch)
-            for part, engines in runs.items():
-                timed = {key: (lambda r=run: r(images)) for key, run in engines.items()}  # noqa: B023
-                measure(part, timed, batch, report, options.seconds)
             with report.step(f"torch, batch {batch}"):
                 need_torch()
                 peers = torch_runs(bundle, plan, batch, "cuda")
                 measure("torch", peers, batch, report, options.seconds)
+        save()
+        onnx = onnx_engines(bundle, report)
+        for batch in reversed(BATCHES):
+            images = sample_images(spec, batch)
+            runs: dict[Key, Callable[[], object]] = {
+                ("onnxruntime", t, HOST): partial(engine.run, images) for t, engine in onnx.items()
+            }
+            measure("onnxruntime", runs, batch, report, options.seconds)
+        save()
+        usable: list[Plans] = []
+        for library in LIBRARIES:
+            plans = build_plans(library, bundle, report)
+            for batch in reversed(BATCHES):
+                runs = plans.runs(sample_images(spec, batch)) if plans else {}
+                measure(library, runs, batch, report, options.seconds)
+            usable += [plans] if plans else []
+            save()
+        for plans in usable:
+            check_plans(plans, bundle, plan, report)
             save()
         for batch in reversed(BATCHES):  # last, since each compilation takes half a minute
             for target in TARGETS[::-1]:
                 with report.step(f"torch.compile, r{target:02d}, batch {batch}"):
                     need_torch()
                     report.need(45)
-                    name = f"torch.compile r{target:02d}"
                     peers = torch_runs(bundle, plan, batch, "cuda", compiled=True)
-                    measure("compiled", {name: peers[name]}, batch, report, options.seconds)
+                    peers = {key: run for key, run in peers.items() if key[1] == target}
+                    measure("compiled", peers, batch, report, options.seconds)
             save()
     return int(any(entry["status"] == "failed" for entry in report.steps))
 

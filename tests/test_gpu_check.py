@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.training.reduce import merge
+from tocom_export.training.usual import UsualVit, usual_merge
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
@@ -43,33 +43,69 @@ def test_without_a_gpu_everything_is_skipped_by_name(
     assert "| onnxruntime, CUDA: r16 compared with PyTorch | skipped |" in page
 
 
-def test_merging_the_usual_way_is_ours(script: Any):
-    generator = torch.Generator().manual_seed(0)
-    x, metric = (
-        torch.randn(2, 51, 8, generator=generator),
-        torch.randn(2, 51, 4, generator=generator),
-    )
-    size = torch.ones(2, 51, 1)
-    found, sizes = script.usual_merge(x, size, metric, 9, 1)
-    wanted, expected = merge(x, size, metric, 9, 1)
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(sizes, expected)
-
-
 def test_torch_is_timed(script: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch):
     monkeypatch.setattr(script, "TARGETS", (0, 8))
     monkeypatch.setattr(torch, "compile", lambda model: model)
+    merged: list[int] = []
+
+    def usual(x: Any, size: Any, metric: Any, remove: int, prefix: int) -> Any:
+        merged.append(remove)
+        return usual_merge(x, size, metric, remove, prefix)
+
+    monkeypatch.setattr(UsualVit, "merge", staticmethod(usual))
     bundle, plan = script.build(make_spec(), "fp16", tmp_path)
     report = script.Report(1)
     for compiled in (False, True):
         runs = script.torch_runs(bundle, plan, 2, "cpu", compiled)
         script.measure("torch", runs, 2, report, 0.0)
-    assert [(f["engine"], f["target"]) for f in report.figures] == [
-        ("torch eager", 0), ("torch eager", 8), ("torch, usual merging", 8),
-        ("torch.compile", 0), ("torch.compile", 8),
+    host, gpu = "host to host", "on the GPU"
+    assert [(f["engine"], f["target"], f["timed"]) for f in report.figures] == [
+        (engine, target, timed)
+        for engines in (("torch eager", "torch, usual merging"), ("torch.compile",))
+        for target in (0, 8) for timed in (host, gpu) for engine in engines
     ]  # fmt: skip
+    assert merged  # it is the usual merging that is timed under its name
     assert report.steps[0]["status"] == "ok"
-    assert "| torch eager | 2 | 0 |" in script.markdown(report.document())
+    assert "| torch eager | host to host | 2 | 0 |" in script.markdown(report.document())
+
+
+def test_speed_ups_are_over_what_was_timed_in_the_same_way(script: Any):
+    paces = {
+        ("torch eager", 0, script.HOST): 10.0, ("torch eager", 0, script.GPU): 20.0,
+        ("torch eager", 8, script.HOST): 15.0, ("torch eager", 8, script.GPU): 40.0,
+        ("tensorrt", 8, script.HOST): 30.0, ("tensorrt", 8, script.GPU): 50.0,
+    }  # fmt: skip
+    figures = [
+        {"engine": e, "target": t, "timed": c, "batch": 2, "median_ms": 1.0, "throughput": pace}
+        for (e, t, c), pace in paces.items()
+    ]
+    page = script.markdown({"machine": {}, "steps": [], "figures": figures})
+    assert "| torch eager | host to host | 2 | 8 | 1.00 | 15 | 1.50× | 1.00× |" in page
+    assert "| torch eager | on the GPU | 2 | 8 | 1.00 | 40 | 2.00× | 1.00× |" in page
+    assert "| tensorrt | host to host | 2 | 8 | 1.00 | 30 | - | 2.00× |" in page
+    assert "| tensorrt | on the GPU | 2 | 8 | 1.00 | 50 | - | 1.25× |" in page
+
+
+def test_plans_are_timed_before_others_are_built(
+    script: Any, nvidia: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch
+):
+    """On a pretended GPU, whose plans give logits of their own."""
+    monkeypatch.setattr(script, "known_model", lambda name: (make_spec(), None))
+    monkeypatch.setattr(script, "judge", lambda *_: {})
+    arguments = ["gpu_check.py", "--out", str(tmp_path), "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    script.main()
+    document = json.loads((tmp_path / "gpu_check.json").read_text())
+    steps = [e["step"] for e in document["steps"] if e["status"] == "ok"]
+    timed = [f"{library}, batch 1: timed" for library in ("tensorrt", "tensorrt-rtx")]
+    first, second, refitted = (
+        steps.index(name) for name in (*timed, "tensorrt: r08 refitted there and back")
+    )
+    assert first < second < refitted
+    assert "tensorrt-rtx: r00 built in fp16, compared with PyTorch" in steps[first:second]
+    assert "tensorrt: r08 stripped and refitted" in steps[refitted:]
+    found = {(f["engine"], f["target"], f["timed"]) for f in document["figures"]}
+    assert {("tensorrt", 16, script.HOST), ("tensorrt", 16, script.GPU)} <= found
 
 
 def test_an_engine_is_judged(script: Any, make_spec: Callable[..., Any], tmp_path: Path):

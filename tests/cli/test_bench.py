@@ -88,6 +88,22 @@ def test_the_lines_of_trtexec(succeeds: Run, planned: Path, monkeypatch):
     ]
 
 
+def test_the_lines_are_those_that_would_run(succeeds: Run, planned: Path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    content, record = open_plan(planned / "r08.plan")
+    flags = ("VERSION_COMPATIBLE",)
+    save_plan(planned / "r08.plan", content, dataclasses.replace(record, flags=flags))
+    options = ("--runner", "trtexec", "--targets", "4,8", "--batch", "1,32", "--dry-run")
+    four, _, first, last = succeeds(
+        "bench", planned, *options, "--seconds", 0.5, "--layers"
+    ).stdout.splitlines()
+    assert "--versionCompatible" not in four
+    assert "--versionCompatible" in first
+    assert "--duration=0.5" in first
+    assert "--exportProfile" not in first
+    assert last.endswith("--separateProfileRun --exportProfile=profile.json")
+
+
 TRTEXEC = """#!{python}
 import json, sys
 options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if "=" in a)
@@ -130,6 +146,7 @@ def test_trtexec_is_run_and_read(succeeds: Run, planned: Path, here: Path, monke
     [
         ({"library": "tensorrt-rtx"}, ("is of tensorrt-rtx", "--runner tensorrt-rtx")),
         ({"stripped": True}, ("r08.plan is stripped", "refit it first")),
+        ({"flags": ("VERSION_COMPATIBLE",)}, ("r08.plan is version-compatible", "--host-code")),
     ],
 )
 def test_plans_that_trtexec_can_t_run(

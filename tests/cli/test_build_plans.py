@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 
 from tocom_export.bundle import Bundle
+from tocom_export.cli import plans
+from tocom_export.engines import plan_check
+from tocom_export.engines.compare import compare_engine
+from tocom_export.engines.tensorrt import TensorRtEngine
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -38,6 +46,112 @@ def test_a_dry_run_names_the_plans(succeeds: Run, model: Options, here: Path):
         "--minShapes=images:1x3x32x32 --optShapes=images:8x3x32x32 --maxShapes=images:32x3x32x32"
     ) in result.stdout
     assert not list(here.iterdir())
+
+
+def builds(nvidia: Any) -> int:
+    return sum(entry[0] == "build" for entry in nvidia.trt.asked)
+
+
+@pytest.fixture
+def agrees(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pretended plans give what they are compared with, but for the next ``wrong`` checks."""
+    state = SimpleNamespace(wrong=0)
+
+    def compared(run: Any, target: int, precision: Any, images: Any, judge: Any, *rest: Any) -> Any:
+        state.wrong -= 1
+        right = run if state.wrong >= 0 or judge is None else judge
+        return compare_engine(right, target, precision, images, judge, *rest)
+
+    monkeypatch.setattr(plan_check, "compare_engine", compared)
+    return state
+
+
+class TestGpu:
+    """A pretended GPU, whose plans give logits of their own."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, nvidia: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOCOM_EXPORT_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def options(self, model: Options) -> Options:
+        return (*model[:-1], "--targets", 8, "--engine", "tensorrt")
+
+    @pytest.fixture
+    def without(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        """Plans are built where some packages are not installed."""
+
+        def call(*missing: str) -> None:
+            monkeypatch.setattr(plans, "installed", lambda *names: not {*names} & {*missing})
+
+        return call
+
+    def test_a_plan_is_run_against_pytorch(self, succeeds: Run, fails: Run, options, agrees):
+        assert "and agree with the PyTorch model" in succeeds("build", *options).stderr
+        agrees.wrong = 1
+        says = ("r08.plan differs from the PyTorch model", "no bundle was written")
+        fails("build", *options, "--out", "b", "--refit", "none", says=says, status=1)
+        assert not Path("b").exists()
+
+    def test_without_torch_against_onnxruntime(
+        self, nvidia, succeeds: Run, fails: Run, options, agrees, without
+    ):
+        without("torch")
+        result = succeeds("build", *options)
+        assert "and agree with ONNX Runtime on the same graph" in result.stderr
+        again = succeeds("build", *options, "--out", "again", "-v")
+        assert "refitted from an earlier build's" in again.stderr
+        assert builds(nvidia) == 1
+        agrees.wrong = 1
+        says = ("r08.plan differs from ONNX Runtime on the same graph",)
+        fails("build", *options, "--out", "b", "--refit", "none", says=says, status=1)
+
+    @pytest.mark.parametrize("strip", [(), ("--strip",)])
+    def test_with_nothing_to_compare_it_with(
+        self, nvidia, succeeds: Run, fails: Run, options, without, monkeypatch, strip
+    ):
+        without("torch", "onnxruntime")
+        result = succeeds("build", *options, *strip)
+        assert "were run, and give numbers" in result.stderr
+        succeeds("build", *options, *strip, "--out", "again")
+        assert builds(nvidia) == 1
+        nan = np.full((20, 10), np.nan, np.float32)
+        monkeypatch.setattr(TensorRtEngine, "run", lambda *_: nan)
+        says = ("r08.plan gives logits that are no numbers",)
+        fails("build", *options, *strip, "--out", "b", says=says, status=1)
+
+    def test_a_kept_plan_that_fails_its_check_is_built_afresh(
+        self, nvidia, succeeds: Run, options, agrees
+    ):
+        succeeds("build", *options)
+        agrees.wrong = 1
+        result = succeeds("build", *options, "--out", "again", "-v")
+        assert "r08.plan: refitted, it fails its check; it is built afresh" in result.stderr
+        assert builds(nvidia) == 2
+
+    def test_a_plan_that_was_not_run(self, nvidia, succeeds: Run, options):
+        result = succeeds("build", *options, "--no-verify")
+        assert "not run: --no-verify" in result.stderr
+        succeeds("build", *options, "--no-verify", "--out", "again")
+        assert builds(nvidia) == 2  # what nobody looked at is not kept
+
+    def test_what_is_missing_is_said_before_the_work(
+        self, nvidia, fails: Run, options, photos: Path, here: Path, monkeypatch
+    ):
+        def work(*_: Any) -> None:
+            raise AssertionError("it has begun")
+
+        monkeypatch.setattr("tocom_export.cli.build._calibration", work)
+        options = (*options, "--precision", "int8", "--calibrate", photos)
+        nvidia.cuda.gpus = 0
+        fails("build", *options, says=("--engine tensorrt", "no GPU that CUDA can use"))
+        nvidia.cuda.gpus = 1
+        with monkeypatch.context() as patched:
+            patched.delattr(nvidia.trt.BuilderFlag, "REFIT_INDIVIDUAL")
+            fails("build", *options, says=("--refit qkv", "10.2"))
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+        fails("build", *options, says=("cuda-python is not installed",))
+        assert not list(here.iterdir())
 
 
 class TestRtx:

@@ -60,6 +60,20 @@ def test_another_checkpoint(
     assert (bundle / "r08.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_the_shipped_model_there_and_back(succeeds: Run, photos: Path, precision: str):
+    """From weights that were rounded, another source's would be others than a build's."""
+    ranges = ("--calibrate", photos) if precision == "int8" else ()
+    options = ("--targets", "8", "--precision", precision, *ranges, "--no-verify")
+    succeeds("build", *options, "--out", "first")
+    own = Path("first/r08.safetensors")
+    before = own.read_bytes()
+    succeeds("refit", "first/r08.onnx", "--source", 4, "--no-verify")
+    assert own.read_bytes() != before
+    succeeds("refit", "first/r08.onnx", "--source", 0, "--no-verify")
+    assert own.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "engine, says",
     [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import pytest
 from click.testing import Result
 
 from tocom_export.bundle import Bundle
+from tocom_export.engines.compare import compare_engine
+from tocom_export.engines.plan import open_plan, save_plan
 
 Run = Callable[..., Result]
 
@@ -55,6 +59,48 @@ def test_an_engine_that_differs_in_json(run: Run, bundle: Path):
     document = strict(result.stdout)
     assert document["passed"] is False
     assert [target["passed"] for target in document["targets"]] == [False, False]
+
+
+@pytest.fixture
+def planned(nvidia: Any, succeeds: Run, model: tuple[object, ...], tmp_path: Path) -> Path:
+    """A bundle with plans of a pretended TensorRT, which give logits of their own."""
+    options = ("--targets", "4,8", "--engine", "tensorrt", "--out", tmp_path / "planned")
+    succeeds("build", *model, *options)
+    return tmp_path / "planned"
+
+
+def test_plans_are_run(fails: Run, succeeds: Run, planned: Path, monkeypatch):
+    result = fails("verify", planned, says=("at 4, 8 differ",), status=1)
+    assert [line for line in result.stdout.splitlines() if "r08.plan" in line and "FAILED" in line]
+    monkeypatch.setattr(
+        "tocom_export.engines.plan_check.compare_engine",
+        lambda run, t, p, images, judge, *rest: compare_engine(judge, t, p, images, judge, *rest),
+    )
+    document = strict(succeeds("verify", planned, "--json").stdout)
+    assert [plan["target"] for plan in document["plans"] if plan["passed"]] == [4, 8]
+    assert document["not_run"] == {}
+
+
+def test_plans_that_can_t_be_run_are_named(
+    nvidia, fails: Run, succeeds: Run, planned: Path, monkeypatch
+):
+    content, record = open_plan(planned / "r04.plan")
+    flags = ("VERSION_COMPATIBLE",)
+    save_plan(planned / "r04.plan", content, dataclasses.replace(record, flags=flags))
+    content, record = open_plan(planned / "r08.plan")
+    save_plan(planned / "r08.plan", content, dataclasses.replace(record, source=0))
+    result = succeeds("verify", planned)
+    assert "r04.plan was not run: it brings code along" in result.stderr
+    assert "r08.plan was not run: it was refitted apart from the graph (source 0" in result.stderr
+    save_plan(planned / "r08.plan", content, record)
+    nvidia.cuda.gpus = 0
+    document = strict(succeeds("verify", planned, "--json").stdout)
+    assert "no GPU that CUDA can use" in document["not_run"]["r08.plan"]
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    nvidia.cuda.gpus = 1
+    assert "tensorrt is not installed" in succeeds("verify", planned).stderr
+    (planned / "r08.plan").write_bytes(b"damaged")
+    fails("verify", planned, says=("r08.plan is damaged",))
 
 
 def test_an_engine_that_reads_other_weights(fails: Run, bundle: Path, misreads: Callable):

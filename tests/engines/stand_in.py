@@ -141,6 +141,7 @@ class Trt:
     DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8")
     TensorLocation = SimpleNamespace(HOST="HOST")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE", DISABLED="DISABLED")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="LAZY", EAGER="EAGER")
 
     def __init__(self, cuda: Cuda, version: str = "10.13.3") -> None:
         self.__version__, self.cuda = version, cuda
@@ -149,6 +150,10 @@ class Trt:
         """Steps that fail: parse, mark, build, deserialize, set, refit."""
         self.hides: set[str] = set()
         """Weights that a refitter doesn't mention."""
+        self.adds: set[str] = set()
+        """Weights that it asks for beside those that were marked."""
+        self.fixes_batch = False
+        """Whether a plan for one batch alone has its number in place of -1."""
 
     def Weights(self, kind: str, pointer: int, count: int) -> Any:
         size = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1}[kind]
@@ -196,7 +201,7 @@ class Trt:
             return SimpleNamespace(dtype=kind, size=count)
 
         return SimpleNamespace(
-            get_all_weights=lambda: [n for n in engine.weights if n not in self.hides],
+            get_all_weights=lambda: sorted({*engine.weights} - self.hides | self.adds),
             get_weights_prototype=prototype,
             set_named_weights=named,
             refit_cuda_engine=refit,
@@ -270,6 +275,7 @@ class _Builder:
             "graph": network.graph.name,
         }  # fmt: skip
         self._trt.asked.append(("build", asked))
+        self._logger.log("INFO", "building")
         if monitor := config.progress_monitor:
             monitor.phase_start("all", None, 4)
             for step in range(4):
@@ -281,13 +287,13 @@ class _Builder:
             self._logger.log("WARNING", "slow")
             self._logger.log("ERROR", "out of\nmemory")
             return None
-        return _plan(network, config)
+        return _plan(network, config, self._trt.fixes_batch)
 
 
 _KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8"}
 
 
-def _plan(network: _Network, config: _Config) -> bytes:
+def _plan(network: _Network, config: _Config, fixes_batch: bool) -> bytes:
     """The marked weights, read from where the graph says that they lie, and the tensors' shapes."""
     model = onnx.load(network.graph, load_external_data=False)
     strip, weights = "STRIP_PLAN" in config.flags, {}
@@ -300,8 +306,10 @@ def _plan(network: _Network, config: _Config) -> bytes:
             weights[tensor.name] = (
                 _KINDS[tensor.data_type], count, b"" if strip else content,
             )  # fmt: skip
+    _, smallest, _, largest = config.shapes
+    batch = smallest[0] if fixes_batch and smallest == largest else -1
     shapes = {
-        value.name: (-1, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
+        value.name: (batch, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
         for value in (*model.graph.input, *model.graph.output)
     }
     return pickle.dumps((sorted(weights.items()), shapes, config.shapes[1:]))
@@ -335,6 +343,8 @@ class _Engine:
     def create_execution_context(self, config: Any = None) -> Any:
         if config is not None:
             self._trt.asked.append(("context", config.cuda_graph_strategy))
+            kernels = getattr(config, "dynamic_shapes_kernel_specialization_strategy", "LAZY")
+            self._trt.asked.append(("kernels", kernels))
         return None if "context" in self._trt.refuses else _Context(self._trt, self)
 
     def create_serialization_config(self) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,10 +92,57 @@ def test_progress_and_an_interrupt(nvidia, bundle: Bundle):
     assert seen == [("all", step, 4) for step in (1, 2, 3, 4)]
 
     def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+        seen.append(len(seen))
+        signal.raise_signal(signal.SIGINT)
 
+    seen.clear()
     with pytest.raises(KeyboardInterrupt):
         build_plan(open_library("tensorrt"), bundle, 8, PlanOptions(), interrupted)
+    assert seen == [0]  # the library was told at once
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupts(_: str) -> None:
+    """A message of the library's comes with Ctrl-C: what would be raised here would be lost."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_while_the_library_speaks(nvidia, bundle: Bundle):
+    library = open_library("tensorrt", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(library, bundle, 8, PlanOptions())
+    assert library.reason("") == "the build was cancelled"
+    open_library("tensorrt", lambda _: None)
+
+
+def test_nvidia_s_own_builder_stops(bundle: Bundle):
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    pytest.importorskip("cuda.bindings.runtime", exc_type=ImportError)
+    begun: list[Any] = []
+    library = open_library("tensorrt-rtx", lambda text: interrupts(text) if begun else None)
+    options = PlanOptions(refit="none")
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(library, bundle, 8, options, lambda *a: begun.append(a))
+    assert "cancel" in library.reason("").lower()
+    begun.clear()
+    assert build_plan(library, bundle, 8, options)[0]
+
+
+def test_signals_that_somebody_else_handles_are_left_to_them(nvidia, bundle: Bundle):
+    got: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: got.append(number))
+    try:
+        build_plan(open_library("tensorrt", interrupts), bundle, 8, PlanOptions())
+    finally:
+        signal.signal(signal.SIGINT, before)
+        open_library("tensorrt", lambda _: None)
+    assert got == [signal.SIGINT]
+
+
+def test_a_build_beside_the_main_thread(nvidia, bundle: Bundle):
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(build_plan, open_library("tensorrt"), bundle, 8, PlanOptions())
+    assert job.result()[1].target == 8
 
 
 @pytest.mark.parametrize(
@@ -111,11 +159,14 @@ def test_what_the_library_refuses(nvidia, bundle: Bundle, step: str, says: str):
         built(nvidia, bundle)
 
 
-def test_without_a_gpu(nvidia, bundle: Bundle):
+def test_without_a_gpu(nvidia, bundle: Bundle, monkeypatch):
     nvidia.cuda.gpus = 0
     with pytest.raises(
         PlanError, match=r"no GPU that CUDA can use \(it counts no device\)\. TensorRT"
     ):
+        built(nvidia, bundle)
+    monkeypatch.setattr(type(nvidia.cuda), "cudaGetDeviceCount", lambda _: (35, None))
+    with pytest.raises(PlanError, match=r"with a driver for CUDA 12: pip install 'cuda-python<13'"):
         built(nvidia, bundle)
     rtx = open_library("tensorrt-rtx")
     with pytest.raises(PlanError, match="ahead of time for other machines, with --refit none"):
@@ -133,17 +184,63 @@ def test_weights_that_the_library_folded(nvidia, bundle: Bundle):
         built(nvidia, bundle)
 
 
-def test_a_flag_that_the_library_lacks(nvidia, bundle: Bundle, monkeypatch):
-    monkeypatch.delattr(nvidia.trt.BuilderFlag, "REFIT_INDIVIDUAL")
-    with pytest.raises(PlanError, match=r"10\.13\.3 has no REFIT_INDIVIDUAL"):
-        built(nvidia, bundle)
+@pytest.mark.parametrize("refit", ["qkv", "all"])
+def test_a_plan_that_asks_for_more_than_was_marked(nvidia, bundle: Bundle, refit: str):
+    nvidia.trt.adds = {"a folded constant"}
+    with pytest.raises(PlanError, match=r"need a folded constant, too, .* --refit none"):
+        built(nvidia, bundle, refit=refit)
+
+
+@pytest.mark.parametrize(
+    "options, flag, says",
+    [
+        ({}, "REFIT_INDIVIDUAL", r"--refit qkv: tensorrt 10\.1\.0 .*10\.2 has.*--refit none"),
+        ({"refit": "all"}, "REFIT_INDIVIDUAL", r"--refit all: tensorrt 10\.1\.0 has no"),
+        ({"version_compatible": True}, "VERSION_COMPATIBLE", "--version-compatible: tensorrt"),
+    ],
+    ids=str,
+)
+def test_a_flag_that_the_library_lacks(
+    nvidia, bundle: Bundle, monkeypatch, options: dict[str, Any], flag: str, says: str
+):
+    """10.0 and 10.1 can't mark single weights."""
+    nvidia.trt.__version__ = "10.1.0"
+    monkeypatch.delattr(nvidia.trt.BuilderFlag, flag)
+    with pytest.raises(PlanError, match=says):
+        built(nvidia, bundle, **options)
+    assert nvidia.trt.asked == []  # said before any work
+    assert built(nvidia, bundle, refit="none")[1].version == "10.1.0"
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "12.0.0", "unknown"])
 def test_a_version_that_is_not_known(nvidia, version: str):
     nvidia.trt.__version__ = version
-    with pytest.raises(PlanError, match=rf"tensorrt {version} is installed; 10\.x to 11\.x"):
+    with pytest.raises(PlanError, match=rf"tensorrt {version} is installed; 10\.0 to 11\.x"):
         open_library("tensorrt")
+
+
+def test_rtx_before_what_we_use(nvidia):
+    nvidia.rtx.__version__ = "1.6.0.5"
+    with pytest.raises(PlanError, match=r"tensorrt_rtx 1\.6\.0\.5 is installed; 1\.7 to 1\.x"):
+        open_library("tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+        ("raise OSError('libnvinfer.so.10: no such file')", "libnvinfer.so.10: no such file"),
+        ("raise ImportError('libcudart.so.13: not found')", "libcudart.so.13: not found"),
+    ],
+)
+def test_a_library_that_can_t_be_loaded(tmp_path: Path, monkeypatch, content: str, says: str):
+    (tmp_path / "tensorrt.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(PlanError, match="tensorrt is installed, but can't be loaded") as caught:
+        open_library("tensorrt")
+    assert says in str(caught.value)
+    assert "pip install --force-reinstall 'tocom-export[tensorrt]'" in str(caught.value)
 
 
 @pytest.mark.parametrize("library, extra", [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
@@ -183,7 +280,13 @@ def test_a_plan_without_its_record(nvidia, bundle: Bundle, tmp_path: Path):
     "change",
     [
         {"format": 9}, {"spec": {}}, {"library": "other"}, {"precision": "fp8"}, {"batch": [1]},
-        {"refittable": 3}, {"compute_capability": "8.9"},
+        {"refittable": 3}, {"compute_capability": "8.9"}, {"target": "8"}, {"target": 999},
+        {"target": True}, {"source": None}, {"source": 8.0}, {"scale": "x"}, {"scale": -1},
+        {"scale": float("nan")}, {"compensated": 1}, {"stripped": "yes"}, {"refit": "some"},
+        {"refit": []}, {"batch": [1, 8, 4]}, {"batch": ["1", "8", "32"]}, {"gpu": 4},
+        {"compute_capability": [8, "9"]}, {"flags": "STRIP_PLAN"}, {"flags": [1]}, {"version": 10},
+        {"refittable": {"a": ["x", "float32"]}}, {"refittable": {"a": [[3], "float8"]}},
+        {"proportional": None}, {"fixed": 0}, {"sha256": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -253,4 +356,5 @@ def test_messages_of_the_library(nvidia):
     library.logger.log("ERROR", "not\n  fine.")
     assert told == ["fine"]
     assert library.reason("nothing") == "not fine"
-    assert SimpleNamespace(errors=[]).errors == []
+    open_library("tensorrt").logger.log("WARNING", "slow")  # as an engine does that is opened
+    assert told == ["fine", "slow"]

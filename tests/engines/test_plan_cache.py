@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,6 +88,23 @@ def test_other_fixed_weights_are_built(nvidia, plan: BuildPlan, tmp_path: Path):
     assert get(second, refit="all")[2] is True
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_folded_weight_that_differs_is_built(
+    nvidia, plan: BuildPlan, tmp_path: Path, strip: bool
+):
+    """``--refit all`` marks every weight; those that the builder folds keep their values."""
+    nvidia.trt.hides = {"cls_token"}
+    tensors = dict(plan.checkpoint.tensors)
+    tensors["cls_token"] = tensors["cls_token"] + np.float32(1)
+    other = dataclasses.replace(plan.checkpoint, tensors=tensors)
+    first = write_bundle(plan, tmp_path / "first")
+    second = write_bundle(dataclasses.replace(plan, checkpoint=other), tmp_path / "second")
+    get(first, refit="all", strip=strip)
+    assert get(first, refit="all", strip=strip)[2] is True
+    assert get(second, refit="all", strip=strip)[2] is False
+    assert get(second, refit="all", strip=strip)[2] is True
+
+
 def test_what_can_t_be_refitted_is_not_kept(nvidia, bundle: Bundle, folder: Path):
     get(bundle, refit="none")
     assert get(bundle, refit="none")[2] is False
@@ -128,5 +144,5 @@ def test_a_gpu_without_memory_builds_again(nvidia, bundle: Bundle):
 
 def test_a_library_whose_plans_are_at_their_end(nvidia, bundle: Bundle, monkeypatch):
     get(bundle)
-    monkeypatch.setattr(TensorRtEngine, "reopened", lambda *_: SimpleNamespace(refittable=False))
+    monkeypatch.setattr(TensorRtEngine, "refittable", False)
     assert get(bundle)[2] is False

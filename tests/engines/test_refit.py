@@ -52,6 +52,23 @@ def test_an_engine_runs_batches_of_any_size(nvidia, fresh: Bundle, make_images):
     assert engine.target == 8
 
 
+def test_what_lies_on_the_gpu_is_run_again(nvidia, fresh: Bundle, make_images):
+    """Without copies, by a graph of its own; runs from the host go on as before."""
+    engine = TensorRtEngine(planned(fresh, batch=(2, 4, 8)))
+    images = make_images(fresh.spec, 4)
+    before = engine.run(images)
+    nvidia.cuda.calls.clear()
+    for _ in range(3):
+        engine.run_again(4)
+    assert "cudaMemcpyAsync" not in nvidia.cuda.calls
+    assert nvidia.cuda.calls.count("cudaGraphLaunch") == 2
+    np.testing.assert_array_equal(engine.run(images[::-1]), before[::-1])
+    np.testing.assert_array_equal(engine.run(images), before)
+    for batch in (1, 9):
+        with pytest.raises(ImageError, match=f"a batch of {batch}; the plan takes 2 to 8"):
+            engine.run_again(batch)
+
+
 def test_without_cuda_graphs(nvidia, fresh: Bundle, make_images):
     engine = TensorRtEngine(planned(fresh), cuda_graphs=False)
     images = make_images(fresh.spec, 2)
@@ -80,6 +97,7 @@ def test_rtx_captures_by_itself(nvidia, fresh: Bundle, make_images):
     np.testing.assert_array_equal(engine.run(images), engine.run(images))
     assert "cudaStreamBeginCapture" not in nvidia.cuda.calls
     assert ("context", "WHOLE") in nvidia.rtx.asked
+    assert ("kernels", "EAGER") in nvidia.rtx.asked  # none that are exchanged in the midst of a run
     TensorRtEngine(fresh.path / "r08.plan", cuda_graphs=False)
     assert ("context", "DISABLED") in nvidia.rtx.asked
 
@@ -129,8 +147,45 @@ def test_a_plan_of_another_gpu_and_version(nvidia, fresh: Bundle):
     nvidia.trt.__version__ = "10.14.0"
     nvidia.cuda.capability = (9, 0)
     says = r"built by tensorrt 10\.13\.3, this is 10\.14\.0; built for Pretended GPU, this is"
-    with pytest.raises(PlanError, match=says):
+    with pytest.raises(PlanError, match=says) as caught:
         TensorRtEngine(plan)
+    assert "no reason" not in str(caught.value)
+
+
+def test_what_the_library_says_of_a_plan_that_it_refuses(nvidia, fresh: Bundle, monkeypatch):
+    """What differs need not be why."""
+    plan = planned(fresh)
+    nvidia.trt.__version__ = "10.14.0"
+    library = open_library("tensorrt")
+
+    def refuse(content: bytes) -> None:
+        library.logger.log("ERROR", "out of memory")
+
+    made = SimpleNamespace(deserialize_cuda_engine=refuse)
+    monkeypatch.setattr(nvidia.trt, "Runtime", lambda _: made)
+    with pytest.raises(PlanError, match=r"this is 10\.14\.0; out of memory\); build it here"):
+        TensorRtEngine(plan)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_plan_for_one_batch_alone(nvidia, fresh: Bundle, make_images, fixed: bool):
+    nvidia.trt.fixes_batch = fixed
+    engine = TensorRtEngine(planned(fresh, batch=(8, 8, 8)))
+    assert engine.run(make_images(fresh.spec, 3)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("step", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaGraphLaunch"])
+def test_what_was_begun_ends_before_the_next_run(nvidia, fresh: Bundle, make_images, step: str):
+    engine = TensorRtEngine(planned(fresh))
+    images = make_images(fresh.spec, 2)
+    before = engine.run(images)
+    nvidia.cuda.fails = step
+    nvidia.cuda.calls.clear()
+    with pytest.raises(DeviceError):
+        engine.run(images if step == "cudaGraphLaunch" else images[:1])
+    assert nvidia.cuda.calls[-1] == "cudaStreamSynchronize"
+    nvidia.cuda.fails = ""
+    np.testing.assert_array_equal(engine.run(images), before)
 
 
 def test_code_that_a_plan_brings_along_must_be_allowed(nvidia, fresh: Bundle):
@@ -298,7 +353,7 @@ def test_before_10_14_a_saved_refit_may_be_the_last(
     engine.serialize()
     assert nvidia.trt.asked[-1] == ("serialize", [])
 
-    monkeypatch.setattr(TensorRtEngine, "reopened", lambda *_: SimpleNamespace(refittable=False))
+    monkeypatch.setattr(TensorRtEngine, "refittable", False)
     changed = refit_plan(file, new_weights(plan), file)
     assert (changed.refit, changed.refittable) == ("none", {})
     with pytest.raises(PlanError, match="--refit none"):
@@ -338,7 +393,7 @@ def test_another_model_in_a_plan(nvidia, fresh: Bundle, other, make_images):
     refit_plan(plan, other(*QKV), plan)
     assert not np.array_equal(TensorRtEngine(plan).run(images), before)
     content = plan.read_bytes()
-    with pytest.raises(PlanError, match=r"other\.safetensors differs .* --refit all"):
+    with pytest.raises(PlanError, match=r"differ from those of .*r08\.plan .* --refit all"):
         refit_plan(plan, other(*QKV, "head.weight"), plan)
     assert plan.read_bytes() == content
     refit_plan(planned(fresh, refit="all"), other(*QKV, "head.weight"), plan)
@@ -352,6 +407,22 @@ def test_a_model_with_other_classes(nvidia, fresh: Bundle, plan: BuildPlan, tmp_
     new = NewWeights(Checkpoint.open(tmp_path / "four.safetensors"), None, 0, 0.1)
     with pytest.raises(CheckpointError, match="has 4 classes, the engine 10"):
         refit_plan(planned(fresh), new, fresh.path / "r08.plan")
+
+
+def test_what_is_checked_is_what_is_written(
+    nvidia, fresh: Bundle, plan: BuildPlan, make_images, monkeypatch
+):
+    """A library may run what it refitted, and save something else."""
+    images = make_images(fresh.spec, 2)
+    file = planned(fresh)
+    content, before = file.read_bytes(), TensorRtEngine(file).run(images)
+    seen: list[Any] = []
+    new = new_weights(plan, source=4)
+    refit_plan(file, new, file, lambda engine: seen.append(engine.run(images)))
+    np.testing.assert_array_equal(TensorRtEngine(file).run(images), seen[0])
+    monkeypatch.setattr(TensorRtEngine, "serialize", lambda _: content)
+    refit_plan(file, new, fresh.path / "r16.plan", lambda engine: seen.append(engine.run(images)))
+    np.testing.assert_array_equal(seen[1], before)
 
 
 def test_a_failed_check_leaves_the_files_as_they_were(nvidia, fresh: Bundle, plan: BuildPlan):
@@ -418,5 +489,5 @@ def test_a_manifest_that_tells_of_plans_it_can_t_have(fresh: Bundle):
     data = json.loads(file.read_text())
     for extra in ({"plans": [4]}, {"refitted": {"4": {"source": 0, "scale": 0.1}}}):
         file.write_text(json.dumps({**data, **extra}))
-        with pytest.raises(Exception, match="plans or refitted weights of no target"):
+        with pytest.raises(Exception, match="plans, refitted weights or accuracy of no target"):
             Bundle.open(fresh.path)

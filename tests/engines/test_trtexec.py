@@ -28,6 +28,12 @@ def test_the_line_for_11(make_spec):
     )
 
 
+def test_the_line_for_a_version_compatible_plan(make_spec):
+    """trtexec lets such a plan's code run only where it is told that it is one."""
+    line = trtexec.bench_line(PLAN, make_spec(), 1, 11, TIMES, host_code=True)
+    assert line[3] == "--versionCompatible"
+
+
 @pytest.mark.parametrize("major, typed", [(10, " --stronglyTyped"), (11, "")])
 def test_the_line_that_builds(make_spec, major: int, typed: str):
     line = trtexec.build_line(Path("r08.onnx"), Path("r08.plan"), make_spec(), (1, 8, 32), major)
@@ -109,7 +115,10 @@ def test_trtexec_on_the_path(tmp_path: Path, monkeypatch, banner: str, major: in
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 def test_a_run_that_fails(tmp_path: Path):
     program = tmp_path / "trtexec"
-    program.write_text("#!/bin/sh\necho '[11/22/2026-10:00:00] [E] Out of memory'\nexit 1\n")
+    program.write_text(
+        "#!/bin/sh\necho '[11/22/2026-10:00:00] [E] Out of memory'\n"
+        "echo '[11/22/2026-10:00:00] [E] Engine could not be loaded'\nexit 1\n"
+    )
     program.chmod(0o755)
     with pytest.raises(PlanError, match=r"trtexec --x: Out of memory$"):
         trtexec.run([str(program), "--x"])

@@ -1,0 +1,37 @@
+"""Ctrl-C while NVIDIA's libraries work, which would lose it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is only noted within the block, and raised as KeyboardInterrupt at its end.
+
+    Python would raise it in the Python code that runs next. While a library works, that is a
+    function which it calls back, and through the library no exception gets out. What is yielded
+    says whether Ctrl-C came. Nothing changes outside the main thread, where signals don't
+    arrive, and where somebody else handles them.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    usual = signal.default_int_handler
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not usual:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            raise KeyboardInterrupt

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from tocom_export.engines.timing import summary, time_engines
+
+
+def test_a_summary():
+    found = summary([0.001 * ms for ms in range(101)], batch=4)
+    assert found.to_json() == {
+        "batch": 4, "runs": 101, "median_ms": pytest.approx(50), "low_ms": pytest.approx(10),
+        "high_ms": pytest.approx(90), "p99_ms": pytest.approx(99), "throughput": pytest.approx(80),
+    }  # fmt: skip
+
+
+def test_engines_take_turns():
+    ran: list[str] = []
+    told: list[str] = []
+    runs = {name: lambda name=name: ran.append(name) for name in "ab"}
+    found = time_engines(runs, 1, 0.0, told.append)
+    assert told == ["a", "b"]
+    assert ran == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 10
+    assert [timing.runs for timing in found.values()] == [10, 10]
+    assert all(t.low_ms <= t.median_ms <= t.high_ms <= t.p99_ms for t in found.values())
