@@ -1,6 +1,7 @@
 """Run benchmarks and print a Markdown table.
 
 python benchmarks/run.py [starting] [accepting] [parity] [running] [building] [distilling]
+                         [serving] [peers]
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 from common import machine
 
-ALL = ("starting", "accepting", "parity", "running", "building", "distilling")
+ALL = ("starting", "accepting", "parity", "running", "building", "distilling", "serving", "peers")
 
 
 def main() -> None:

@@ -72,9 +72,10 @@ class Steering:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if not self.ladder:
+        if not self.seconds or not self.ladder:
             raise InputError("steering: no degree lies within floor and ceiling.")
-        if min(self.slo, self.workers, *self.seconds.values()) <= 0 or self.hold < 0:
+        positive = (self.slo, self.workers, *self.seconds.values())
+        if not (all(number > 0 for number in positive) and self.hold >= 0):  # NaN isn't, either
             raise InputError("steering: times, latency and workers are positive numbers.")
 
     @cached_property

@@ -93,8 +93,11 @@ def test_commands_run_and_print_what_the_readme_shows(desk: Path):
             assert [line for line in masked(transcript) if line not in printed] == []
 
 
-def test_python_example_runs(desk: Path):
-    (example,) = (block for language, block in BLOCKS if language == "python")
+@pytest.mark.parametrize("number", range(2))
+def test_python_examples_run(desk: Path, number: int):
+    examples = [block for language, block in BLOCKS if language == "python"]
+    assert len(examples) == 2
+    example = examples[number]
     done = subprocess.run(
         [sys.executable, "-c", example + "\nprint(logits.shape)"],
         cwd=desk,

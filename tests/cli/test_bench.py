@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 
 from tocom_export.bundle import MANIFEST, Bundle
 from tocom_export.engines.plan import PlanRecord, open_plan, save_plan
 
 Run = Callable[..., Result]
+Options = tuple[object, ...]
 QUICK = ("--seconds", 0.01)
 
 
@@ -54,6 +56,12 @@ def test_over_degree_0(succeeds: Run, model, bundle: Path):
         (("--layers",), ("--layers is for --runner trtexec",)),
         (("--runner", "tensorrt"), ("has no plan for target 4", "--engine tensorrt")),
         (("--runner", "trtexec"), ("has no plan for target 4",)),
+        (("--trace", "arrivals.txt"), ("--trace is for --slo-ms",)),
+        (("--slo-ms", "0"), ("--slo-ms 0", "more than nothing")),
+        (("--slo-ms", "-1"), ("--slo-ms", "-1 is not a finite number")),
+        (("--slo-ms", "nan"), ("--slo-ms", "nan is not a finite number")),
+        (("--slo-ms", "inf"), ("--slo-ms", "inf is not a finite number")),
+        (("--plot", "speed.pdf"), ("speed.pdf", "a .png or a .svg file")),
     ],
     ids=str,
 )
@@ -159,3 +167,199 @@ def test_plans_that_trtexec_can_t_run(
     content, record = open_plan(planned / "r08.plan")
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, **change))
     fails("bench", planned, "--runner", "trtexec", "--targets", 8, says=says)
+
+
+@pytest.fixture
+def zero(succeeds: Run, model: Options) -> Path:
+    """A bundle with the targets 0 and 8."""
+    succeeds("build", *model, "--targets", "0,8", "--out", "zero")
+    return Path("zero")
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Options]]:
+    """No process is started to measure memory; what would have been run in one."""
+    asked: dict[str, list[Options]] = {}
+
+    def memory_of(module: str, arguments: Options) -> int:
+        asked.setdefault(module.split(".")[-1], []).append(arguments)
+        return 12_345_678
+
+    monkeypatch.setattr("tocom_export.engines.memory.memory_of", memory_of)
+    monkeypatch.setattr("tocom_export.cli.peers.memory_of", memory_of)
+    return asked
+
+
+def test_spread_bound_and_memory(succeeds: Run, zero: Path):
+    options = ("--batch", "1,3", "--threads", 1, *QUICK)
+    timings = json.loads(succeeds("bench", zero, *options, "--json").stdout)["timings"]
+    for timing in timings:
+        assert timing["low_ms"] <= timing["median_ms"] <= timing["high_ms"] <= timing["p99_ms"]
+        assert timing["of_bound"] == pytest.approx(timing["speed_up"] / timing["bound"])
+        if sys.platform == "linux":
+            assert timing["memory"] > 20_000_000
+    bounds = {timing["target"]: timing["bound"] for timing in timings}
+    assert bounds[0] == 1
+    assert 1 < bounds[8] < 4  # of 17 tokens, 9, 5, 3 and 2 are left
+
+
+def test_memory_is_that_of_the_largest_batch(succeeds: Run, zero: Path, unmeasured):
+    table = succeeds("bench", zero, "--batch", "3,1", *QUICK).stdout
+    assert table.count("12.3 MB") == 4
+    assert unmeasured == {"memory": [(zero, 0, 3), (zero, 8, 3)]}
+    unmeasured.clear()
+    succeeds("bench", zero, "--batch", 2, "--threads", 1, "--targets", 8, *QUICK)
+    assert unmeasured == {"memory": [(zero, 8, 2, 1)]}
+
+
+def test_a_picture(succeeds: Run, zero: Path, here: Path, unmeasured):
+    pytest.importorskip("matplotlib")
+    options = ("--batch", "1,2", *QUICK, "--plot")
+    assert "Wrote speed.svg." in succeeds("bench", zero, *options, "speed.svg").stderr
+    picture = (here / "speed.svg").read_text()
+    assert picture.startswith("<?xml")
+    assert "<!-- batch 2 -->" in picture
+    assert "<!-- images per second -->" in picture
+    assert "<!-- accuracy, % -->" not in picture
+    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"0": 81.5, "8": 79.5}}
+    (zero / MANIFEST).write_text(json.dumps(edited))
+    document = succeeds("bench", zero, *options, "speed.SVG", "--json").stdout
+    assert json.loads(document)["timings"]
+    assert "<!-- accuracy, % -->" in (here / "speed.SVG").read_text()
+    succeeds("bench", zero, *options, "speed.png", "--targets", 8)
+    assert (here / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_without_matplotlib(
+    fails: Run, bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is said before the work."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("tocom_export.engines.timing.time_engines", None)
+    says = ("matplotlib is not installed", "tocom-export[plot]")
+    fails("bench", bundle, *QUICK, "--plot", "speed.svg", says=says)
+    assert not list(here.iterdir())
+
+
+OUTCOME = {"requests", "met", "mean_degree", "p50_ms", "p99_ms", "switches"}
+
+
+def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured):
+    options = ("--batch", "2,1", *QUICK, "--slo-ms", 50)
+    document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
+    assert list(document["steering"]) == ["steady", "burst", "ramp", "overload"]
+    dense = next(t for t in document["timings"] if (t["target"], t["batch"]) == (0, 1))
+    for shape, rate in (("steady", 0.7), ("overload", 2.5)):
+        requests = document["steering"][shape]["steered"]["requests"]
+        assert requests == pytest.approx(60_000 / dense["median_ms"] * rate, rel=0.05)
+    for outcomes in document["steering"].values():
+        assert list(outcomes) == ["steered", "r00", "r08"]
+        assert all(set(outcome) == OUTCOME for outcome in outcomes.values())
+        assert len({outcome["requests"] for outcome in outcomes.values()}) == 1
+        assert outcomes["r00"]["mean_degree"] == outcomes["r00"]["switches"] == 0
+        assert outcomes["r08"]["mean_degree"] == 8
+        assert 0 <= outcomes["steered"]["mean_degree"] <= 8
+
+
+def test_the_tables_of_what_steering_would_do(succeeds: Run, zero: Path, unmeasured):
+    Path("arrivals.txt").write_text("100\n101\n101.5\n")
+    options = ("--batch", 1, *QUICK, "--slo-ms", 1000)
+    text = succeeds("bench", zero, *options).stdout
+    for shape in ("steady", "burst", "ramp", "overload"):
+        assert f"\n{shape}, " in text
+    assert text.count(" requests, simulated with these times") == 4
+    assert text.count("mean degree") == 4
+    lines = succeeds("bench", zero, *options, "--trace", "arrivals.txt").stdout.splitlines()
+    (start,) = (n for n, line in enumerate(lines) if "simulated" in line)
+    assert lines[start] == "arrivals.txt, 3 requests, simulated with these times"
+    assert [line.split()[:4] for line in lines[start + 2 :]] == [
+        ["steered", "100.0", "%", "0.0"],
+        ["r00", "100.0", "%", "0.0"],
+        ["r08", "100.0", "%", "8.0"],
+    ]
+
+
+def test_recorded_arrivals(succeeds: Run, zero: Path, unmeasured):
+    Path("arrivals.txt").write_text("7\n" * 2000)  # all at once: more than can be served
+    options = ("--batch", 1, *QUICK, "--slo-ms", 0.01, "--trace", "arrivals.txt", "--json")
+    ((name, outcomes),) = json.loads(succeeds("bench", zero, *options).stdout)["steering"].items()
+    assert name == "arrivals.txt"
+    assert {outcome["requests"] for outcome in outcomes.values()} == {2000}
+    assert {outcome["met"] for outcome in outcomes.values()} == {0}
+
+
+def test_steering_goes_by_the_accuracy_that_was_recorded(succeeds: Run, zero: Path, unmeasured):
+    """A model that was trained at degree 8 is better there, which is its best degree."""
+    Path("arrivals.txt").write_text("0\n1\n2\n")
+    options = ("--batch", 16, *QUICK, "--slo-ms", 10_000, "--trace", "arrivals.txt", "--json")
+
+    def degree() -> float:
+        document = json.loads(succeeds("bench", zero, *options).stdout)
+        return document["steering"]["arrivals.txt"]["steered"]["mean_degree"]
+
+    assert degree() == 0
+    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"0": 70.5, "8": 79.5}}
+    (zero / MANIFEST).write_text(json.dumps(edited))
+    assert degree() == 8
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [(None, "can't be read"), ("2\n1\n", "ascending order"), ("soon", "a number of seconds")],
+)
+def test_arrivals_that_are_none(fails: Run, bundle: Path, unmeasured, content: str | None, says):
+    if content is not None:
+        Path("arrivals.txt").write_text(content)
+    options = ("--batch", 1, *QUICK, "--slo-ms", 50, "--trace", "arrivals.txt")
+    fails("bench", bundle, *options, says=("arrivals.txt: ", says))
+
+
+def test_peers(succeeds: Run, zero: Path, unmeasured, monkeypatch, here: Path):
+    """torch's own are run; its compiler, and exporters, take long and have tests of their own."""
+
+    def export(vit: object, spec: object, file: Path) -> None:
+        raise RuntimeError("no such operator")
+
+    exporters = {"failing": ((), export), "missing": (("no_such_package",), export)}
+    monkeypatch.setattr("tocom_export.cli.peers.EXPORTERS", exporters)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    options = ("--batch", "1,2", *QUICK, "--peers")
+    document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
+    names = ["torch eager, dense", "torch.compile, dense", "torch eager, usual merging, r = 8"]
+    assert [(p["name"], p["batch"]) for p in document["peers"]] == [
+        (name, batch) for batch in (1, 2) for name in names
+    ]
+    dense = {t["batch"]: t for t in document["timings"] if t["target"] == 0}
+    for peer in document["peers"]:
+        assert peer["runs"] >= 10
+        assert 0 < peer["low_ms"] <= peer["median_ms"] <= peer["high_ms"]
+        speed_up = peer["throughput"] / dense[peer["batch"]]["throughput"]
+        assert peer["speed_up"] == pytest.approx(speed_up)
+        assert peer["memory"] == 12_345_678
+    missing = ["failing: no such operator", "missing: no_such_package is not installed."]
+    assert document["peers_missing"] == missing
+    assert [arguments[1:] for arguments in unmeasured["peers"]] == [
+        ("eager", 0, "cpu", 2), ("compiled", 0, "cpu", 2), ("usual", 8, "cpu", 2),
+    ]  # fmt: skip
+
+    result = succeeds("bench", zero, *options, "--plot", "speed.svg", "--slo-ms", 50)
+    for name in names:
+        assert result.stdout.count(f"\n{name} ") == 2
+        assert f"<!-- {name} -->" in (here / "speed.svg").read_text()
+    for line in missing:
+        assert f"Not timed: {line}" in result.stderr
+    assert " requests, simulated with these times" in result.stdout
+
+
+def test_no_peers_unless_asked_for(succeeds: Run, bundle: Path, unmeasured, monkeypatch):
+    monkeypatch.setattr("tocom_export.cli.peers.peers", None)
+    document = json.loads(succeeds("bench", bundle, "--batch", 1, *QUICK, "--json").stdout)
+    assert document["peers"] == document["peers_missing"] == []
+    assert document["steering"] == {}
+
+
+def test_peers_beside_trtexec(fails: Run, planned: Path):
+    says = ("--peers are timed from Python", "another --runner")
+    fails("bench", planned, "--runner", "trtexec", "--peers", says=says)

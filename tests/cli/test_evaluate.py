@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tocom_export.bank import ToComBank
+from tocom_export.bundle import MANIFEST, Bundle
 from tocom_export.images import Preprocess
 from tocom_export.info import ModelInfo
 from tocom_export.method import Method
@@ -314,6 +315,64 @@ def test_outputs_that_are_no_numbers_are_told(
 def test_a_check_without_a_bundle(fails: Run, checkpoint: Path, bank_file: Path):
     options = (checkpoint, "--bank", bank_file, "--data", "images", "--check")
     fails("evaluate", *options, says=("--check", "name a bundle"))
+
+
+def recorded(bundle: Path) -> dict[str, float]:
+    accuracy: dict[str, float] = json.loads((bundle / MANIFEST).read_text())["accuracy"]
+    return accuracy
+
+
+def test_accuracy_is_recorded(succeeds: Run, bundle: Path, data: Path):
+    before = json.loads((bundle / MANIFEST).read_text())
+    options = ("--data", data, "--targets", "8,4")
+    rows = rows_of(succeeds("evaluate", bundle, *options, "--json"))
+    assert recorded(bundle) == {}
+    result = succeeds("evaluate", bundle, *options, "--record")
+    assert f"Recorded the accuracy of {bundle} at " in result.stderr
+    accuracy = {str(row["target"]): row["tocom"] for row in rows}
+    assert recorded(bundle) == accuracy
+    assert list(accuracy.values()) != [row["baseline"] for row in rows]  # not without the bank
+    assert json.loads((bundle / MANIFEST).read_text()) == {**before, "accuracy": accuracy}
+    opened = Bundle.open(bundle, hashes=True)
+    assert opened.accuracy == {int(target): percent for target, percent in accuracy.items()}
+    assert "Recorded" not in succeeds("evaluate", bundle, *options, "--record", "-q").stderr
+
+
+def test_what_is_recorded_of_other_targets_stays(succeeds: Run, bundle: Path, data: Path):
+    edited = json.loads((bundle / MANIFEST).read_text()) | {"accuracy": {"8": 12.5, "4": 99.5}}
+    (bundle / MANIFEST).write_text(json.dumps(edited))
+    options = ("--data", data, "--targets", 8, "--record", "--json")
+    (row,) = rows_of(succeeds("evaluate", bundle, *options))
+    assert list(recorded(bundle).items()) == [("4", 99.5), ("8", row["tocom"])]
+    assert row["tocom"] != 12.5
+
+
+def test_a_bundle_beside_a_checkpoint(succeeds: Run, bundle: Path, plain: Path, data: Path):
+    before = plain.read_bytes()
+    options = ("--data", data, "--bank", "none", "--targets", 4, "--record", "--json")
+    dense, served = rows_of(succeeds("evaluate", plain, bundle, *options))
+    assert recorded(bundle) == {"4": served["tocom"]}
+    assert served["tocom"] != dense["baseline"]
+    assert plain.read_bytes() == before
+
+
+def test_only_bundles_have_a_record(fails: Run, checkpoint: Path, bank_file: Path, here: Path):
+    options = (checkpoint, "--bank", bank_file, "--data", "images", "--record")
+    says = ("--record writes into a bundle's manifest", "name a bundle")
+    fails("evaluate", *options, says=says)
+    Results().save(here / "study" / "results.json")
+    fails("evaluate", "--record", "--out", "study", says=("name a checkpoint", "--out alone"))
+
+
+def test_a_refit_drops_what_was_recorded_of_its_target(
+    succeeds: Run, bundle: Path, bank_file: Path, data: Path
+):
+    succeeds("evaluate", bundle, "--data", data, "--record")
+    before = recorded(bundle)
+    assert list(before) == ["4", "8"]
+    options = ("--bank", bank_file, "--source", 16, "--no-verify")
+    succeeds("refit", bundle / "r08.onnx", *options)
+    assert recorded(bundle) == {"4": before["4"]}
 
 
 @pytest.mark.parametrize("options", [("--scale", 0.1), ("--bank", "none"), ("--method", "evit"),

@@ -8,6 +8,7 @@ import pytest
 
 from tocom_export.bake import bake
 from tocom_export.bank import ToComBank
+from tocom_export.errors import BankError
 from tocom_export.method import Method
 from tocom_export.spec import VitSpec
 
@@ -99,3 +100,22 @@ def test_the_original_is_added_before_rounding(tensors, spec):
     baked = bake(half, spec, bank, 0, 16, 1.0)["blocks.0.attn.qkv.weight"]
     assert (baked[:C] == np.float32(1 + 2.0**-7 + 2.0**-16)).all()
     assert (baked[C : 2 * C] == np.float32(1 + 2.0**-7)).all()
+
+
+@pytest.mark.parametrize("scale", [1e38, -1e38, 1e300])
+@pytest.mark.parametrize(("down_q", "down_v"), [(8, 0), (0, 8)], ids=["queries", "values"])
+def test_beyond_the_range_of_float32(tensors, spec, down_q: float, down_v: float, scale: float):
+    """In the second layer alone."""
+    down = np.zeros((3, 16, 1, C), np.float32)
+    up = np.ones((3, 16, C, 1), np.float32)
+    downs = [np.where(np.arange(3)[:, None, None, None] == 1, d, down) for d in (down_q, down_v)]
+    factors = (downs[0].astype(np.float32), up, downs[1].astype(np.float32), up)
+    bank = ToComBank(*factors, method=Method("tome"))
+    with pytest.raises(BankError) as caught:
+        bake(tensors, spec, bank, 0, 8, scale)
+    assert str(caught.value) == (
+        f"scale {scale:g} takes blocks.1.attn.qkv.weight beyond float32's range; name a smaller."
+    )
+    for name, found in bake(tensors, spec, bank, 8, 8, scale).items():
+        np.testing.assert_array_equal(found, tensors[name])
+    assert all(np.isfinite(found).all() for found in bake(tensors, spec, bank, 0, 8, 1e35).values())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ from typing import Any
 import pytest
 
 from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import MANIFEST, WEIGHTS, Bundle
+from tocom_export.bundle import MANIFEST, WEIGHTS, Bundle, Refitted
 from tocom_export.errors import BundleError, DegreeError
 from tocom_export.images import Preprocess
 from tocom_export.method import Method
+from tocom_export.records import record_files
 from tocom_export.spec import VitSpec
 
 
@@ -180,3 +183,95 @@ def test_a_manifest_that_is_none(built: Bundle, text: str):
 def test_a_huge_manifest(built: Bundle):
     (built.path / MANIFEST).write_bytes(b" " * 10_000_001)
     assert "too large" in refused(built.path)
+
+
+def test_recorded_accuracy(built: Bundle):
+    assert built.accuracy == {}
+    recorded = dataclasses.replace(built, accuracy={0: 81.25, 16: 79.9})
+    recorded.save_manifest()
+    assert json.loads((built.path / MANIFEST).read_text())["accuracy"] == {"0": 81.25, "16": 79.9}
+    assert Bundle.open(built.path) == recorded
+
+
+def test_a_manifest_without_recorded_accuracy(built: Bundle):
+    edit(built, lambda m: m.pop("accuracy"))
+    assert Bundle.open(built.path) == built
+
+
+@pytest.mark.parametrize("value", [{"4": 80.0}, {"8": "high"}, {"8": None}, {"x": 80.0}, [80.0], 3])
+def test_bad_accuracy(built: Bundle, value: Any):
+    edit(built, lambda m: m.update(accuracy=value))
+    assert MANIFEST in refused(built.path)
+
+
+@pytest.fixture(params=["same size", "larger"])
+def refit(built: Bundle, tmp_path: Path, request) -> tuple[Bundle, Path]:
+    """What the bundle is about to become, announced in its manifest, and r16's file for it."""
+    name = "r16.safetensors"
+    (tmp_path / "new").mkdir()
+    raw = bytearray((built.path / name).read_bytes())
+    raw[-1] ^= 1
+    beside = tmp_path / "new" / name
+    beside.write_bytes(raw + (b"" if request.param == "same size" else b"more"))
+    later = dataclasses.replace(
+        built,
+        files={**built.files, **record_files(beside.parent, [name])},
+        refitted={16: Refitted(4, 0.2)},
+        accuracy={0: 81.25},
+    )
+    built = dataclasses.replace(built, accuracy={0: 81.25, 16: 79.9})
+    built.save_manifest(later=later)
+    return later, beside
+
+
+def test_a_refit_broken_off_before_its_file_was_renamed(built: Bundle, refit):
+    opened = Bundle.open(built.path, hashes=True)
+    assert opened == dataclasses.replace(built, accuracy={0: 81.25, 16: 79.9})
+
+
+def test_a_refit_broken_off_after_its_file_was_renamed(refit):
+    later, beside = refit
+    shutil.copy(beside, later.path)
+    opened = Bundle.open(later.path, hashes=True)
+    assert opened == later
+    opened.save_manifest()
+    assert "next" not in json.loads((later.path / MANIFEST).read_text())
+    assert Bundle.open(later.path, hashes=True) == later
+
+
+def test_a_file_that_is_neither_before_nor_after_a_refit(built: Bundle, refit):
+    file = built.path / "r16.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-2] + b"??")
+    message = refused(built.path, hashes=True)
+    assert "r16.safetensors" in message
+    assert "SHA-256" in message
+    file.unlink()
+    assert "r16.safetensors is missing" in refused(built.path)
+
+
+def test_a_refit_that_is_over(refit):
+    later, beside = refit
+    shutil.copy(beside, later.path)
+    later.save_manifest()
+    assert Bundle.open(later.path, hashes=True) == later
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(next={}),
+        lambda m: m.update(next=None),
+        lambda m: m.update(next=3),
+        lambda m: m.update(next=[m["next"]]),
+        lambda m: m["next"].pop("files"),
+        lambda m: m["next"].update(format=2),
+        lambda m: m["next"].update(refitted={"5": {"source": 0, "scale": 0.1}}),
+        lambda m: m["next"]["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}),
+        lambda m: m["next"]["files"].pop(WEIGHTS),
+    ],
+    ids=["empty", "null", "number", "list", "no files", "format", "degree", "name", "weights"],
+)
+def test_a_damaged_announcement(refit, change: Callable[[dict[str, Any]], Any]):
+    edit(refit[0], change)
+    assert MANIFEST in refused(refit[0].path)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+from tocom_export.bundle import Bundle
+from tocom_export.cli import peers as module
+from tocom_export.cli.common import installed
+from tocom_export.cli.exporters import EXPORTERS, by_optimum, by_torch
+from tocom_export.cli.peers import Peer, open_peer, peers
+from tocom_export.engines.compare import sample_images
+from tocom_export.engines.onnxruntime import OnnxEngine
+
+Run = Callable[..., Result]
+Export = Callable[..., None]
+
+
+@pytest.fixture
+def plain(succeeds: Run, checkpoint: Path) -> Bundle:
+    """A bundle without compensation."""
+    options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify")
+    succeeds("build", *options, "--targets", "0,4,8", "--out", "plain")
+    return Bundle.open(Path("plain"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What takes long is left out; what processes would be started to measure memory."""
+    asked: list[tuple[object, ...]] = []
+
+    def memory_of(*arguments: object) -> int:
+        asked.append(arguments)
+        return 1
+
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(module, "memory_of", memory_of)
+    return asked
+
+
+@pytest.fixture
+def exporters(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Export]], None]:
+    """Puts others in place of torch's and Optimum's."""
+
+    def call(exporters: dict[str, Export]) -> None:
+        found = {name: ((), export) for name, export in exporters.items()}
+        monkeypatch.setattr(module, "EXPORTERS", found)
+
+    return call
+
+
+def found(bundle: Bundle, folder: Path, told: list[str] | None = None) -> list[Peer | str]:
+    tell = (told if told is not None else []).append
+    return list(peers(bundle, "cpu", None, folder, tell))
+
+
+def same(run: Callable, bundle: Bundle, target: int, compensated: bool = True) -> None:
+    images = sample_images(bundle.spec, 8)
+    expected = OnnxEngine(bundle, target, threads=1, compensated=compensated).run(images)
+    logits = run(images)
+    assert (logits.dtype, logits.shape) == (np.float32, (8, 10))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    one = run(images[:1])
+    np.testing.assert_allclose(one, expected[:1], rtol=0, atol=1e-4)
+
+
+def test_each_says_what_our_engine_says(plain: Bundle, quick, exporters, tmp_path: Path):
+    exporters({})
+    told: list[str] = []
+    eager, compiled, usual = found(plain, tmp_path, told)
+    expected = {
+        "torch eager, dense": 0,
+        "torch.compile, dense": 0,
+        "torch eager, usual merging, r = 8": 8,
+    }
+    for peer in (eager, compiled, usual):
+        assert isinstance(peer, Peer)
+        assert peer.degree == expected[peer.name]
+        same(peer.run, plain, peer.degree)
+    assert told == list(expected)
+
+
+def test_weights_are_those_without_compensation(
+    succeeds: Run, model, quick, exporters, tmp_path: Path
+):
+    """The usual way has no bank."""
+    exporters({})
+    succeeds("build", *model, "--targets", "0,8", "--out", "compensated")
+    bundle = Bundle.open(Path("compensated"))
+    eager, _, usual = found(bundle, tmp_path)
+    assert isinstance(eager, Peer)
+    assert isinstance(usual, Peer)
+    for peer in (eager, usual):
+        same(peer.run, bundle, peer.degree, compensated=False)
+    images = sample_images(bundle.spec, 8)
+    assert np.abs(usual.run(images) - OnnxEngine(bundle, 8).run(images)).max() > 1e-2
+
+
+@pytest.mark.parametrize("method", ["evit", "tome"])
+def test_merging_where_there_is_none(
+    succeeds: Run, checkpoint: Path, quick, exporters, tmp_path: Path, method: str
+):
+    """A model that prunes, and a bundle of degree 0 alone."""
+    exporters({})
+    targets = {"evit": "0,8", "tome": "0"}[method]
+    options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify", "--method", method)
+    succeeds("build", *options, "--targets", targets, "--out", "other")
+    names = [peer.name for peer in found(Bundle.open(Path("other")), tmp_path)]  # type: ignore
+    assert names == ["torch eager, dense", "torch.compile, dense"]
+
+
+def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, capfd):
+    """Once, as it is, and for any batch."""
+    pytest.importorskip("onnxscript")
+    name = "torch.onnx.export"
+    monkeypatch.setattr(module, "EXPORTERS", {name: EXPORTERS[name]})
+    *_, exported = found(plain, tmp_path)
+    assert isinstance(exported, Peer), exported
+    assert exported.name == "torch.onnx.export, ONNX Runtime, dense"
+    same(exported.run, plain, 0)
+    assert EXPORTERS[name][1] is by_torch
+    capfd.readouterr()
+
+    exported.memory(4)
+    ((started, arguments),) = quick
+    assert started == "tocom_export.cli.peers"
+    monkeypatch.setattr(sys, "argv", [started, *map(str, arguments)])
+    module.main()
+    assert int(capfd.readouterr().out) > 20_000_000
+
+
+def test_what_optimum_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path):
+    name = "Optimum's export"
+    packages, export = EXPORTERS[name]
+    assert export is by_optimum
+    if not installed(*packages):
+        pytest.skip("Optimum is not installed")
+    monkeypatch.setattr(module, "EXPORTERS", {name: EXPORTERS[name]})
+    *_, exported = found(plain, tmp_path)
+    assert isinstance(exported, Peer), exported
+    same(exported.run, plain, 0)
+
+
+def test_what_can_t_be_had_is_named(plain: Bundle, quick, monkeypatch, tmp_path: Path):
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    def broken(vit: object, spec: object, file: Path) -> None:
+        file.write_bytes(b"no graph")
+
+    def compile(model: object) -> object:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    exporters = {
+        "missing": (("no_such_package", "numpy"), fails),
+        "dotted": (("no_such_package.part",), fails),
+        "failing": ((), fails),
+        "broken": ((), broken),
+    }
+    monkeypatch.setattr(module, "EXPORTERS", exporters)
+    eager, compiled, usual, missing, dotted, failing, unreadable = found(plain, tmp_path)
+    assert isinstance(eager, Peer)
+    assert isinstance(usual, Peer)
+    assert compiled == "torch.compile, dense: no compiler"
+    assert missing == "missing: no_such_package is not installed."
+    assert dotted == "dotted: no_such_package.part is not installed."
+    assert isinstance(failing, str)
+    assert failing.startswith("failing: no such operator")
+    assert "\n" not in failing
+    assert isinstance(unreadable, str)
+    assert unreadable.startswith("broken, ONNX Runtime, dense: ")
+
+
+def test_without_torch(plain: Bundle, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(module, "installed", lambda *packages: "torch" not in packages)
+    (line,) = found(plain, tmp_path)
+    assert line == "torch and timm are not installed: there is nothing to compare with."
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_how_memory_is_asked_for(
+    plain: Bundle, quick, exporters, threads: int | None, tmp_path: Path
+):
+    exporters({})
+    for peer in peers(plain, "cpu", threads, tmp_path, lambda _: None):
+        assert isinstance(peer, Peer)
+        assert peer.memory(6) == 1
+    more = () if threads is None else (threads,)
+    kinds = (("eager", 0), ("compiled", 0), ("usual", 8))
+    assert quick == [
+        ("tocom_export.cli.peers", (plain.path, kind, degree, "cpu", 6, *more))
+        for kind, degree in kinds
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
+def test_a_process_that_runs_one(plain: Bundle):
+    line = [sys.executable, "-m", module.__name__, str(plain.path), "usual", "8", "cpu", "2", "1"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100_000_000  # PyTorch is in it
+
+
+def test_threads_of_onnx_runtime(plain: Bundle, monkeypatch):
+    import onnxruntime
+
+    opened = []
+    session = onnxruntime.InferenceSession
+
+    def spy(file: str, options: onnxruntime.SessionOptions, **more: object) -> object:
+        opened.append((options.intra_op_num_threads, more["providers"]))
+        return session(file, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    graph = plain.graph(0)  # any with one input
+    runs = [open_peer(graph, "file", 0, "cpu", threads) for threads in (None, 2)]
+    assert opened == [(0, ["CPUExecutionProvider"]), (2, ["CPUExecutionProvider"])]
+    for run in runs:
+        same(run, plain, 0)
