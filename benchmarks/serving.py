@@ -88,7 +88,7 @@ def switching(bundle: Path) -> Row:
             time.sleep(0.01)
         for thread in threads:
             thread.join()
-            right, others = counts.get()
+            right, others = counts.get(timeout=1)
             answered, wrong = answered + right, wrong + others
     middle, most, worst = (1000 * float(np.quantile(took, q)) for q in (0.5, 0.99, 1))
     return (

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from tocom_export.cli.bench_report import Report
     from tocom_export.cli.peers import Peer
     from tocom_export.engines.onnxruntime import Provider
-    from tocom_export.engines.traces import Outcome
-
-TRACE_SECONDS = 60
-"""Length of the traces that --slo-ms serves, pretended seconds."""
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -158,30 +154,42 @@ def bench_command(
         from tocom_export.look import check_suffix, look
 
         check_suffix(plot)
+        if not plot.parent.is_dir():
+            raise InputError(f"--plot {plot}: there is no folder {plot.parent}.")
         look()  # says what is missing before the work, not after it
+    arrivals = {}
+    if trace:
+        from tocom_export.engines.traces import recorded
+
+        arrivals = {str(trace): recorded(trace)}
+    if dry_run and (plot or slo_ms is not None):
+        raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
     if dry_run:
         from tocom_export.cli.bench_trtexec import print_lines
 
-        print_lines(opened, chosen, batch, seconds, layers, output)
+        print_lines(opened, chosen, batch, seconds, layers, host_code, output)
         return
     report = None
     if runner == "trtexec":
         from tocom_export.cli.bench_trtexec import find_program, time_plans
 
-        if program := find_program(opened, chosen, host_code, output):
+        if program := find_program(opened, chosen, batch, host_code, output):
             found = time_plans(program, opened, chosen, batch, seconds, layers, output)
             report = Report(opened, runner, *found)
     if report is None:
-        opener = _opener(opened, runner, provider, threads, host_code)
+        opener = _opener(opened, runner, provider, threads, host_code, batch)
         engines = {target: opener(target) for target in chosen}
         runner = "from Python" if runner == "trtexec" else runner
         with tempfile.TemporaryDirectory() as folder:
             others: list[Peer | str] = []
             if peers:
                 others = _peers(opened, runner, provider, threads, Path(folder), output)
-            report = _timed(opened, runner, engines, others, batch, seconds, threads, output)
+            on_cpu = (runner, provider) == ("onnx", "cpu")
+            report = _timed(
+                opened, runner, engines, others, batch, seconds, threads, on_cpu, output
+            )
     if slo_ms is not None:
-        report = _steered(report, slo_ms / 1000, trace)
+        report = report.steered(slo_ms / 1000, arrivals)
     output.document(report.to_json())
     report.show(output)
     if plot:
@@ -190,13 +198,19 @@ def bench_command(
 
 
 def _opener(
-    bundle: Bundle, runner: str, provider: Provider, threads: int | None, host_code: bool
+    bundle: Bundle,
+    runner: str,
+    provider: Provider,
+    threads: int | None,
+    host_code: bool,
+    batches: tuple[int, ...],
 ) -> Callable[[int], Any]:
-    """Target → its engine."""
+    """Target → its engine, which takes those batches."""
     if runner == "onnx":
         from tocom_export.engines.onnxruntime import OnnxEngine
 
         return lambda target: OnnxEngine(bundle, target, provider=provider, threads=threads)
+    from tocom_export.engines.plan import check_batches
     from tocom_export.engines.tensorrt import TensorRtEngine
 
     def opened(target: int) -> TensorRtEngine:
@@ -205,6 +219,7 @@ def _opener(
             raise InputError(
                 f"--runner {runner}: {bundle.plan(target)} is of {engine.record.library}."
             )
+        check_batches(bundle.plan(target), engine.record, batches)
         return engine
 
     return opened
@@ -233,6 +248,7 @@ def _timed(
     batches: tuple[int, ...],
     seconds: float,
     threads: int | None,
+    on_cpu: bool,
     output: Output,
 ) -> Report:
     """Engines and peers, batch by batch, taking turns."""
@@ -257,11 +273,12 @@ def _timed(
             ready = {name: partial(run, images) for name, run in runs.items()}
             timed = time_engines(ready, batch, seconds, tell)
             found |= {(name, batch): timing for name, timing in timed.items()}
-        for target in engines if runner == "onnx" else ():
+        # Beside a GPU it would be the host's part alone.
+        for target in engines if on_cpu else ():
             advance(f"{_name(target)}, memory")
             arguments = (bundle.path, target, largest, *((threads,) if threads else ()))
             memory[_name(target)] = memory_of("tocom_export.engines.memory", arguments)
-        for peer in peers:
+        for peer in peers if on_cpu else ():
             advance(f"{peer.name}, memory")
             memory[peer.name] = peer.memory(largest)
     ours = {(n, b): timing for (n, b), timing in found.items() if isinstance(n, int)}
@@ -272,26 +289,3 @@ def _timed(
 
 def _name(engine: int | str) -> str:
     return f"r{engine:02d}" if isinstance(engine, int) else engine
-
-
-def _steered(report: Report, slo: float, trace: Path | None) -> Report:
-    """What steering would do with the times at the smallest batch, and each fixed degree."""
-    import dataclasses
-
-    from tocom_export.engines.steering import Steering
-    from tocom_export.engines.traces import TRACES, recorded, simulate, synthetic
-
-    smallest = min(batch for _, batch in report.timings)
-    seconds = {t: x.median_ms / 1000 for (t, b), x in report.timings.items() if b == smallest}
-    accuracy = report.bundle.accuracy
-    fixed = {_name(r): Steering(seconds, slo, floor=r, ceiling=r) for r in sorted(seconds)}
-    choices = {"steered": Steering(seconds, slo, accuracy), **fixed}
-    capacity = 1 / seconds[min(seconds)]
-    if trace:
-        traces = {str(trace): recorded(trace)}
-    else:
-        traces = {shape: synthetic(shape, capacity, TRACE_SECONDS) for shape in TRACES}
-    found: dict[str, dict[str, Outcome]] = {}
-    for name, arrivals in traces.items():
-        found[name] = {choice: simulate(arrivals, how) for choice, how in choices.items()}
-    return dataclasses.replace(report, steering=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from tocom_export.schedule import TokenSchedule
 if TYPE_CHECKING:
     from tocom_export.bundle import Bundle
     from tocom_export.engines.timing import Timing
-    from tocom_export.engines.traces import Outcome
+    from tocom_export.engines.traces import Arrivals, Outcome
     from tocom_export.engines.trtexec import LayerTime
 
 SLOWEST = 5
 """Layers of a plan that are named."""
+TRACE_SECONDS, TRACE_REQUESTS = 8, 2000
+"""Least length of the traces that steering is shown on, in pretended seconds and in requests that
+the lowest degree could serve."""
 Timings = Mapping[tuple[int, int], "Timing"]
 """(target, batch) → how fast."""
 
@@ -105,8 +109,8 @@ class Report:
             output.table(["layer", "ms", "share"], slowest, f"r{target:02d}")
         for trace, outcomes in self.steering.items():
             shown = [
-                [name, f"{found.met:.1f} %", f"{found.mean_degree:.1f}", f"{found.p50_ms:.0f}",
-                 f"{found.p99_ms:.0f}", found.switches]
+                [name, f"{found.met:.1f} %", f"{found.mean_degree:.1f}", f"{found.p50_ms:.1f}",
+                 f"{found.p99_ms:.1f}", found.switches]
                 for name, found in outcomes.items()
             ]  # fmt: skip
             columns = ["", "in time", "mean degree", "median ms", "p99 ms", "switches"]
@@ -115,7 +119,7 @@ class Report:
         for line in self.missing:
             output.note(f"Not timed: {line}")
         if 0 not in {target for target, _ in self.timings}:
-            output.note("The bundle has no engine at degree 0 to compare with.")
+            output.note("No engine at degree 0 was timed to compare with.")
         for (target, batch), timing in self._ordered():
             if (self.speed_up(timing) or 1) < 1:
                 output.note(
@@ -134,6 +138,31 @@ class Report:
         peers = {n: t.throughput for (n, batch), t in self.peers.items() if batch == largest}
         accuracy = {t: a for t, a in self.bundle.accuracy.items() if t in engines[largest]}
         speed_picture(engines, accuracy, peers, file)
+
+    def steered(self, slo: float, recorded: Mapping[str, Arrivals]) -> Report:
+        """The same with what steering would do with the times at the smallest batch.
+
+        Args:
+            slo: latency wanted, seconds.
+            recorded: name → arrivals; where it is empty, made ones.
+        """
+        from tocom_export.engines.steering import Steering
+        from tocom_export.engines.traces import TRACES, simulate, synthetic
+
+        smallest = min(batch for _, batch in self.timings)
+        seconds = {t: x.median_ms / 1000 for (t, b), x in self.timings.items() if b == smallest}
+        choices = {"steered": Steering(seconds, slo, self.bundle.accuracy)}
+        for target in sorted(seconds):
+            fixed = Steering(seconds, slo, floor=target, ceiling=target)
+            choices[f"r{target:02d}"] = fixed
+        capacity = 1 / seconds[min(seconds)]
+        length = max(TRACE_SECONDS, TRACE_REQUESTS / capacity)
+        traces = recorded or {shape: synthetic(shape, capacity, length) for shape in TRACES}
+        found = {
+            name: {choice: simulate(arrivals, how) for choice, how in choices.items()}
+            for name, arrivals in traces.items()
+        }
+        return dataclasses.replace(self, steering=found)
 
     def _ordered(self) -> list[tuple[tuple[int, int], Timing]]:
         return sorted(self.timings.items(), key=lambda item: item[0][::-1])

@@ -11,7 +11,7 @@ import click
 
 from tocom_export.cli.common import Output
 from tocom_export.engines import trtexec
-from tocom_export.engines.plan import check_host_code, open_plan
+from tocom_export.engines.plan import check_batches, check_host_code, open_plan
 from tocom_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ TIMES, PROFILE = "times.json", "profile.json"
 
 
 def find_program(
-    bundle: Bundle, targets: tuple[int, ...], host_code: bool, output: Output
+    bundle: Bundle,
+    targets: tuple[int, ...],
+    batches: tuple[int, ...],
+    host_code: bool,
+    output: Output,
 ) -> tuple[Path, int] | None:
     """trtexec and its version; None where it is not on the PATH.
 
@@ -35,6 +39,14 @@ def find_program(
     if program is None:
         output.note("trtexec is not on the PATH: timed from Python, copies included.")
         return None
+    _check_plans(bundle, targets, batches, host_code)
+    return program
+
+
+def _check_plans(
+    bundle: Bundle, targets: tuple[int, ...], batches: tuple[int, ...], host_code: bool
+) -> None:
+    """Raise what :func:`find_program` does for plans that trtexec can't run."""
     for target in targets:
         _, record = open_plan(bundle.plan(target))
         if record.library != "tensorrt":
@@ -45,7 +57,7 @@ def find_program(
         if record.stripped:
             raise InputError(f"{bundle.plan(target)} is stripped of its weights; refit it first.")
         check_host_code(bundle.plan(target), record, host_code)
-    return program
+        check_batches(bundle.plan(target), record, batches, least=record.batch[0])
 
 
 def time_plans(
@@ -102,9 +114,15 @@ def print_lines(
     batches: tuple[int, ...],
     seconds: float,
     layers: bool,
+    host_code: bool,
     output: Output,
 ) -> None:
-    """What would be typed, for the version on the PATH, else for 10."""
+    """What would be typed, for the version on the PATH, else for 10.
+
+    Raises:
+        InputError, PlanError: trtexec can't run the plans, as :func:`find_program` says.
+    """
+    _check_plans(bundle, targets, batches, host_code)
     program = trtexec.find()
     major = program[1] if program else 10
     steps = _steps(bundle, targets, batches, major, seconds, layers, Path())

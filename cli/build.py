@@ -20,7 +20,7 @@ from tocom_export.cli.common import (
     megabytes,
     output_of,
 )
-from tocom_export.cli.plans import add_plans, library_of, plan_options, trtexec_lines
+from tocom_export.cli.plans import add_plans, library_of, no_trtexec, plan_options, trtexec_lines
 from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tocom_export.precision import Precision
 
 CALIBRATION_IMAGES = 512
+FEW_IMAGES = 32
+"""Fewer say little of how large a layer's inputs get."""
 
 
 @click.command("build", cls=Command)
@@ -171,20 +173,9 @@ def build_command(
     out = out or Path(f"{plan.spec.model}-source{plan.source}")
     check_out(out, force)
     plans = [plan_name(target) for target in targets] if library else []
-    if dry_run:
-        files = [*plan.files(), *plans, *(f"{name}.json" for name in plans)]
-        lines = trtexec_lines(plan, out, batch) if library else []
-        output.document({"bundle": str(out), "files": files, "trtexec": lines})
-        output.table(["would be written"], [[out / name] for name in files], "")
-        if lines and not as_json:
-            click.echo("\nThe same graphs by trtexec, which can't mark weights for refit:")
-            click.echo("\n".join(lines))
-        return
-
     options = None
-    if library:  # what is missing is to be said before the work
-        from tocom_export.engines.nvidia import open_library
-        from tocom_export.engines.plan_build import PlanOptions, check_can_build
+    if library:
+        from tocom_export.engines.plan_build import PlanOptions, check_options
 
         options = PlanOptions(
             refit=refit,
@@ -194,6 +185,24 @@ def build_command(
             hardware_compatible=hardware_compatible,
             timing_cache=out.with_name(f"{out.name}.timing-cache"),
         )
+        check_options(library, options)
+    if dry_run:
+        files = [*plan.files(), *plans, *(f"{name}.json" for name in plans)]
+        why = no_trtexec(library, options) if library and options else ""
+        lines = trtexec_lines(plan, out, options) if options and not why else []
+        output.document({"bundle": str(out), "files": files, "trtexec": lines})
+        output.table(["would be written"], [[out / name] for name in files], "")
+        if lines and not as_json:
+            click.echo("\nThe same graphs by trtexec, which can't mark weights for refit:")
+            click.echo("\n".join(lines))
+        if why:
+            output.note(why)
+        return
+
+    if library and options:  # what is missing is to be said before the work
+        from tocom_export.engines.nvidia import open_library
+        from tocom_export.engines.plan_build import check_can_build
+
         check_can_build(open_library(library), options)
     checks: list[Comparison] = []
 
@@ -218,18 +227,23 @@ def build_command(
             progress=step,
             extend=extend if library else None,
             check=check,
-            calibrate=_calibration(plan, calibrate) if calibrate else None,
+            calibrate=_calibration(plan, calibrate, output) if calibrate else None,
         )
     _report(plan, bundle, checks, time.perf_counter() - started, output)
 
 
-def _calibration(plan: BuildPlan, folder: Path) -> Calibrate:
+def _calibration(plan: BuildPlan, folder: Path, output: Output) -> Calibrate:
     """What measures the ranges of int8 on the images in a folder."""
     from tocom_export.engines.calibrate import input_scales
     from tocom_export.images import find_images
 
     files = find_images(folder)
     chosen = files[:: -(-len(files) // CALIBRATION_IMAGES)]  # spread over all classes
+    if len(chosen) < FEW_IMAGES:
+        output.note(
+            f"--calibrate {folder} has {len(chosen)} images: what others need may be cut off; "
+            "some hundreds are better."
+        )
     images = plan.preprocess.load_batch(chosen, plan.spec.image_size)
     return lambda bundle, target: input_scales(bundle, target, images)
 
@@ -281,7 +295,7 @@ def _report(
 
     by_target = {check.target: check for check in checks}
     dense = TokenSchedule.of(bundle.spec, 0).multiply_adds(bundle.spec)
-    total = sum(record.bytes for record in bundle.files.values())
+    total = bundle.size()
     rows, documents = [], []
     for target, tokens in bundle.targets.items():
         cost = TokenSchedule.of(bundle.spec, target).multiply_adds(bundle.spec)

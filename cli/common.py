@@ -104,6 +104,8 @@ class Command(click.Command):
             raise kind(str(error)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except MemoryError:
+            raise BadInput("There is not enough memory; a smaller batch takes less.") from None
         except Exception as error:
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()

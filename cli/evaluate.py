@@ -169,8 +169,6 @@ def evaluate_command(
         measured = measure(subjects, images, scale, check, output)
         rows = rows_of(measured, name, variant, seed)
         _show(measured, rows, output)
-        if record:
-            _record(measured, output)
     if out:
         rows = _write(out, rows, output)
     document: dict[str, Any] = {"rows": [row.to_json() for row in rows]}
@@ -182,6 +180,8 @@ def evaluate_command(
         raise CheckFailed(
             f"{where}: engine and PyTorch differ by more than 0.1 points, or give no numbers."
         )
+    if record:
+        _record(measured, output)
 
 
 def _name_of(data: str) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tocom_export.cli.common import FILE, Command, Output, common_options, megabytes, output_of
 from tocom_export.errors import BundleError, InputError, brief
+
+if TYPE_CHECKING:
+    from tocom_export.bundle import Refitted
 
 
 @click.command("inspect", cls=Command)
@@ -19,7 +25,8 @@ from tocom_export.errors import BundleError, InputError, brief
 def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet: bool) -> None:
     """Say what a bundle, an engine, a bank or a checkpoint is.
 
-    A bundle's files are compared with the hashes in its manifest.
+    A bundle's files are compared with the hashes in its manifest, its plans with those in
+    their JSON.
 
     \b
     Example:
@@ -35,6 +42,8 @@ def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet
         _graph(path, layers, output)
     elif path.suffix == ".plan":
         _plan(path, layers, output)
+    elif path.name.endswith(".plan.json"):
+        raise InputError(f"{path} says what a plan is; inspect {path.with_suffix('')}.")
     elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         _weights(path, layers, output)
     else:
@@ -52,9 +61,12 @@ def _show(output: Output, title: str, facts: dict[str, Any]) -> None:
 
 def _bundle(path: Path, layers: bool, output: Output) -> None:
     from tocom_export.bundle import Bundle
+    from tocom_export.engines.plan import open_plan
     from tocom_export.schedule import TokenSchedule
 
     bundle = Bundle.open(path, hashes=True)
+    for target in bundle.plans:
+        open_plan(bundle.plan(target))
     output.document({"kind": "bundle", "path": str(path), **bundle.to_json()})
     spec = bundle.spec
     _show(
@@ -72,12 +84,13 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
             "precision": bundle.precision,
             "plans": ", ".join(bundle.plan(target).name for target in bundle.plans) or None,
             "refitted": "; ".join(
-                f"r{target:02d}: source {r.source}, scale {r.scale}"
+                f"r{target:02d}: source {r.source}, "
+                + (f"scale {r.scale}" if r.compensated else "not compensated")
                 for target, r in bundle.refitted.items()
             )
             or None,
-            "size": megabytes(sum(f.bytes for f in bundle.files.values())),
-            "hashes": "all as in the manifest",
+            "size": megabytes(bundle.size()),
+            "hashes": "all as in the manifest" + (" and the plans' JSON" if bundle.plans else ""),
         },
     )
     rows = []
@@ -122,14 +135,36 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
         "size": megabytes(path.stat().st_size),
         "sha256": record_files(path.parent, [path.name])[path.name].sha256,
     }
-    metadata = dict(model.metadata_props)
+    metadata, refitted = dict(model.metadata_props), _refitted(path)
     scopes = Counter((node.name or "").rpartition("/")[0] for node in model.graph)
     extra = {"operators": dict(counts.most_common()), "scopes": dict(scopes)} if layers else {}
-    output.document({"kind": "engine", "path": str(path), **facts, "metadata": metadata, **extra})
+    output.document(
+        {
+            "kind": "engine",
+            "path": str(path),
+            **facts,
+            "metadata": metadata,
+            "refitted": dataclasses.asdict(refitted) if refitted else None,
+            **extra,
+        }
+    )
+    if refitted:  # the graph's own words are those of the build
+        now = {name: json.dumps(value) for name, value in dataclasses.asdict(refitted).items()}
+        metadata |= {**now, "refitted": "yes"}
     _show(output, "engine", {**facts, **metadata})
     if layers:
         output.table(["operator", "nodes"], counts.most_common(), "")
         output.table(["part", "nodes"], list(scopes.items()), "")
+
+
+def _refitted(path: Path) -> Refitted | None:
+    """What became of a graph's weights, by the manifest of the bundle that it lies in, if any."""
+    from tocom_export.bundle import Bundle, graph_name
+
+    with suppress(BundleError):
+        entries = Bundle.open(path.parent).refitted.items()
+        return next((entry for target, entry in entries if graph_name(target) == path.name), None)
+    return None
 
 
 def _plan(path: Path, layers: bool, output: Output) -> None:

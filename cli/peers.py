@@ -1,7 +1,7 @@
 """What a user would run instead of our engines, to be timed beside them.
 
-python -m tocom_export.cli.peers BUNDLE|FILE KIND DEGREE DEVICE BATCH [THREADS] runs one of them,
-and prints the memory that its process takes.
+python -m tocom_export.cli.peers PLACE KIND DEGREE DEVICE SHAPE [THREADS] runs one of them on zeros
+of a shape such as 8,3,224,224, and prints the memory that its process takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tocom_export.bundle import WEIGHTS, Bundle
 from tocom_export.cli.common import installed
 from tocom_export.cli.exporters import EXPORTERS
 from tocom_export.engines.memory import memory_of, own_memory
-from tocom_export.errors import brief
+from tocom_export.errors import ProviderError, brief
 
 Images = npt.NDArray[np.float32]
 Run = Callable[[Images], npt.NDArray[Any]]
@@ -45,7 +45,8 @@ def peers(
     """Each of them on the bundle's uncompensated weights; for one that can't be had, why not.
 
     The dense model in torch and compiled by it, merging as it is commonly written at the highest
-    degree, and the dense model exported by torch and by Optimum, in ONNX Runtime as it comes.
+    degree, and the dense model exported by torch and by Optimum, in ONNX Runtime as it comes. All
+    compute in float32, and are named so where the bundle does not.
 
     Args:
         threads: of each; None leaves it to torch and to ONNX Runtime.
@@ -56,15 +57,18 @@ def peers(
         yield "torch and timm are not installed: there is nothing to compare with."
         return
 
+    image = (bundle.spec.channels, *bundle.spec.image_size)
+
     def peer(name: str, kind: Kind, place: Path, degree: int = 0) -> Peer | str:
+        name += ", fp32" * (bundle.precision != "fp32")
         tell(name)
         arguments = (place, kind, degree, device)
         try:
             run = open_peer(*arguments, threads)
-            run(np.zeros((1, bundle.spec.channels, *bundle.spec.image_size), np.float32))
+            run(np.zeros((1, *image), np.float32))
         except Exception as error:  # another library's; of the compiler, the lack of one
             return f"{name}: {brief(error)}"
-        return Peer(name, degree, run, partial(_memory, arguments, threads))
+        return Peer(name, degree, run, partial(_memory, arguments, image, threads))
 
     yield peer("torch eager, dense", "eager", bundle.path)
     yield peer("torch.compile, dense", "compiled", bundle.path)
@@ -99,6 +103,7 @@ def open_peer(place: Path, kind: Kind, degree: int, device: Device, threads: int
 
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # as our engines; products are not rounded anyway
     bundle = Bundle.open(place)
     model: Any = _dense(bundle)
     if kind == "usual":
@@ -139,31 +144,30 @@ def _in_onnxruntime(file: Path, device: Device, threads: int | None) -> Run:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    provider: Any = "CPUExecutionProvider"
+    if device == "cuda":
+        provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
     session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise ProviderError("this ONNX Runtime has no CUDA; onnxruntime-gpu has")
     (name,) = (entry.name for entry in session.get_inputs())
     return lambda images: np.asarray(session.run(None, {name: images})[0])
 
 
-def _memory(arguments: tuple[object, ...], threads: int | None, batch: int) -> int | None:
-    more = (batch,) if threads is None else (batch, threads)
-    return memory_of("tocom_export.cli.peers", (*arguments, *more))
+def _memory(
+    arguments: tuple[object, ...], image: tuple[int, ...], threads: int | None, batch: int
+) -> int | None:
+    shape = ",".join(map(str, (batch, *image)))
+    limit = () if threads is None else (threads,)
+    return memory_of("tocom_export.cli.peers", (*arguments, shape, *limit))
 
 
 def main() -> None:
     """Run one of them once, and print what that took."""
-    place, kind, degree, device, batch, *threads = sys.argv[1:]
+    place, kind, degree, device, shape, *threads = sys.argv[1:]
     limit = int(threads[0]) if threads else None
     run = open_peer(Path(place), kind, int(degree), device, limit)  # type: ignore[arg-type]
-    if kind == "file":
-        import onnx
-
-        graph = onnx.load(place, load_external_data=False).graph
-        shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim][1:]
-    else:
-        spec = Bundle.open(Path(place)).spec
-        shape = [spec.channels, *spec.image_size]
-    run(np.zeros((int(batch), *shape), np.float32))
+    run(np.zeros([int(size) for size in shape.split(",")], np.float32))
     print(own_memory())
 
 

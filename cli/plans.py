@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from tocom_export.cli.common import Output, installed
 from tocom_export.errors import CheckFailed, InputError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tocom_export.engines.plan_build import PlanOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLAN_OPTIONS = ("batch", "refit", "strip", "version_compatible", "hardware_compatible")
 Judge = Callable[[int, Any], Any]
 """Target and images → the logits that an engine should give."""
 
@@ -39,8 +41,8 @@ class Batches(click.ParamType[tuple[int, int, int]]):
             smallest, optimal, largest = numbers * 3 if len(numbers) == 1 else numbers
         except ValueError:
             self.fail(f"{value!r} is not MIN,OPT,MAX, such as 1,8,32.", param, ctx)
-        if not 1 <= smallest <= optimal <= largest:
-            self.fail(f"{value!r}: 1 ≤ MIN ≤ OPT ≤ MAX is needed.", param, ctx)
+        if not 1 <= smallest <= optimal <= largest < 2**31:  # an int32 in the library
+            self.fail(f"{value!r}: 1 ≤ MIN ≤ OPT ≤ MAX < 2³¹ is needed.", param, ctx)
         return smallest, optimal, largest
 
 
@@ -87,7 +89,7 @@ def library_of(engines: tuple[str, ...], refit: Refit, strip: bool) -> Library |
     """The library that ``--engine`` asks for; None for ONNX alone.
 
     Raises:
-        InputError: both are asked for, or options that contradict each other.
+        InputError: both are asked for, or options that contradict each other or want a library.
     """
     libraries: list[Any] = [engine for engine in dict.fromkeys(engines) if engine != "onnx"]
     if len(libraries) > 1:
@@ -99,6 +101,14 @@ def library_of(engines: tuple[str, ...], refit: Refit, strip: bool) -> Library |
         raise InputError(
             "--strip leaves out what a refit puts in; --refit none has no such weights."
         )
+    if not libraries:
+        context = click.get_current_context()
+        for name in PLAN_OPTIONS:
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for plans; add --engine tensorrt or "
+                    "tensorrt-rtx, or leave it out."
+                )
     return libraries[0] if libraries else None
 
 
@@ -176,7 +186,19 @@ def _built(
         return build_plan(nvidia, bundle, target, options, tell)
 
 
-def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> list[str]:
+def no_trtexec(library: Library, options: PlanOptions) -> str:
+    """Why NVIDIA's tool can't build such plans; empty where it can."""
+    if library == "tensorrt-rtx":
+        return "No lines for trtexec, which neither builds nor runs plans of TensorRT-RTX."
+    if options.strip:
+        return (
+            "No lines for trtexec: its --stripWeights implies REFIT_IDENTICAL, so that such plans "
+            "take no other weights than their own."
+        )
+    return ""
+
+
+def trtexec_lines(plan: BuildPlan, out: Path, options: PlanOptions) -> list[str]:
     """What would build the plans with NVIDIA's tool, for the version on the PATH, else for 10."""
     from tocom_export.bundle import graph_name, plan_name
     from tocom_export.engines import trtexec
@@ -185,7 +207,15 @@ def trtexec_lines(plan: BuildPlan, out: Path, batch: tuple[int, int, int]) -> li
     major = program[1] if program else 10
     return [
         shlex.join(
-            trtexec.build_line(out / graph_name(t), out / plan_name(t), plan.spec, batch, major)
+            trtexec.build_line(
+                out / graph_name(t),
+                out / plan_name(t),
+                plan.spec,
+                options.batch,
+                major,
+                version_compatible=options.version_compatible,
+                hardware_compatible=options.hardware_compatible,
+            )
         )
         for t in plan.targets
     ]

@@ -133,7 +133,7 @@ def _plan(
         output.note(
             f"{changed.library} {changed.version} saved a plan that can't be refitted again."
         )
-    return _document(out or engine, changed.target, new, checks)
+    return _document(out or engine, changed.target, new, bank, checks)
 
 
 def _graph(
@@ -162,7 +162,7 @@ def _graph(
         checks.append(_compared(OnnxEngine(opened, target).run, new, opened, target))
 
     refit_graph(bundle, target, new, check if verify and installed("onnxruntime") else None)
-    return _document(engine, target, new, checks)
+    return _document(engine, target, new, bank, checks)
 
 
 def _new(
@@ -186,7 +186,7 @@ def _new(
     checkpoint = (
         Checkpoint.open(checkpoint_file)
         if checkpoint_file
-        else base_checkpoint(own, now.spec, now.precision)
+        else base_checkpoint(Checkpoint.open(own), now.spec, now.precision)
     )
     trained = checkpoint.info.source if checkpoint_file else None
     if None not in (source, trained) and source != trained:
@@ -230,7 +230,7 @@ def _compared(
 
 
 def _document(
-    engine: Path, target: int, new: NewWeights, checks: list[Comparison]
+    engine: Path, target: int, new: NewWeights, bank: str | None, checks: list[Comparison]
 ) -> dict[str, Any]:
     return {
         "engine": str(engine),
@@ -239,6 +239,7 @@ def _document(
         "source": new.source,
         "scale": new.scale,
         "compensated": new.bank is not None and target != new.source,
+        "bank": bank or "of the package",
         "check": checks[0].to_json() if checks else None,
     }
 
@@ -249,4 +250,6 @@ def _report(document: dict[str, Any], output: Output) -> None:
     columns = ["engine", "degree", "source", "scale", "max |Δ|"]
     row = [document["engine"], document["target"], document["source"], document["scale"], delta]
     output.table(columns, [row], "")
-    output.note(f"Refitted {document['engine']} with {document['checkpoint']}.")
+    output.note(
+        f"Refitted {document['engine']} with {document['checkpoint']}; bank: {document['bank']}."
+    )

@@ -34,6 +34,7 @@ class OnnxEngine:
         weights: the target's tensors, all of them and in the bundle's types, to run in place of
             those in its files. A CPU reads them where they lie: engines that are given the same
             arrays share them, and an array must not be changed afterwards.
+        graph: the target's graph, in place of the file.
 
     Raises:
         DegreeError: the bundle has no such target.
@@ -51,11 +52,12 @@ class OnnxEngine:
         threads: int | None = None,
         compensated: bool = True,
         weights: Mapping[str, npt.NDArray[Any]] | None = None,
+        graph: bytes | None = None,
     ) -> None:
         self.spec = bundle.spec
         self.target = target
         self._open: Callable[[], tuple[Any, list[Any]]] = partial(
-            open_session, bundle, target, provider, threads, compensated, weights
+            open_session, bundle, target, provider, threads, compensated, weights, graph
         )
         self._opened = self._open()
 

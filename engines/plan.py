@@ -216,6 +216,18 @@ def check_host_code(plan: Path, record: PlanRecord, allowed: bool) -> None:
         )
 
 
+def check_batches(
+    plan: Path, record: PlanRecord, batches: Iterable[int], *, least: int = 1
+) -> None:
+    """Raise InputError for a batch below ``least``, or beyond what the plan takes."""
+    for batch in batches:
+        if not least <= batch <= record.batch[2]:
+            raise InputError(
+                f"--batch {batch}: {plan} takes {least} to {record.batch[2]} images; name others, "
+                "or build it with another --batch."
+            )
+
+
 def refittable_names(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:
     """Those of a target's stored tensors that a plan is to have marked.
 

@@ -13,7 +13,7 @@ from tocom_export.atomic import replaced
 from tocom_export.bundle import Bundle
 from tocom_export.engines.cuda import Gpu, find_gpu, why_no_gpu
 from tocom_export.engines.interrupt import deferred_interrupt
-from tocom_export.engines.nvidia import Nvidia
+from tocom_export.engines.nvidia import Library, Nvidia
 from tocom_export.engines.plan import (
     Batch,
     PlanRecord,
@@ -73,11 +73,13 @@ def build_plan(
         parsed = parser.parse_from_file(str(graph))
     if not parsed:
         said = parser.get_error(0).desc() if parser.num_errors else nvidia.reason("no reason given")
-        raise PlanError(f"{graph}: {nvidia.library}'s parser refuses it ({said[:200]}).")
+        raise PlanError(f"{graph.name}: {nvidia.library}'s parser refuses it ({said[:200]}).")
     stored = bundle.tensors(target)
     names = refittable_names(bundle, list(stored), options.refit)
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
-        raise PlanError(f"{graph}: {nvidia.library} can't refit {unknown[0]}; please report this.")
+        raise PlanError(
+            f"{graph.name}: {nvidia.library} can't refit {unknown[0]}; please report this."
+        )
     config, flags = builder.create_builder_config(), []
     # TF32, on unless it is cleared, rounds what goes into a float32 product to fp16's digits.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -98,7 +100,8 @@ def build_plan(
         config.progress_monitor = _monitor(trt, progress, interrupted)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise PlanError(f"{graph}: {nvidia.library} can't build it ({nvidia.reason('no reason')}).")
+        reason = nvidia.reason("no reason")
+        raise PlanError(f"{graph.name}: {nvidia.library} can't build it ({reason}).")
     if cache is not None and file:
         with suppress(OutputError), replaced(file) as beside:
             beside.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -127,14 +130,24 @@ def build_plan(
     )
 
 
+def check_options(library: Library, options: PlanOptions) -> None:
+    """Raise PlanError for an option that no version of a library has."""
+    if options.version_compatible and library == "tensorrt-rtx":
+        raise PlanError(
+            "--version-compatible is TensorRT's alone: TensorRT-RTX runs only plans of its own "
+            "version; leave it out."
+        )
+
+
 def check_can_build(nvidia: Nvidia, options: PlanOptions) -> Gpu | None:
     """The GPU that plans will be built on; None where they are built for other machines.
 
     Raises:
-        PlanError: there is none and it takes one, or the library is too old for the options.
+        PlanError: there is none and it takes one, or the library lacks what an option asks for.
         MissingPackageError: cuda-python is not installed.
     """
     library = nvidia.library
+    check_options(library, options)
     for name, option in _flags(options).items():
         if not hasattr(nvidia.trt.BuilderFlag, name):
             hint = " (10.2 has), or build with --refit none" if name == "REFIT_INDIVIDUAL" else ""

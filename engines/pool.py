@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -24,10 +26,22 @@ from tocom_export.engines.weights import (
     bundled,
     compensated_anew,
     exchanged_checkpoint,
+    identity,
 )
-from tocom_export.errors import BankError, CheckFailed, CheckpointError, DegreeError, PoolError
+from tocom_export.errors import (
+    BankError,
+    BundleError,
+    CheckFailed,
+    CheckpointError,
+    DegreeError,
+    InputError,
+    PoolError,
+)
 from tocom_export.models import REFERENCE, REFERENCE_BANKS
+from tocom_export.schedule import MAX_DEGREE
 from tocom_export.spec import VitSpec
+
+Value = TypeVar("Value", int, float)
 
 
 class EnginePool:
@@ -65,6 +79,12 @@ class EnginePool:
         memory: float | None = None,
         host_code: bool = False,
     ) -> None:
+        if runner not in ("onnx", "plan"):
+            raise InputError(f"runner {runner!r}: it is 'onnx' or 'plan'.")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads {threads}: there is one at least.")
+        if memory is not None and not memory >= 0:
+            raise InputError(f"memory {memory}: a number of bytes is expected.")
         self._path, self._chosen = Path(path), targets and tuple(targets)
         self._runner, self._provider, self._threads = runner, provider, threads
         self._memory, self._host_code = memory, host_code
@@ -141,7 +161,7 @@ class EnginePool:
         self,
         *,
         checkpoint: Path | str | None = None,
-        bank: ToComBank | None = None,
+        bank: ToComBank | Path | str | None = None,
         source: int | None = None,
         scale: float | None = None,
     ) -> None:
@@ -152,8 +172,8 @@ class EnginePool:
         Args:
             checkpoint: the new weights, of the same model and classes; default: those that the
                 pool has now.
-            bank: what they are compensated with; default: for the model inside the package its
-                own, none where the bundle has no compensation.
+            bank: what they are compensated with, or its file; default: for the model inside the
+                package its own, none where the bundle has no compensation.
             source: degree that they were trained at; default: what the checkpoint says, else as
                 before.
             scale: of the compensation; default: as before.
@@ -162,15 +182,24 @@ class EnginePool:
             BankError: the bundle is compensated, and no bank was given.
             CheckpointError: the checkpoint is broken, or of another model.
             PlanError: a plan that doesn't let go of what would have to change.
+            PoolError: the degrees differ in what stays as before, or the pool is closed.
             CheckFailed: with these weights the engine gives no numbers.
         """
         with self._changing:
-            before = self.serving
-            bank = self._bank(bank)
-            scale = before.scale if scale is None else scale
+            _ = self.serving
+            if source is not None and source not in range(MAX_DEGREE + 1):
+                raise DegreeError(f"source {source}: a degree is a number from 0 to {MAX_DEGREE}.")
+            if scale is not None and not 0 <= scale < math.inf:
+                raise InputError(f"scale {scale}: a finite number from 0 on is expected.")
+            steps = self._bank(bank)
+            origins = self._origins()
+            if scale is None:
+                scale = _common("scale", (scale for _, scale in origins))
             if checkpoint is None:
-                chosen = before.source if source is None else source
-                weights = compensated_anew(self._bundle, self._weights, bank, chosen, scale)
+                chosen = source
+                if chosen is None:
+                    chosen = _common("source", (source for source, _ in origins))
+                weights = compensated_anew(self._bundle, self._weights, steps, chosen, scale)
             else:
                 opened = Checkpoint.open(Path(checkpoint))
                 trained = opened.info.source
@@ -179,22 +208,35 @@ class EnginePool:
                         f"source {source}, but {checkpoint} was trained at degree {trained} by its "
                         "metadata; leave source out."
                     )
-                chosen = next(d for d in (source, trained, before.source) if d is not None)
-                new = NewWeights(opened, bank, chosen, scale)
-                weights = exchanged_checkpoint(self._bundle, new)
-            self._exchange(self._bundle, weights)
+                chosen = trained if source is None else source
+                if chosen is None:
+                    chosen = _common("source", (source for source, _ in origins))
+                new = NewWeights(opened, steps, chosen, scale)
+                weights = exchanged_checkpoint(self._bundle, self._weights, new)
+            # What accuracy was measured, was that of other weights.
+            self._exchange(dataclasses.replace(self._bundle, accuracy={}), weights)
 
     def reload(self) -> None:
         """Open the bundle's files again, after ``tocom-export refit`` or a new build.
 
-        Whatever fails, the pool goes on as it was.
+        Degrees that are new are served from now on, those that are gone no more. Whatever fails,
+        the pool goes on as it was.
 
         Raises:
+            BundleError: it is of another model now, or lacks the degree that serves.
             TocomError: what opening a bundle and its engines raises.
         """
         with self._changing:
-            _ = self.serving
-            self._exchange(*self._opened_bundle())
+            serving = self.serving
+            bundle, weights = self._opened_bundle()
+            if bundle.spec != self.spec:
+                raise BundleError(f"{self._path} is of another model now; open a pool of it.")
+            if serving.target not in bundle.targets:
+                raise BundleError(
+                    f"{self._path} has no degree {serving.target} now, which serves; switch to one "
+                    f"that it has ({', '.join(map(str, bundle.targets))}) first."
+                )
+            self._exchange(bundle, weights)
 
     def close(self) -> None:
         """Let the engines go; requests that are under way end, others are refused."""
@@ -214,15 +256,22 @@ class EnginePool:
 
     def _opened_bundle(self) -> tuple[Bundle, WeightSet]:
         bundle = Bundle.open(self._path)
-        for target in self._chosen or ():
-            bundle.graph(target)
-        return bundle, bundled(bundle)
+        return bundle, bundled(bundle, self._chosen or bundle.targets, self._runner)
+
+    def _origins(self) -> list[tuple[int, float]]:
+        """Source and scale of every degree."""
+        opened = {target: (s.source, s.scale) for target, s in self._servings.items()}
+        return [opened.get(target) or self._weights.origin(target) for target in self.targets]
 
     def _exchange(self, bundle: Bundle, weights: WeightSet) -> None:
         """Open the engines that are open once more, with other weights, and move the pointer."""
-        servings = self._prepared(bundle, weights, self._servings)
+        known = sorted(self._chosen or bundle.targets)
+        wanted = [t for t in known if self._memory is None or t in self._servings]
+        servings = self._prepared(bundle, weights, wanted)
         with self._pointing:
-            serving = servings[self.serving.target]
+            if (target := self.serving.target) not in servings:  # switched to meanwhile
+                raise BundleError(f"{self._path} has no degree {target} now, which serves.")
+            serving = servings[target]
             self._bundle, self._weights = bundle, weights
             self._servings, self._now = servings, serving
 
@@ -266,6 +315,7 @@ class EnginePool:
             provider=self._provider,
             threads=self._threads,
             weights={**weights.shared(), **own},
+            graph=weights.graphs[target],
         )
         size = sum(tensor.nbytes for tensor in own.values())
         return Serving(engine, target, *weights.origin(target), size)
@@ -275,6 +325,8 @@ class EnginePool:
         from tocom_export.engines.tensorrt import TensorRtEngine
 
         plan = bundle.plan(target)
+        if identity(plan) != weights.plans[target]:
+            raise BundleError(f"{plan} was changed since its bundle was opened; reload the pool.")
         engine = TensorRtEngine(plan, host_code=self._host_code)
         origin = (engine.record.source, engine.record.scale)
         if weights.renewed or engine.record.stripped:
@@ -283,8 +335,10 @@ class EnginePool:
             origin = weights.origin(target)
         return Serving(engine, target, *origin, plan.stat().st_size)
 
-    def _bank(self, bank: ToComBank | None) -> ToComBank | None:
+    def _bank(self, bank: ToComBank | Path | str | None) -> ToComBank | None:
         """The bank that weights are compensated with, once it fits the model."""
+        if isinstance(bank, str | Path):
+            bank = ToComBank.load(bank)
         if bank is None and not self._bundle.compensated:
             return None
         if bank is None and self.spec.model == REFERENCE:
@@ -296,3 +350,12 @@ class EnginePool:
             )
         bank.check(self.spec, self._bundle.method, "refit(bank=...)")
         return bank
+
+
+def _common(name: str, values: Iterable[Value]) -> Value:
+    """What all degrees have, to go on with it."""
+    found = sorted(set(values))
+    if len(found) > 1:
+        have = ", ".join(map(str, found))
+        raise PoolError(f"the degrees differ in {name} ({have}): refit({name}=...) must say which.")
+    return found[0]

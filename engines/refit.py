@@ -68,19 +68,15 @@ class NewWeights:
         return stored_form(baked, precision, quantized_layers(spec))
 
 
-def base_checkpoint(file: Path, spec: VitSpec, precision: Precision) -> Checkpoint:
+def base_checkpoint(own: Checkpoint, spec: VitSpec, precision: Precision) -> Checkpoint:
     """The checkpoint that a bundle was made of, as far as it is at hand: for a refit without one.
 
     A bundle's own weights are rounded to its precision. Those of the model inside the package
     are the rounded ones of a file that is always there.
 
     Args:
-        file: the bundle's shared weights.
-
-    Raises:
-        CheckpointError: the file is broken.
+        own: the bundle's shared weights.
     """
-    own = Checkpoint.open(file)
     if precision == "fp32" or spec.model != REFERENCE:
         return own
     shipped = Checkpoint.open(REFERENCE_CHECKPOINT)
@@ -188,6 +184,9 @@ def refit_graph(
                 f"{new.checkpoint.file} has another {key} than the bundle, whose engines all read "
                 f"it from {WEIGHTS}; build a bundle of it."
             )
+    del stored  # mapped from the file that is to be replaced, which Windows wouldn't allow
+    compensated = new.bank is not None and target != new.source
+    refitted = Refitted(new.source, new.scale, compensated)
     with TemporaryDirectory(prefix=f".{name}.", dir=bundle.path) as folder:
         beside = Path(folder)
         save_file({key: weights[key] for key in before}, beside / name, metadata)
@@ -197,7 +196,7 @@ def refit_graph(
         changed = dataclasses.replace(
             bundle,
             files={**bundle.files, **record_files(beside, [name])},
-            refitted={**bundle.refitted, target: Refitted(new.source, new.scale)},
+            refitted={**bundle.refitted, target: refitted},
             accuracy={t: percent for t, percent in bundle.accuracy.items() if t != target},
         )
         if check:  # on the new weights among links to the bundle's other files

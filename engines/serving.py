@@ -49,6 +49,9 @@ class Serving:
         # Whatever enters an image reaches its logits, so that these alone need to be looked at.
         if not np.isfinite(logits).all():
             bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-            which = ", ".join(map(str, np.flatnonzero(bad))) or "?"
-            raise ImageError(f"image {which} of the batch gives no numbers; are all pixels finite?")
+            if not bad.any():
+                raise ImageError("the logits are no numbers, though all pixels are finite; are the "
+                                 "images normalised?")  # fmt: skip
+            which = ", ".join(map(str, np.flatnonzero(bad)))
+            raise ImageError(f"image {which} of the batch has pixels that are no finite numbers.")
         return logits

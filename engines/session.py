@@ -40,7 +40,11 @@ def _share_allocator() -> None:
         0,
         onnxruntime.OrtMemType.DEFAULT,
     )
-    onnxruntime.create_and_register_allocator(memory, OrtArenaCfg({"arena_extend_strategy": 1}))
+    try:
+        onnxruntime.create_and_register_allocator(memory, OrtArenaCfg({"arena_extend_strategy": 1}))
+    except Exception as error:  # a host application may have made one; releases differ in the type
+        if "already" not in str(error):
+            raise
 
 
 def open_session(
@@ -50,6 +54,7 @@ def open_session(
     threads: int | None,
     compensated: bool,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    graph: bytes | None = None,
 ) -> tuple[Any, list[Any]]:
     """An ``onnxruntime.InferenceSession`` of one target of a bundle, and what must outlive it.
 
@@ -59,6 +64,7 @@ def open_session(
         compensated: False runs the checkpoint's own weights at that degree.
         weights: all tensors of the target, as stored, in place of those in the bundle's files;
             a CPU reads them where they lie.
+        graph: the target's graph, in place of the bundle's file.
 
     Raises:
         DegreeError, MissingPackageError, ProviderError, BundleError: as
@@ -69,7 +75,7 @@ def open_session(
     except ImportError:
         extra = "cpu" if provider == "cpu" else "gpu"
         raise MissingPackageError("onnxruntime", extra) from None
-    graph = bundle.graph(target)
+    file = bundle.graph(target)
     wanted = _PROVIDERS[provider]
     if wanted not in onnxruntime.get_available_providers():
         have = ", ".join(
@@ -92,10 +98,10 @@ def open_session(
         options.add_session_config_entry("session.use_env_allocators", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    content: str | bytes = str(graph)
+    content: str | bytes = graph or str(file)
     narrow = bundle.precision == "bf16" and provider == "cpu"
     if narrow or not compensated:
-        content = _altered(bundle, target, compensated, narrow)
+        content = _altered(bundle, target, compensated, narrow, graph or file.read_bytes())
         options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
     held = _hold(options, weights, provider) if weights else []
     if narrow:  # optimised, the roundings between two operators might be taken for superfluous
@@ -106,7 +112,7 @@ def open_session(
             content, options, providers=[(wanted, given)], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
-        raise BundleError(f"{graph}: ONNX Runtime can't open it ({brief(error)}).") from error
+        raise BundleError(f"{file}: ONNX Runtime can't open it ({brief(error)}).") from error
     if wanted != session.get_providers()[0]:
         raise ProviderError(
             f"--provider {provider}: ONNX Runtime gave {session.get_providers()[0]} "
@@ -138,7 +144,7 @@ def _hold(options: Any, weights: Mapping[str, npt.NDArray[Any]], provider: Provi
     return list(values.values())
 
 
-def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool) -> bytes:
+def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool, graph: bytes) -> bytes:
     """A target's graph with other weights or with bfloat16 widened, as the file would hold it.
 
     What a target's weights file replaces is read from the shared file instead where the engine
@@ -146,7 +152,7 @@ def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool) -> by
     """
     import onnx
 
-    model = onnx.load(bundle.graph(target), load_external_data=False)
+    model = onnx.load_from_string(graph)
     if not compensated:
         shared, *own = (read_header(file)[0] for file in bundle.weight_files(target))
         names = {name for header in own for name in header}

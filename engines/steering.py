@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,7 +118,13 @@ class Steering:
         return State(ladder[now - 1], state.slowdown)
 
     def measured(self, state: State, degree: int, seconds: float) -> State:
-        """The state after a request at ``degree`` took so many seconds, its wait not counted."""
+        """The state after a request at ``degree`` took so many seconds, its wait not counted.
+
+        Raises:
+            InputError: the degree is not one of these, or the time no positive number.
+        """
+        if degree not in self.seconds or not 0 < seconds < math.inf:
+            raise InputError(f"steering: degree {degree} can't have taken {seconds} s.")
         seen = seconds / self.seconds[degree]
         slowdown = (1 - _MEMORY) * state.slowdown + _MEMORY * seen
         return dataclasses.replace(state, slowdown=slowdown)

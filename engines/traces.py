@@ -57,7 +57,9 @@ def recorded(file: Path) -> Arrivals:
         raise InputError(f"{file}: can't be read: {error.strerror}.") from None
     except ValueError:
         raise InputError(f"{file}: a number of seconds is expected on each line.") from None
-    if not len(times) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+    if not len(times):
+        raise InputError(f"{file}: it is empty; arrivals are expected, seconds, one a line.")
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
         raise InputError(f"{file}: arrivals are finite numbers of seconds in ascending order.")
     return np.asarray(times - times[0], np.float64)
 
@@ -109,9 +111,10 @@ def simulate(
     state = steering.start()
     free = 0.0
     latencies, degrees = [], []
-    for number, arrived in enumerate(map(float, arrivals)):
+    times = arrivals.tolist()
+    for number, arrived in enumerate(times):
         begin = max(arrived, free)
-        queued = bisect_right(arrivals, begin) - number
+        queued = bisect_right(times, begin, number) - number
         state = steering.step(state, Load(begin, queued, begin - arrived))
         took = steering.seconds[state.degree] * slowdown(begin)
         state = steering.measured(state, state.degree, took)

@@ -72,13 +72,26 @@ def bench_line(
     return line
 
 
-def build_line(graph: Path, plan: Path, spec: VitSpec, batch: Batch, major: int) -> list[str]:
+def build_line(
+    graph: Path,
+    plan: Path,
+    spec: VitSpec,
+    batch: Batch,
+    major: int,
+    *,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+) -> list[str]:
     """The line that builds a graph as it is; a plan of trtexec's can't be refitted by us."""
     line = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}"]
     names = ("minShapes", "optShapes", "maxShapes")
     line += [f"--{name}={shape_of(spec, n)}" for name, n in zip(names, batch, strict=True)]
     if major < 11:
         line.append("--stronglyTyped")
+    if version_compatible:
+        line.append("--versionCompatible")
+    if hardware_compatible:
+        line.append("--hardwareCompatibilityLevel=ampere+")
     return [*line, "--noTF32", "--profilingVerbosity=detailed", "--skipInference"]
 
 

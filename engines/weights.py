@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,10 @@ from tocom_export.bank import ToComBank
 from tocom_export.bundle import WEIGHTS, Bundle, weights_name
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.refit import NewWeights, base_checkpoint
+from tocom_export.errors import BundleError
+from tocom_export.info import ModelInfo
 from tocom_export.quantize import quantized_layers, stored_form
-from tocom_export.records import load_recorded
+from tocom_export.records import load_recorded, read_recorded
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -33,16 +37,33 @@ class WeightSet:
     """The qkv weights that a compensation starts from, as exact as they are known."""
     origin: Callable[[int], tuple[int, float]]
     """A target's source and scale."""
-    renewed: bool = True
+    graphs: Mapping[int, bytes]
+    """Target → its graph."""
+    plans: Mapping[int, tuple[int, ...]]
+    """Target → which file its plan is."""
+    renewed: bool
     """Whether these are others than the bundle's files hold."""
 
 
-def bundled(bundle: Bundle) -> WeightSet:
-    """The weights in a bundle's files, read when they are first needed.
+def bundled(
+    bundle: Bundle, targets: Iterable[int], runner: Literal["onnx", "plan"] = "onnx"
+) -> WeightSet:
+    """The weights in a bundle's files, read when they are first needed, and its graphs.
 
     What is read is held against the manifest, as it was when the bundle was opened, and stays in
     memory: nothing that is done to the files later reaches an engine.
+
+    Raises:
+        BundleError: a graph is missing, or not what the manifest says.
+        DegreeError: the bundle has no such target, or no plan for it.
     """
+    graphs, plans = {}, {}
+    for target in targets:
+        if runner == "plan":
+            plans[target] = identity(bundle.plan(target))
+        else:
+            graph = bundle.graph(target)
+            graphs[target] = read_recorded(graph, bundle.files[graph.name])
 
     @cache
     def shared() -> Tensors:
@@ -57,7 +78,8 @@ def bundled(bundle: Bundle) -> WeightSet:
     def uncompensated() -> Tensors:
         if bundle.precision == "fp32":
             return shared()
-        checkpoint = base_checkpoint(bundle.path / WEIGHTS, bundle.spec, bundle.precision)
+        own = Checkpoint(bundle.path / WEIGHTS, shared(), ModelInfo())
+        checkpoint = base_checkpoint(own, bundle.spec, bundle.precision)
         checkpoint.fit(bundle.spec)
         return _qkv(bundle, checkpoint)
 
@@ -65,10 +87,10 @@ def bundled(bundle: Bundle) -> WeightSet:
         now = bundle.refitted.get(target, bundle)
         return now.source, now.scale
 
-    return WeightSet(shared, own, uncompensated, origin, renewed=False)
+    return WeightSet(shared, own, uncompensated, origin, graphs, plans, renewed=False)
 
 
-def exchanged_checkpoint(bundle: Bundle, new: NewWeights) -> WeightSet:
+def exchanged_checkpoint(bundle: Bundle, now: WeightSet, new: NewWeights) -> WeightSet:
     """A checkpoint's weights in place of a bundle's, compensated for each target.
 
     Raises:
@@ -77,7 +99,8 @@ def exchanged_checkpoint(bundle: Bundle, new: NewWeights) -> WeightSet:
     stored = new.shared(bundle.spec, bundle.precision)
     shared = {name: _in_memory(tensor) for name, tensor in stored.items()}
     exact = shared if bundle.precision == "fp32" else _qkv(bundle, new.checkpoint)
-    return _compensated(bundle, lambda: shared, exact, new.bank, new.source, new.scale)
+    changed = dataclasses.replace(now, shared=lambda: shared)
+    return _compensated(bundle, changed, exact, new.bank, new.source, new.scale)
 
 
 def compensated_anew(
@@ -88,12 +111,12 @@ def compensated_anew(
     Raises:
         CheckpointError: the bundle is of int8, from which nothing can be compensated.
     """
-    return _compensated(bundle, now.shared, now.uncompensated(), bank, source, scale)
+    return _compensated(bundle, now, now.uncompensated(), bank, source, scale)
 
 
 def _compensated(
     bundle: Bundle,
-    shared: Callable[[], Tensors],
+    now: WeightSet,
     exact: Tensors,
     bank: ToComBank | None,
     source: int,
@@ -107,7 +130,22 @@ def _compensated(
         baked = bake(exact, spec, bank, source, target, scale)
         return stored_form(baked, bundle.precision, quantized_layers(spec))
 
-    return WeightSet(shared, own, lambda: exact, lambda _: (source, scale))
+    return dataclasses.replace(
+        now, own=own, uncompensated=lambda: exact, origin=lambda _: (source, scale), renewed=True
+    )
+
+
+def identity(file: Path) -> tuple[int, ...]:
+    """Tells a file from one that is put in its place, without reading it.
+
+    Raises:
+        BundleError: it is missing.
+    """
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _qkv(bundle: Bundle, checkpoint: Checkpoint) -> Tensors:

@@ -58,7 +58,19 @@ def test_it_notices_lost_ones(soak, plan: BuildPlan, tmp_path: Path):
     assert not soak.passed(found)
 
 
-@pytest.mark.parametrize("growth, ok", [(0.005, True), (0.02, False), (float("nan"), True)])
-def test_memory_that_grows(soak, growth: float, ok: bool):
+@pytest.mark.parametrize("growth, ok", [(0.005, True), (0.02, False), (None, True)])
+def test_memory_that_grows(soak, growth: float | None, ok: bool):
     found = {"right": 9, "refused": 1, "requests": 10, "failures": [], "growth": growth}
     assert soak.passed(found) == ok
+
+
+def test_it_notices_a_switch_and_a_refit_that_do_nothing(
+    soak, plan: BuildPlan, tmp_path: Path, monkeypatch
+):
+    running = soak.Soak(plan, tmp_path)
+    monkeypatch.setattr(running.pool, "switch", lambda target: running.pool.serving)
+    monkeypatch.setattr(running.pool, "refit", lambda **_: None)
+    found = running.run(2, 1)
+    assert any("switch" in failure for failure in running.failures)
+    assert any("refit to" in failure for failure in running.failures)
+    assert not soak.passed(found)

@@ -158,13 +158,14 @@ class ToComBank:
             save_file(factors, beside, {METADATA_KEY: json.dumps(meta, sort_keys=True)})
 
     @classmethod
-    def load(cls, file: Path) -> ToComBank:
+    def load(cls, file: Path | str) -> ToComBank:
         """Read a bank: ours (.safetensors), or the authors' layout (.pth, needs torch).
 
         Raises:
             BankError: the file is not a bank.
             MissingPackageError: a .pth file, and torch is not installed.
         """
+        file = Path(file)
         try:
             if file.suffix == ".safetensors":
                 return cls._from_safetensors(file)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Refitted:
 
     source: int
     scale: float
+    compensated: bool
+    """Whether a bank was baked in, and the source is another degree."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Bundle:
     """Top-1 accuracy in percent of the targets where it was measured (``evaluate --record``)."""
 
     @classmethod
-    def open(cls, path: Path, *, hashes: bool = False) -> Bundle:
+    def open(cls, path: Path | str, *, hashes: bool = False) -> Bundle:
         """Open a bundle and check that its files are there, of the right size.
 
         Args:
@@ -88,6 +90,7 @@ class Bundle:
         Raises:
             BundleError: no bundle, or a file is missing or changed.
         """
+        path = Path(path)
         file = path / MANIFEST
         try:
             if file.stat().st_size > _MAX_MANIFEST:
@@ -146,10 +149,16 @@ class Bundle:
             raise ValueError("source or scale out of range")
         plans = tuple(map(int, data.get("plans", ())))
         refitted = {
-            int(target): Refitted(int(entry["source"]), float(entry["scale"]))
+            int(target): Refitted(
+                int(entry["source"]),
+                float(entry["scale"]),
+                bool(entry.get("compensated", data["compensated"])),  # as all were at first
+            )
             for target, entry in data.get("refitted", {}).items()
         }
         accuracy = {int(t): float(percent) for t, percent in data.get("accuracy", {}).items()}
+        if not all(0 <= percent <= 100 for percent in accuracy.values()):
+            raise ValueError("accuracy is no percentage")
         if not {*plans, *refitted, *accuracy} <= set(targets):
             raise ValueError("plans, refitted weights or accuracy of no target")
         return cls(
@@ -187,9 +196,7 @@ class Bundle:
             "classes": list(self.classes) if self.classes else None,
             "tools": dict(self.tools),
             "plans": list(self.plans),
-            "refitted": {
-                str(t): {"source": r.source, "scale": r.scale} for t, r in self.refitted.items()
-            },
+            "refitted": {str(t): asdict(entry) for t, entry in self.refitted.items()},
             "accuracy": {str(t): percent for t, percent in self.accuracy.items()},
         }
 
@@ -247,6 +254,11 @@ class Bundle:
                 "--engine tensorrt writes them."
             )
         return self.path / plan_name(target)
+
+    def size(self) -> int:
+        """Bytes of its files, plans included."""
+        plans = sum(self.plan(target).stat().st_size for target in self.plans)
+        return plans + sum(record.bytes for record in self.files.values())
 
     def _check(self, hashes: bool) -> None:
         for name, record in self.files.items():

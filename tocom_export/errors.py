@@ -17,7 +17,7 @@
     │   ├── ProviderError           an execution provider that the runtime doesn't give
     │   ├── DeviceError             no GPU, or CUDA refused something
     │   ├── PlanError               a TensorRT plan that can't be built, opened or refitted
-    │   └── PoolError               a pool of engines that is closed
+    │   └── PoolError               a pool of engines that is closed, or isn't told enough
     ├── CheckFailed                 an engine that disagrees with the model: exit status 1
     └── Stopped                     SIGTERM came, and the state is saved: exit status 0
 
@@ -108,7 +108,7 @@ class PlanError(InputError):
 
 
 class PoolError(InputError):
-    """A pool of engines was closed, and is asked for something."""
+    """A pool of engines is closed, or can't know what it is asked for."""
 
 
 class CheckFailed(TocomError):

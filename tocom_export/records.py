@@ -48,21 +48,33 @@ def holds(folder: Path, files: Mapping[str, FileRecord], others: Mapping[str, Fi
         return False
 
 
-def load_recorded(file: Path, record: FileRecord) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a weights file, in memory, whatever becomes of the file.
+def read_recorded(file: Path, record: FileRecord) -> bytes:
+    """A file's content, whatever becomes of the file later.
 
     Raises:
         BundleError: it is missing, or not the file that the record is of.
     """
     try:
         if file.stat().st_size != record.bytes:
-            raise BundleError(f"{file} was changed since its bundle was opened.")
+            raise BundleError(f"{file} was changed since its bundle was opened; reload it.")
         content = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
     if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise BundleError(f"{file} is not what its bundle's manifest says (SHA-256 differs).")
+        raise BundleError(
+            f"{file} is not what its bundle's manifest said (SHA-256 differs): it was changed; "
+            "reload the bundle, or build it again."
+        )
+    return content
+
+
+def load_recorded(file: Path, record: FileRecord) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a weights file, in memory.
+
+    Raises:
+        BundleError: as :func:`read_recorded` says, or it is broken.
+    """
     try:
-        return read_tensors(content)
+        return read_tensors(read_recorded(file, record))
     except SafetensorError:
         raise BundleError(f"{file} is not a safetensors file.") from None

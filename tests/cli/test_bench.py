@@ -13,7 +13,9 @@ import torch
 from click.testing import Result
 
 from tocom_export.bundle import MANIFEST, Bundle
+from tocom_export.cli.bench_report import Report
 from tocom_export.engines.plan import PlanRecord, open_plan, save_plan
+from tocom_export.engines.timing import summary
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -43,7 +45,7 @@ def test_over_degree_0(succeeds: Run, model, bundle: Path):
     table = succeeds("bench", "zero", "--batch", 2, *QUICK).stdout
     assert "over r00" in table
     assert "1.00×" in table
-    assert "no engine at degree 0" in succeeds("bench", bundle, "--batch", 1, *QUICK).stderr
+    assert "No engine at degree 0" in succeeds("bench", bundle, "--batch", 1, *QUICK).stderr
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_the_lines_are_those_that_would_run(succeeds: Run, planned: Path, monkey
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, flags=flags))
     options = ("--runner", "trtexec", "--targets", "4,8", "--batch", "1,32", "--dry-run")
     four, _, first, last = succeeds(
-        "bench", planned, *options, "--seconds", 0.5, "--layers"
+        "bench", planned, *options, "--seconds", 0.5, "--layers", "--host-code"
     ).stdout.splitlines()
     assert "--versionCompatible" not in four
     assert "--versionCompatible" in first
@@ -155,10 +157,13 @@ def test_trtexec_is_run_and_read(succeeds: Run, planned: Path, here: Path, monke
         ({"library": "tensorrt-rtx"}, ("is of tensorrt-rtx", "--runner tensorrt-rtx")),
         ({"stripped": True}, ("r08.plan is stripped", "refit it first")),
         ({"flags": ("VERSION_COMPATIBLE",)}, ("r08.plan is version-compatible", "--host-code")),
+        ({"batch": (1, 8, 16)}, ("--batch 32: ", "r08.plan takes 1 to 16 images")),
+        ({"batch": (2, 8, 32)}, ("--batch 1: ", "r08.plan takes 2 to 32 images")),
     ],
 )
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_plans_that_trtexec_can_t_run(
-    fails: Run, planned: Path, here: Path, monkeypatch, change, says
+    fails: Run, planned: Path, here: Path, monkeypatch, change, says, dry: Options
 ):
     program = here / "trtexec"
     program.write_text(TRTEXEC.format(python=sys.executable))
@@ -166,7 +171,21 @@ def test_plans_that_trtexec_can_t_run(
     monkeypatch.setenv("PATH", str(here))
     content, record = open_plan(planned / "r08.plan")
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, **change))
-    fails("bench", planned, "--runner", "trtexec", "--targets", 8, says=says)
+    monkeypatch.setattr("tocom_export.engines.trtexec.run", None)
+    fails("bench", planned, "--runner", "trtexec", "--targets", 8, *dry, says=says)
+
+
+@pytest.mark.parametrize("runner", ["tensorrt", "trtexec"])
+def test_batches_that_a_plan_doesn_t_take(
+    nvidia, succeeds: Run, fails: Run, model: Options, monkeypatch, runner: str
+):
+    """From Python, which fills smaller ones up."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("tocom_export.engines.timing.time_engines", None)
+    options = ("--targets", 8, "--engine", "tensorrt", "--batch", "4,8,16", "--out", "planned")
+    succeeds("build", *model, *options)
+    says = ("--batch 17: ", "planned/r08.plan takes 1 to 16 images")
+    fails("bench", "planned", "--runner", runner, "--batch", "1,16,17", "-q", says=says)
 
 
 @pytest.fixture
@@ -230,6 +249,18 @@ def test_a_picture(succeeds: Run, zero: Path, here: Path, unmeasured):
     assert (here / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_drawn(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Peers at the largest batch, and the accuracy of what was timed."""
+    opened = dataclasses.replace(Bundle.open(bundle), accuracy={4: 80.0, 8: 79.0})
+    timings = {(4, batch): summary([batch / 100], batch) for batch in (8, 1)}
+    peers = {("torch", batch): summary([batch / 50 + 1], batch) for batch in (8, 1)}
+    drawn: list[object] = []
+    monkeypatch.setattr("tocom_export.speed_picture.speed_picture", lambda *a: drawn.extend(a))
+    Report(opened, "onnx", timings, peers=peers).draw(Path("speed.svg"))
+    engines = {8: {4: pytest.approx(100)}, 1: {4: pytest.approx(100)}}
+    assert drawn == [engines, {4: 80.0}, {"torch": pytest.approx(8 / 1.16)}, Path("speed.svg")]
+
+
 def test_a_picture_without_matplotlib(
     fails: Run, bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -243,17 +274,24 @@ def test_a_picture_without_matplotlib(
     assert not list(here.iterdir())
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made traces of a second, in which a model this small serves thousands."""
+    monkeypatch.setattr("tocom_export.cli.bench_report.TRACE_SECONDS", 1)
+    monkeypatch.setattr("tocom_export.cli.bench_report.TRACE_REQUESTS", 100)
+
+
 OUTCOME = {"requests", "met", "mean_degree", "p50_ms", "p99_ms", "switches"}
 
 
-def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured):
+def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured, short):
     options = ("--batch", "2,1", *QUICK, "--slo-ms", 50)
     document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
     assert list(document["steering"]) == ["steady", "burst", "ramp", "overload"]
     dense = next(t for t in document["timings"] if (t["target"], t["batch"]) == (0, 1))
     for shape, rate in (("steady", 0.7), ("overload", 2.5)):
         requests = document["steering"][shape]["steered"]["requests"]
-        assert requests == pytest.approx(60_000 / dense["median_ms"] * rate, rel=0.05)
+        assert requests == pytest.approx(1000 / dense["median_ms"] * rate, rel=0.1)
     for outcomes in document["steering"].values():
         assert list(outcomes) == ["steered", "r00", "r08"]
         assert all(set(outcome) == OUTCOME for outcome in outcomes.values())
@@ -263,7 +301,7 @@ def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured):
         assert 0 <= outcomes["steered"]["mean_degree"] <= 8
 
 
-def test_the_tables_of_what_steering_would_do(succeeds: Run, zero: Path, unmeasured):
+def test_the_tables_of_what_steering_would_do(succeeds: Run, zero: Path, unmeasured, short):
     Path("arrivals.txt").write_text("100\n101\n101.5\n")
     options = ("--batch", 1, *QUICK, "--slo-ms", 1000)
     text = succeeds("bench", zero, *options).stdout
@@ -316,7 +354,7 @@ def test_arrivals_that_are_none(fails: Run, bundle: Path, unmeasured, content: s
     fails("bench", bundle, *options, says=("arrivals.txt: ", says))
 
 
-def test_peers(succeeds: Run, zero: Path, unmeasured, monkeypatch, here: Path):
+def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: Path):
     """torch's own are run; its compiler, and exporters, take long and have tests of their own."""
 
     def export(vit: object, spec: object, file: Path) -> None:
@@ -341,7 +379,8 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, monkeypatch, here: Path):
     missing = ["failing: no such operator", "missing: no_such_package is not installed."]
     assert document["peers_missing"] == missing
     assert [arguments[1:] for arguments in unmeasured["peers"]] == [
-        ("eager", 0, "cpu", 2), ("compiled", 0, "cpu", 2), ("usual", 8, "cpu", 2),
+        (kind, degree, "cpu", "2,3,32,32")
+        for kind, degree in (("eager", 0), ("compiled", 0), ("usual", 8))
     ]  # fmt: skip
 
     result = succeeds("bench", zero, *options, "--plot", "speed.svg", "--slo-ms", 50)

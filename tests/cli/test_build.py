@@ -244,3 +244,12 @@ def test_int8_and_its_images_belong_together(
     fails("build", *model, "--calibrate", photos, says=("--calibrate", "this is fp32"))
     fails("build", *model, "--precision", "int8", "--calibrate", "nowhere", says=("nowhere",))
     assert not Path("tiny-source4").exists()
+
+
+@pytest.mark.parametrize("each, few", [(15, True), (16, False)])
+def test_few_images_for_int8(
+    succeeds: Run, model: Options, image_folder: Callable[..., Path], each: int, few: bool
+):
+    options = ("--precision", "int8", "--calibrate", image_folder(Path("photos"), each=each))
+    said = succeeds("build", *model, "--targets", 8, *options).stderr
+    assert ("--calibrate photos has 30 images" in said) == few

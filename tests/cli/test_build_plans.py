@@ -29,6 +29,8 @@ Options = tuple[object, ...]
         (("--batch", "8,4,1"), ("--batch", "1 ≤ MIN ≤ OPT ≤ MAX")),
         (("--batch", "1,2"), ("--batch", "'1,2' is not MIN,OPT,MAX")),
         (("--batch", "0"), ("--batch", "1 ≤ MIN")),
+        (("--batch", "1,2,2147483648"), ("--batch", "2147483648", "MAX < 2³¹")),
+        (("--batch", "100000000000000000000"), ("--batch", "MAX < 2³¹")),
         (("--strip", "--refit", "none"), ("--strip", "--refit none")),
         (("--engine", "tensorrt-rtx"), ("--engine tensorrt and --engine tensorrt-rtx",)),
     ],
@@ -45,6 +47,57 @@ def test_a_dry_run_names_the_plans(succeeds: Run, model: Options, here: Path):
         "trtexec --onnx=tiny-source4/r08.onnx --saveEngine=tiny-source4/r08.plan "
         "--minShapes=images:1x3x32x32 --optShapes=images:8x3x32x32 --maxShapes=images:32x3x32x32"
     ) in result.stdout
+    assert not list(here.iterdir())
+
+
+def test_a_dry_run_has_trtexec_s_flags(succeeds: Run, model: Options):
+    options = (*model, "--targets", 8, "--engine", "tensorrt", "--dry-run", "--json")
+    (plain,) = json.loads(succeeds("build", *options).stdout)["trtexec"]
+    flags = {
+        "--version-compatible": "--versionCompatible",
+        "--hardware-compatible": "--hardwareCompatibilityLevel=ampere+",
+    }
+    for option, flag in flags.items():
+        (line,) = json.loads(succeeds("build", *options, option).stdout)["trtexec"]
+        assert {*line.split()} - {*plain.split()} == {flag}
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--engine", "tensorrt-rtx"), "neither builds nor runs plans of TensorRT-RTX"),
+        (("--engine", "tensorrt", "--strip"), "its --stripWeights implies REFIT_IDENTICAL"),
+    ],
+)
+def test_a_dry_run_without_a_line_of_trtexec(succeeds: Run, model: Options, options, says: str):
+    result = succeeds("build", *model, "--targets", 8, *options, "--dry-run", "--json")
+    document = json.loads(result.stdout)
+    assert document["trtexec"] == []
+    assert "r08.plan" in document["files"]
+    assert says in result.stderr
+    assert "trtexec" not in succeeds("build", *model, *options, "--dry-run").stdout
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_version_compatible_plans_are_tensorrt_s_alone(
+    fails: Run, model: Options, here: Path, dry: Options
+):
+    options = ("--engine", "tensorrt-rtx", "--version-compatible", *dry)
+    fails("build", *model, *options, says=("--version-compatible is TensorRT's alone",))
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--batch", "1,8,32"), ("--refit", "qkv"), ("--strip",), ("--version-compatible",),
+        ("--hardware-compatible",),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_of_plans_without_plans(fails: Run, model: Options, here: Path, option: Options):
+    """Given, even as they are by default."""
+    fails("build", *model, *option, says=(f"{option[0]} is for plans", "--engine tensorrt"))
     assert not list(here.iterdir())
 
 
@@ -134,6 +187,14 @@ class TestGpu:
         assert "not run: --no-verify" in result.stderr
         succeeds("build", *options, "--no-verify", "--out", "again")
         assert builds(nvidia) == 2  # what nobody looked at is not kept
+
+    def test_plans_are_counted(self, nvidia, succeeds: Run, options):
+        result = succeeds("build", *options, "--no-verify", "--json", "--out", "out")
+        bundle = Bundle.open(Path("out"))
+        names = {*bundle.files, "r08.plan"}
+        total = sum((bundle.path / name).stat().st_size for name in names)
+        assert json.loads(result.stdout)["bytes"] == total == bundle.size()
+        assert f"Wrote out: {total / 1e6:.1f} MB" in result.stderr
 
     def test_what_is_missing_is_said_before_the_work(
         self, nvidia, fails: Run, options, photos: Path, here: Path, monkeypatch

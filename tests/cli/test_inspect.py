@@ -112,6 +112,41 @@ def test_a_missing_file(fails: Run, bundle: Path, name: str):
     fails("inspect", bundle, says=(bundle / name, "is missing"))
 
 
+@pytest.fixture
+def planned(nvidia, succeeds: Run, model: tuple[object, ...], tmp_path: Path) -> Path:
+    """A bundle with a plan of a pretended TensorRT."""
+    options = ("--targets", "4,8", "--engine", "tensorrt", "--out", tmp_path / "planned")
+    succeeds("build", *model, *options)
+    return tmp_path / "planned"
+
+
+def test_a_bundle_with_plans(succeeds: Run, planned: Path):
+    text = succeeds("inspect", planned).stdout
+    assert "r04.plan, r08.plan" in text
+    assert "all as in the manifest and the plans' JSON" in text
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:-9]), "r08.plan is damaged"),
+        (lambda plan: plan.unlink(), "r08.plan: can't be read"),
+        (lambda plan: plan.with_name("r08.plan.json").unlink(), "has no r08.plan.json"),
+    ],
+)
+def test_a_plan_that_is_not_what_its_json_says(
+    fails: Run, planned: Path, change: Callable[[Path], object], says: str, options
+):
+    change(planned / "r08.plan")
+    assert fails("inspect", planned, *options, says=(planned / "r08.plan", says)).stdout == ""
+
+
+def test_a_plan_s_json(fails: Run, planned: Path):
+    says = (planned / "r08.plan.json", f"inspect {planned / 'r08.plan'}.")
+    fails("inspect", planned / "r08.plan.json", says=says)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}', "null"])
 def test_a_broken_manifest(fails: Run, bundle: Path, content: str):
     (bundle / "manifest.json").write_text(content)

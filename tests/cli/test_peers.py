@@ -17,6 +17,9 @@ from tocom_export.cli.exporters import EXPORTERS, by_optimum, by_torch
 from tocom_export.cli.peers import Peer, open_peer, peers
 from tocom_export.engines.compare import sample_images
 from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.info import ModelInfo
+from tocom_export.method import Method
+from tocom_export.spec import VitSpec
 
 Run = Callable[..., Result]
 Export = Callable[..., None]
@@ -100,6 +103,22 @@ def test_weights_are_those_without_compensation(
         same(peer.run, bundle, peer.degree, compensated=False)
     images = sample_images(bundle.spec, 8)
     assert np.abs(usual.run(images) - OnnxEngine(bundle, 8).run(images)).max() > 1e-2
+
+
+def test_attention_is_what_the_bundle_s_is(
+    succeeds: Run, spec: VitSpec, make_checkpoint: Callable, quick, exporters, tmp_path: Path
+):
+    """Not in proportion to the tokens' sizes, where it was trained so."""
+    exporters({})
+    metadata = ModelInfo(spec, 0, Method("tome", False)).to_metadata()
+    file = make_checkpoint(tmp_path, spec, metadata=metadata)
+    options = ("--checkpoint", file, "--bank", "none", "--no-verify", "--targets", "0,8")
+    succeeds("build", *options, "--out", "other")
+    bundle = Bundle.open(Path("other"))
+    assert not bundle.method.proportional
+    *_, usual = found(bundle, tmp_path)
+    assert isinstance(usual, Peer)
+    same(usual.run, bundle, 8)
 
 
 @pytest.mark.parametrize("method", ["evit", "tome"])
@@ -194,15 +213,17 @@ def test_how_memory_is_asked_for(
         assert peer.memory(6) == 1
     more = () if threads is None else (threads,)
     kinds = (("eager", 0), ("compiled", 0), ("usual", 8))
+    image = ",".join(map(str, (plain.spec.channels, *plain.spec.image_size)))
     assert quick == [
-        ("tocom_export.cli.peers", (plain.path, kind, degree, "cpu", 6, *more))
+        ("tocom_export.cli.peers", (plain.path, kind, degree, "cpu", f"6,{image}", *more))
         for kind, degree in kinds
     ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 def test_a_process_that_runs_one(plain: Bundle):
-    line = [sys.executable, "-m", module.__name__, str(plain.path), "usual", "8", "cpu", "2", "1"]
+    image = ",".join(map(str, (2, plain.spec.channels, *plain.spec.image_size)))
+    line = [sys.executable, "-m", module.__name__, str(plain.path), "usual", "8", "cpu", image, "1"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100_000_000  # PyTorch is in it

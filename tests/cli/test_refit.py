@@ -42,6 +42,36 @@ def test_another_source(
     np.testing.assert_array_equal(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
 
 
+def test_without_a_bank(succeeds: Run, bundle: Path, bank_file: Path):
+    engine = bundle / "r08.onnx"
+    result = succeeds("refit", engine, "--bank", "none", "--scale", 0.2, "--json")
+    document = json.loads(result.stdout)
+    assert (document["bank"], document["compensated"]) == ("none", False)
+    assert "; bank: none." in result.stderr
+    entry = {"source": 4, "scale": 0.2, "compensated": False}
+    assert json.loads((bundle / "manifest.json").read_text())["refitted"] == {"8": entry}
+    assert "r08: source 4, not compensated" in succeeds("inspect", bundle).stdout
+    assert json.loads(succeeds("inspect", engine, "--json").stdout)["refitted"] == entry
+    rows = [line.split() for line in succeeds("inspect", engine).stdout.splitlines()]
+    assert {("scale", "0.2"), ("compensated", "false"), ("refitted", "yes")} <= {*map(tuple, rows)}
+    result = succeeds("refit", engine, "--bank", bank_file)
+    assert f"; bank: {bank_file}." in result.stderr
+    assert "r08: source 4, scale 0.2" in succeeds("inspect", bundle).stdout
+
+
+def test_the_bank_of_the_package(succeeds: Run):
+    succeeds("build", "--targets", 8, "--no-verify", "--out", "first")
+    result = succeeds("refit", "first/r08.onnx", "--scale", 0.2, "--no-verify", "--json")
+    assert json.loads(result.stdout)["bank"] == "of the package"
+
+
+def test_an_engine_beside_a_damaged_bundle(succeeds: Run, bundle: Path, bank_file: Path):
+    succeeds("refit", bundle / "r08.onnx", "--bank", bank_file, "--scale", 0.2, "--no-verify")
+    (bundle / "manifest.json").write_text("{")
+    document = json.loads(succeeds("inspect", bundle / "r08.onnx", "--json").stdout)
+    assert document["refitted"] is None
+
+
 def test_another_checkpoint(
     succeeds: Run, fails: Run, bundle: Path, bank_file: Path, checkpoint: Path, info: ModelInfo
 ):

@@ -11,10 +11,11 @@ import pytest
 from click.testing import Result
 
 from tocom_export.bundle import Bundle
-from tocom_export.engines.compare import compare_engine
+from tocom_export.engines.compare import TOLERANCES, compare_engine
 from tocom_export.engines.plan import open_plan, save_plan
 
 Run = Callable[..., Result]
+PAGE = (Path(__file__).parents[2] / "docs" / "precision.md").read_text("utf-8")
 
 
 def strict(text: str) -> Any:
@@ -61,6 +62,13 @@ def test_an_engine_that_differs_in_json(run: Run, bundle: Path):
     assert [target["passed"] for target in document["targets"]] == [False, False]
 
 
+def test_the_help_and_the_page_have_the_limits(succeeds: Run):
+    text = " ".join(succeeds("verify", "--help").stdout.split())
+    for precision, share in TOLERANCES.items():
+        assert f"{precision} ({share:g})" in text
+        assert f"| `{precision}` | {share:g} |" in PAGE
+
+
 @pytest.fixture
 def planned(nvidia: Any, succeeds: Run, model: tuple[object, ...], tmp_path: Path) -> Path:
     """A bundle with plans of a pretended TensorRT, which give logits of their own."""
@@ -101,6 +109,16 @@ def test_plans_that_can_t_be_run_are_named(
     assert "tensorrt is not installed" in succeeds("verify", planned).stderr
     (planned / "r08.plan").write_bytes(b"damaged")
     fails("verify", planned, says=("r08.plan is damaged",))
+
+
+def test_a_plan_and_a_graph_that_were_refitted_alike(
+    nvidia, succeeds: Run, fails: Run, planned: Path
+):
+    """Without a bank, which the bundle has."""
+    for name in ("r08.onnx", "r08.plan"):
+        succeeds("refit", planned / name, "--bank", "none", "--no-verify")
+    result = fails("verify", planned, "--json", says=("at 4, 8 differ",), status=1)
+    assert strict(result.stdout)["not_run"] == {}
 
 
 def test_an_engine_that_reads_other_weights(fails: Run, bundle: Path, misreads: Callable):

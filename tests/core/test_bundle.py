@@ -216,7 +216,7 @@ def refit(built: Bundle, tmp_path: Path, request) -> tuple[Bundle, Path]:
     later = dataclasses.replace(
         built,
         files={**built.files, **record_files(beside.parent, [name])},
-        refitted={16: Refitted(4, 0.2)},
+        refitted={16: Refitted(4, 0.2, compensated=True)},
         accuracy={0: 81.25},
     )
     built = dataclasses.replace(built, accuracy={0: 81.25, 16: 79.9})

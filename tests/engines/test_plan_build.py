@@ -159,6 +159,21 @@ def test_what_the_library_refuses(nvidia, bundle: Bundle, step: str, says: str):
         built(nvidia, bundle)
 
 
+@pytest.mark.parametrize("step", ["parse", "mark", "build"])
+def test_a_bundle_that_is_not_finished_is_not_named(nvidia, bundle: Bundle, step: str):
+    """Its folder is gone by the time somebody reads this."""
+    nvidia.trt.refuses.add(step)
+    with pytest.raises(PlanError, match=r"^r08\.onnx: "):
+        built(nvidia, bundle)
+
+
+def test_version_compatible_plans_are_tensorrt_s_alone(nvidia, bundle: Bundle):
+    options = PlanOptions(refit="none", version_compatible=True)
+    with pytest.raises(PlanError, match="--version-compatible is TensorRT's alone"):
+        build_plan(open_library("tensorrt-rtx"), bundle, 8, options)
+    assert nvidia.rtx.asked == []
+
+
 def test_without_a_gpu(nvidia, bundle: Bundle, monkeypatch):
     nvidia.cuda.gpus = 0
     with pytest.raises(

@@ -24,6 +24,7 @@ from tocom_export.engines.nvidia import open_library
 from tocom_export.engines.onnxruntime import OnnxEngine
 from tocom_export.engines.plan import save_plan
 from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.engines.refit import NewWeights, refit_graph
 from tocom_export.errors import (
     BankError,
     BundleError,
@@ -31,10 +32,12 @@ from tocom_export.errors import (
     CheckpointError,
     DegreeError,
     ImageError,
+    InputError,
     PlanError,
     PoolError,
 )
 from tocom_export.info import ModelInfo
+from tocom_export.method import Method
 
 TARGETS = (0, 8, 16)
 
@@ -311,7 +314,7 @@ def test_images_that_hold_no_numbers(fresh: Bundle, images, value: float):
     with EnginePool(fresh.path) as pool:
         for target in TARGETS:
             pool.switch(target)
-            with pytest.raises(ImageError, match="image 1 of the batch"):
+            with pytest.raises(ImageError, match="image 1 of the batch has pixels"):
                 pool.run(broken)
 
 
@@ -397,3 +400,125 @@ def test_eight_threads_get_whole_answers(fresh: Bundle, plan: BuildPlan, tmp_pat
             pool.refit(bank=plan.bank, scale=scales[refits % 2])
         assert all(thread.result() > 3 for thread in asking)
         assert refits > 3
+
+
+def test_a_bundle_built_anew_in_its_place_is_not_mixed_in(
+    plan: BuildPlan, tmp_path: Path, make_images, make_checkpoint
+):
+    """Neither its weights, for a precision that starts from the file's, nor its graphs."""
+    images = make_images(plan.spec, 2)
+    half = dataclasses.replace(plan, precision="fp16")
+    bundle = write_bundle(half, tmp_path / "bundle")
+    wanted = answers(write_bundle(half, tmp_path / "same"), images)
+    (tmp_path / "evit").mkdir()
+    other = Checkpoint.open(make_checkpoint(tmp_path / "evit", plan.spec, 7))
+    pruned = dataclasses.replace(
+        half, checkpoint=other, method=Method("evit"), bank=None, precision="fp32"
+    )
+    with (
+        EnginePool(bundle.path, threads=1) as pool,
+        EnginePool(bundle.path, threads=1, memory=float("inf")) as lazy,
+    ):
+        write_bundle(pruned, bundle.path, force=True)
+        with pytest.raises(BundleError, match=r"r08.safetensors"):
+            lazy.switch(8)
+        pool.refit(bank=plan.bank, source=16)
+        pool.refit(bank=plan.bank, source=0)
+        found = of_pool(pool, images)
+        np.testing.assert_array_equal(found[0], wanted[0])
+        for target in (8, 16):  # from weights that were rounded once already
+            np.testing.assert_allclose(found[target], wanted[target], atol=0.1)
+
+
+def test_degrees_of_several_sources(fresh: Bundle, plan: BuildPlan):
+    refit_graph(fresh, 8, NewWeights(plan.checkpoint, plan.bank, 4, 0.2))
+    with EnginePool(fresh.path) as pool:
+        assert pool.switch(8).source == 4
+        assert pool.switch(16).source == 0
+        with pytest.raises(PoolError, match=r"differ in scale \(0.1, 0.2\): refit\(scale=...\)"):
+            pool.refit(bank=plan.bank, source=4)
+        with pytest.raises(PoolError, match=r"differ in source \(0, 4\): refit\(source=...\)"):
+            pool.refit(bank=plan.bank, scale=0.1)
+        pool.refit(bank=plan.bank, source=4, scale=0.1)
+        assert (pool.serving.target, pool.serving.source) == (16, 4)
+
+
+def test_accuracy_was_that_of_the_old_weights(fresh: Bundle, plan: BuildPlan):
+    dataclasses.replace(fresh, accuracy={8: 70.0}).save_manifest()
+    with EnginePool(fresh.path) as pool:
+        assert pool.bundle.accuracy == {8: 70.0}
+        pool.refit(bank=plan.bank, source=4)
+        assert pool.bundle.accuracy == {}
+
+
+def test_a_plan_that_was_replaced_is_not_opened(nvidia, fresh: Bundle, plan: BuildPlan):
+    for target in TARGETS:
+        content, record = build_plan(open_library("tensorrt"), fresh, target, PlanOptions())
+        save_plan(fresh.path / f"r{target:02d}.plan", content, record)
+    dataclasses.replace(fresh, plans=TARGETS).save_manifest()
+    with EnginePool(fresh.path, runner="plan", memory=float("inf")) as pool:
+        save_plan(fresh.path / "r08.plan", content, record)
+        with pytest.raises(BundleError, match=r"r08.plan was changed .*reload"):
+            pool.switch(8)
+        assert pool.serving.target == 0
+        pool.switch(16)
+
+
+def test_a_bundle_of_other_degrees(fresh: Bundle, plan: BuildPlan, images, make_checkpoint):
+    with EnginePool(fresh.path, threads=1) as pool:
+        pool.switch(8)
+        write_bundle(dataclasses.replace(plan, targets=(0, 12)), fresh.path, force=True)
+        with pytest.raises(BundleError, match=r"no degree 8 now, which serves; .* \(0, 12\) first"):
+            pool.reload()
+        assert pool.targets == TARGETS
+        pool.switch(0)
+        pool.reload()
+        assert pool.targets == (0, 12)
+        assert pool.switch(12).target == 12
+        with pytest.raises(DegreeError):
+            pool.switch(8)
+        other = dataclasses.replace(plan.spec, depth=3)
+        changed = Checkpoint.open(make_checkpoint(fresh.path.parent, other))
+        write_bundle(
+            dataclasses.replace(plan, spec=other, checkpoint=changed, bank=None),
+            fresh.path,
+            force=True,
+        )
+        with pytest.raises(BundleError, match="another model now"):
+            pool.reload()
+
+
+def test_a_bank_by_its_file(fresh: Bundle, plan: BuildPlan, tmp_path: Path, images):
+    assert plan.bank is not None
+    plan.bank.save(tmp_path / "bank.safetensors")
+    with EnginePool(fresh.path, threads=1) as pool, EnginePool(fresh.path, threads=1) as other:
+        pool.refit(bank=str(tmp_path / "bank.safetensors"), source=8)
+        other.refit(bank=plan.bank, source=8)
+        assert same(of_pool(pool, images), of_pool(other, images))
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"memory": -1}, "memory -1"),
+        ({"memory": float("nan")}, "memory nan"),
+        ({"threads": 0}, "threads 0"),
+        ({"runner": "x"}, "runner 'x'"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense(fresh: Bundle, options: Any, says: str):
+    with pytest.raises(InputError, match=says):
+        EnginePool(fresh.path, **options)
+
+
+def test_refits_that_make_no_sense(fresh: Bundle, plan: BuildPlan):
+    with EnginePool(fresh.path) as pool:
+        for wrong in ({"scale": -1.0}, {"scale": float("nan")}, {"source": 17}, {"source": "8"}):
+            with pytest.raises(InputError, match=next(iter(wrong))):
+                pool.refit(bank=plan.bank, **wrong)
+
+
+def test_images_beyond_all_measure(fresh: Bundle, images):
+    with EnginePool(fresh.path) as pool, pytest.raises(ImageError, match="normalised"):
+        pool.run(np.full_like(images, 3e38))

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
+from tocom_export.bundle import Bundle, Refitted
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.nvidia import open_library
 from tocom_export.engines.onnxruntime import OnnxEngine
@@ -466,11 +466,26 @@ def test_an_onnx_engine_is_what_a_new_build_would_be(
 
     opened = Bundle.open(bundle.path, hashes=True)
     assert opened == dataclasses.replace(changed, path=bundle.path)
-    assert (opened.refitted[8].source, opened.refitted[8].scale) == (4, 0.05)
+    assert opened.refitted[8] == Refitted(4, 0.05, compensated=True)
 
     refit_graph(opened, 8, new_weights(plan))
     engine.reload()
     np.testing.assert_array_equal(engine.run(images), before)
+
+
+def test_an_onnx_engine_at_its_own_source(fresh: Bundle, plan: BuildPlan):
+    refit_graph(fresh, 8, new_weights(plan, source=8))
+    assert Bundle.open(fresh.path).refitted[8] == Refitted(8, 0.1, compensated=False)
+
+
+def test_an_onnx_engine_without_a_bank(fresh: Bundle, plan: BuildPlan):
+    refit_graph(fresh, 8, NewWeights(plan.checkpoint, None, 4, 0.05))
+    assert Bundle.open(fresh.path).refitted[8] == Refitted(4, 0.05, compensated=False)
+    file = fresh.path / "manifest.json"
+    data = json.loads(file.read_text())
+    del data["refitted"]["8"]["compensated"]  # as manifests were written before it was known
+    file.write_text(json.dumps(data))
+    assert Bundle.open(fresh.path).refitted[8].compensated
 
 
 def test_an_engine_without_weights_of_its_own(fresh: Bundle, plan: BuildPlan):

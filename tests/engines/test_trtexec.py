@@ -44,6 +44,13 @@ def test_the_line_that_builds(make_spec, major: int, typed: str):
     )
 
 
+def test_the_line_that_builds_for_later_versions_and_other_gpus(make_spec):
+    files = (Path("r08.onnx"), Path("r08.plan"))
+    flags = {"version_compatible": True, "hardware_compatible": True}
+    line = trtexec.build_line(*files, make_spec(), (1, 8, 32), 11, **flags)
+    assert {"--versionCompatible", "--hardwareCompatibilityLevel=ampere+"} <= {*line}
+
+
 def entry(start: float, compute: float) -> dict[str, float]:
     """One run, as trtexec writes it without copies."""
     end = start + compute
