@@ -58,27 +58,24 @@ def unstable_argsort(scores: Tensor, dim: int, descending: bool, stable: bool) -
     return scores.sort(dim=dim, descending=descending).indices
 
 
-def torch_seconds(folder: Path) -> float:
-    """``torch.onnx.export(dynamo=True)`` of the same four, once."""
+def torch_export(target: int, file: Path) -> float:
+    """Seconds of ``torch.onnx.export(dynamo=True)`` of one degree, once, the model at hand."""
     model = CompressedVit(vit_from_spec(spec_of_name(MODEL)), name=MODEL).eval()
     images = torch.randn(2, 3, 224, 224)
-    total = 0.0
-    for target in TARGETS:
-        start = time.perf_counter()
-        with warnings.catch_warnings(), patch.object(Tensor, "argsort", unstable_argsort):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                AtDegree(model, target),
-                (images,),
-                folder / f"torch-r{target:02d}.onnx",
-                dynamo=True,
-                opset_version=18,
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-                external_data=True,
-                verbose=False,
-            )
-        total += time.perf_counter() - start
-    return total
+    start = time.perf_counter()
+    with warnings.catch_warnings(), patch.object(Tensor, "argsort", unstable_argsort):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            AtDegree(model, target),
+            (images,),
+            file,
+            dynamo=True,
+            opset_version=18,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            external_data=True,
+            verbose=False,
+        )
+    return time.perf_counter() - start
 
 
 def build_and_copy(folder: Path) -> tuple[float, float, float]:
@@ -115,7 +112,7 @@ def measure() -> list[Row]:
         folder = Path(name)
         ours = write_seconds(folder)
         build, copy, ratio = build_and_copy(folder)
-        theirs = torch_seconds(folder)
+        theirs = sum(torch_export(t, folder / f"torch-r{t:02d}.onnx") for t in TARGETS)
     return [
         (
             "writing the graphs of DeiT-B at 4, 8, 12, 16, against torch.onnx.export(dynamo=True)",
