@@ -18,6 +18,7 @@ from tocom_export.bank import ToComBank
 from tocom_export.bundle import WEIGHTS, Bundle
 from tocom_export.checkpoint import Checkpoint
 from tocom_export.engines.compare import sample_images
+from tocom_export.engines.memory import give_back
 from tocom_export.engines.refit import NewWeights
 from tocom_export.engines.serving import Images, Logits, Serving
 from tocom_export.engines.session import Provider
@@ -274,6 +275,7 @@ class EnginePool:
             serving = servings[target]
             self._bundle, self._weights = bundle, weights
             self._servings, self._now = servings, serving
+        give_back()
 
     def _point(self, target: int) -> Serving:
         _ = self.serving  # it may be closed

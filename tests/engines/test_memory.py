@@ -8,7 +8,7 @@ import pytest
 
 from tocom_export.bundle import Bundle
 from tocom_export.engines import memory
-from tocom_export.engines.memory import memory_of, own_memory
+from tocom_export.engines.memory import give_back, memory_of, own_memory
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 
@@ -103,3 +103,17 @@ def test_what_runs_in_it(bundle: Bundle, monkeypatch, capsys, threads: int | Non
     assert int(capsys.readouterr().out) > 0
     assert opened == [(16, threads)]
     assert ran == [(3, 3, 56, 56)]
+
+
+@LINUX
+def test_freed_arrays_are_given_back():
+    """Many small ones, as weights are, with one at the end that is still in use."""
+    blocks = [np.ones(100_000, np.uint8) for _ in range(600)]
+    last = np.ones(100_000, np.uint8)
+    del blocks
+    before = own_memory()
+    give_back()
+    after = own_memory()
+    assert before is not None and after is not None
+    assert before - after > 30_000_000
+    assert last.all()
