@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tocom_export.engines.steering import Load, State, Steering
-from tocom_export.engines.traces import Outcome, simulate, synthetic
+from tocom_export.engines.traces import Outcome, recorded, simulate, synthetic
 from tocom_export.errors import InputError
 
 SECONDS = {0: 0.045, 4: 0.039, 8: 0.0335, 12: 0.028, 16: 0.0243}
@@ -322,3 +323,16 @@ def test_the_degree_does_not_flutter(shape: str, seed: int):
     assert served(shape, seed, hold=10).switches <= 20
     if shape != "overload":
         assert served(shape, seed, hold=0).switches > served(shape, seed).switches
+
+
+def test_recorded_arrivals():
+    """Those of the eight clients of scripts/soak.py in its first seconds."""
+    arrivals = recorded(Path(__file__).with_name("arrivals.txt"))
+    dense = 1.3 * float(arrivals[-1]) / len(arrivals)  # too slow for them by 30 %
+    seconds = {degree: dense * took / SECONDS[0] for degree, took in SECONDS.items()}
+    slo = 8 * dense
+    steered = simulate(arrivals, Steering(seconds, slo))
+    fixed = simulate(arrivals, Steering(seconds, slo, floor=0, ceiling=0))
+    assert fixed.met < 60
+    assert steered.met > 95
+    assert steered.mean_degree < 16
