@@ -7,6 +7,7 @@ import hashlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ from tocom_export.engines.plan_build import PlanOptions, build_plan
 from tocom_export.errors import MissingPackageError, PlanError
 
 QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C as a terminal has it; started in the background, Python finds it ignored."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 def built(nvidia: Any, bundle: Bundle, target: int = 8, **options: Any) -> tuple[Any, PlanRecord]:
