@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +43,18 @@ def bank(model: str, folder: Path) -> Path:
         factors = [(rng.standard_normal(s) * 0.05).astype(np.float32) for s in (down, up) * 2]
         ToComBank(*factors, method=Method("tome"), model=model).save(file)
     return file
+
+
+def built(model: str, folder: Path, targets: Iterable[int]) -> Path:
+    """A bundle of those two."""
+    out = folder / f"{model}-bundle"
+    subprocess.run(
+        ["tocom-export", "build", "--model", model, "--checkpoint", checkpoint(model, folder),
+         "--bank", bank(model, folder), "--targets", ",".join(map(str, targets)), "--out", out,
+         "--no-verify", "--quiet"],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return out
 
 
 def machine() -> str:

@@ -8,22 +8,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Row, bank, checkpoint
+from common import Row, built
 
-MODEL, TARGETS, BATCH = "deit_small_patch16_224", "0,4,8,12,16", 8
+MODEL, TARGETS, BATCH = "deit_small_patch16_224", (0, 4, 8, 12, 16), 8
 
 
 def measure() -> list[Row]:
     """Build the bundle, run the command, and read its document."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        out = folder / "bundle"
-        subprocess.run(
-            ["tocom-export", "build", "--model", MODEL, "--checkpoint", checkpoint(MODEL, folder),
-             "--bank", bank(MODEL, folder), "--targets", TARGETS, "--out", out, "--no-verify",
-             "--quiet"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        out = built(MODEL, folder, TARGETS)
         line = ["tocom-export", "bench", str(out), "--peers", "--batch", str(BATCH), "--json"]
         done = subprocess.run(
             [*line, "--seconds", "20"], check=True, stdout=subprocess.PIPE, text=True

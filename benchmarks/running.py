@@ -11,13 +11,13 @@ from statistics import median
 
 import numpy as np
 import onnxruntime
-from common import Row, bank, checkpoint
+from common import Row, built
 
 from tocom_export.bundle import Bundle
 from tocom_export.engines.compare import sample_images
 from tocom_export.engines.onnxruntime import OnnxEngine
 
-MODEL, TARGETS, BATCH, ROUNDS = "deit_small_patch16_224", "0,4,8,12,16", 8, 15
+MODEL, TARGETS, BATCH, ROUNDS = "deit_small_patch16_224", (0, 4, 8, 12, 16), 8, 15
 
 PSS = """
 import sys, re
@@ -75,15 +75,9 @@ def measure() -> list[Row]:
     """All of it, in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        out = folder / "bundle"
-        subprocess.run(
-            ["tocom-export", "build", "--model", MODEL, "--checkpoint", checkpoint(MODEL, folder),
-             "--bank", bank(MODEL, folder), "--targets", TARGETS, "--out", out, "--no-verify",
-             "--quiet"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        out = built(MODEL, folder, TARGETS)
         took = seconds(Bundle.open(out))
-        five, one = pss(out, TARGETS), pss(out, "0")
+        five, one = pss(out, ",".join(map(str, TARGETS))), pss(out, "0")
     slower = max(took[r] / took[f"{r} prepacked"] for r in ("r0", "r16"))
     return [
         (

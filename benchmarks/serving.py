@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 from building import torch_export
-from common import Row, bank, checkpoint
+from common import Row, bank, built
 
 from tocom_export import EnginePool
 from tocom_export.bank import ToComBank
@@ -42,18 +42,6 @@ for target in pool.targets:
     pool.run(images)
 print(own_memory())
 """
-
-
-def built(model: str, folder: Path) -> Path:
-    """A bundle of random, perturbed weights."""
-    out = folder / f"{model}-bundle"
-    subprocess.run(
-        ["tocom-export", "build", "--model", model, "--checkpoint", checkpoint(model, folder),
-         "--bank", bank(model, folder), "--targets", ",".join(map(str, TARGETS)), "--out", out,
-         "--no-verify", "--quiet"],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    return out
 
 
 def switching(bundle: Path) -> Row:
@@ -101,7 +89,7 @@ def refitting(folder: Path) -> Row:
     """One degree of DeiT-B refitted, against exporting it again with torch."""
     steps = ToComBank.load(bank(BASE, folder))
     took = []
-    with EnginePool(built(BASE, folder), targets=[16], threads=2) as pool:
+    with EnginePool(built(BASE, folder, TARGETS), targets=[16], threads=2) as pool:
         for source in (4, 0, 8, 0, 12):
             start = time.perf_counter()
             pool.refit(bank=steps, source=source)
@@ -227,6 +215,6 @@ def measure() -> list[Row]:
     """All of it, in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = built(SMALL, folder)
+        bundle = built(SMALL, folder, TARGETS)
         rows = [memory(bundle), overhead(bundle), switching(bundle)]
         return [*rows, *steered(bundle), refitting(folder)]
