@@ -1,0 +1,1 @@
+"""How fast engines run."""

@@ -1,0 +1,1 @@
+"""Variants that are switched and refitted while they serve."""

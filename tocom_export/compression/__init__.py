@@ -1,0 +1,1 @@
+"""Removing tokens, and the bank that compensates for it."""

@@ -1,0 +1,1 @@
+"""Files: safetensors in place, pickles, atomic writes, and the one JSON codec."""

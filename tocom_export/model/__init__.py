@@ -1,0 +1,1 @@
+"""What a Vision Transformer is, as data, and where descriptions of one come from."""

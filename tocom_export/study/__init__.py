@@ -1,0 +1,1 @@
+"""Accuracy over variants: measuring it, and what is made of the figures."""

@@ -1,0 +1,1 @@
+"""Labelled images, for training and for evaluation."""

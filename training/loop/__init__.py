@@ -1,0 +1,1 @@
+"""The training loop that distilling a bank and fine-tuning a model share."""
