@@ -16,11 +16,11 @@ import onnxruntime
 import tensorrt_rtx as trt
 from common import Row, checkpoint
 
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
 from tocom_export.graph.writer import write_graph
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.store import read_header
-from tocom_export.training.zoo import spec_of_name
+from tocom_export.io.tensors import read_header
+from tocom_export.training.timm_models import spec_of_name
 
 MODELS = (
     "deit_tiny_patch16_224",

@@ -17,12 +17,12 @@ import torch
 from common import Row, bank, checkpoint
 from torch import Tensor, nn
 
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
 from tocom_export.graph.writer import write_graph
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.store import read_header
+from tocom_export.io.tensors import read_header
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.zoo import spec_of_name, vit_from_spec
+from tocom_export.training.timm_models import spec_of_name, vit_from_spec
 
 MODEL, TARGETS = "deit_base_patch16_224", (4, 8, 12, 16)
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.method import Method
-from tocom_export.training.zoo import spec_of_name, vit_from_spec
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
+from tocom_export.training.timm_models import spec_of_name, vit_from_spec
 
 Row = tuple[str, str, str]
 """What was measured, the outcome, the bar."""

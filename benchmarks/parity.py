@@ -17,14 +17,14 @@ from common import Row, checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tocom_export.engines.compare import sample_images
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.engines.verify import sample_images
 from tocom_export.graph.writer import write_graph
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.store import read_header
+from tocom_export.io.tensors import read_header
+from tocom_export.training.matching import match
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.reduce import match
-from tocom_export.training.zoo import spec_of_name, vit_from_spec
+from tocom_export.training.timm_models import spec_of_name, vit_from_spec
 
 MODELS = {
     "deit_tiny_patch16_224": range(17),
@@ -60,7 +60,7 @@ def margin(model: CompressedVit, images: Tensor, degree: int | tuple[int, ...]) 
             smallest.append(float((best[:, remove - 1] - best[:, remove]).min()))
         return match(metric, remove, prefix)
 
-    with patch("tocom_export.training.reduce.match", watched):
+    with patch("tocom_export.training.matching.match", watched):
         copy.deepcopy(model).double()(images.double(), degree)
     return min(smallest)
 

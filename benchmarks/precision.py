@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from common import machine
 
-from tocom_export.build import write_bundle
+from tocom_export.bundle.writing import write_bundle
 from tocom_export.cli.resolve import plan_build
-from tocom_export.engines.calibrate import input_scales
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.images import find_images
+from tocom_export.engines.onnx.calibration import input_scales
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.model.preprocess import find_images
 from tocom_export.training.evaluate import runner
-from tocom_export.training.lowrank import TrainableBank
-from tocom_export.training.reference import load_model
+from tocom_export.training.lora import TrainableBank
+from tocom_export.training.torch_engine import load_model
 
 IMAGES, CALIBRATION = 1_000, 512
 TARGETS = (0, 4, 8, 16)

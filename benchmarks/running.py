@@ -13,18 +13,18 @@ import numpy as np
 import onnxruntime
 from common import Row, built
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.verify import sample_images
 
 MODEL, TARGETS, BATCH, ROUNDS = "deit_small_patch16_224", (0, 4, 8, 12, 16), 8, 15
 
 PSS = """
 import sys, re
 from pathlib import Path
-from tocom_export.bundle import Bundle
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.verify import sample_images
+from tocom_export.engines.onnx.engine import OnnxEngine
 bundle = Bundle.open(Path(sys.argv[1]))
 images = sample_images(bundle.spec, 8)
 engines = [OnnxEngine(bundle, int(t)) for t in sys.argv[2].split(",")]

@@ -17,12 +17,12 @@ from building import torch_export
 from common import Row, bank, built
 
 from tocom_export import EnginePool
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import Bundle
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.steering import Load, Steering
-from tocom_export.engines.traces import Arrivals, outcome, synthetic
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.serving.simulation import Arrivals, outcome, synthetic
+from tocom_export.engines.serving.steering import Load, Steering
+from tocom_export.engines.verify import sample_images
 
 SMALL, BASE = "deit_small_patch16_224", "deit_base_patch16_224"
 TARGETS = (0, 4, 8, 12, 16)
@@ -33,8 +33,8 @@ TRACE_SECONDS = 60
 PSS = """
 import sys
 from tocom_export import EnginePool
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.memory import own_memory
+from tocom_export.engines.verify import sample_images
+from tocom_export.io.memory import own_memory
 pool = EnginePool(sys.argv[1], targets=map(int, sys.argv[2].split(",")))
 images = sample_images(pool.spec, 8)
 for target in pool.targets:

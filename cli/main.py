@@ -35,7 +35,7 @@ class Cli(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"tocom_export.cli.{name}")
+        module = importlib.import_module(f"tocom_export.cli.commands.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
 

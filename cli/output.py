@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from tocom_export.compression.schedule import MAX_DEGREE, parse_degrees
 from tocom_export.errors import DegreeError, TocomError, brief
-from tocom_export.schedule import MAX_DEGREE, parse_degrees
 
 F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[[str], None]

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from tocom_export.cli.common import Output, installed
 from tocom_export.errors import CheckFailed, InputError
 
+from .output import Output, installed
+
 if TYPE_CHECKING:
-    from tocom_export.build import BuildPlan
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.nvidia import Library, Nvidia
-    from tocom_export.engines.plan import PlanRecord, Refit
-    from tocom_export.engines.plan_build import PlanOptions
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.bundle.writing import BuildPlan
+    from tocom_export.engines.tensorrt.building import PlanOptions
+    from tocom_export.engines.tensorrt.library import Library, Nvidia
+    from tocom_export.engines.tensorrt.plan import PlanRecord, Refit
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLAN_OPTIONS = ("batch", "refit", "strip", "version_compatible", "hardware_compatible")
@@ -124,11 +125,11 @@ def add_plans(
         CheckFailed: a plan says something else than the model.
         PlanError: the library can't build it.
     """
-    from tocom_export.bundle import plan_name
-    from tocom_export.engines.nvidia import open_library
-    from tocom_export.engines.plan import save_plan
-    from tocom_export.engines.plan_build import check_can_build
-    from tocom_export.engines.plan_cache import keep_plan, kept_plan, place
+    from tocom_export.bundle.opening import plan_name
+    from tocom_export.engines.tensorrt.building import check_can_build
+    from tocom_export.engines.tensorrt.cache import keep_plan, kept_plan, place
+    from tocom_export.engines.tensorrt.library import open_library
+    from tocom_export.engines.tensorrt.plan import save_plan
 
     nvidia = open_library(library, output.detail)
     gpu = check_can_build(nvidia, options)
@@ -172,7 +173,7 @@ def add_plans(
 def _built(
     nvidia: Nvidia, bundle: Bundle, target: int, options: PlanOptions, output: Output
 ) -> tuple[bytes, PlanRecord]:
-    from tocom_export.engines.plan_build import build_plan
+    from tocom_export.engines.tensorrt.building import build_plan
 
     with output.progress(f"building r{target:02d}.plan", 100) as advance:
         done = 0
@@ -200,8 +201,8 @@ def no_trtexec(library: Library, options: PlanOptions) -> str:
 
 def trtexec_lines(plan: BuildPlan, out: Path, options: PlanOptions) -> list[str]:
     """What would build the plans with NVIDIA's tool, for the version on the PATH, else for 10."""
-    from tocom_export.bundle import graph_name, plan_name
-    from tocom_export.engines import trtexec
+    from tocom_export.bundle.opening import graph_name, plan_name
+    from tocom_export.engines.tensorrt import trtexec
 
     program = trtexec.find()
     major = program[1] if program else 10
@@ -224,19 +225,19 @@ def trtexec_lines(plan: BuildPlan, out: Path, options: PlanOptions) -> list[str]
 def _judge(bundle: Bundle) -> tuple[str, Judge | None]:
     """What plans are compared with, the model or the same graphs elsewhere; its name first."""
     if installed("torch", "timm"):
-        from tocom_export.training.reference import Reference
+        from tocom_export.training.torch_engine import Reference
 
         return "the PyTorch model", Reference(bundle)
     if installed("onnxruntime"):
-        from tocom_export.engines.onnxruntime import OnnxEngine
+        from tocom_export.engines.onnx.engine import OnnxEngine
 
         return "ONNX Runtime on the same graph", lambda t, images: OnnxEngine(bundle, t).run(images)
     return "", None
 
 
 def _check(bundle: Bundle, target: int, who: str, judge: Judge | None) -> None:
-    from tocom_export.engines.compare import sample_images
-    from tocom_export.engines.plan_check import compare_plan
+    from tocom_export.engines.tensorrt.checking import compare_plan
+    from tocom_export.engines.verify import sample_images
 
     reference = partial(judge, target) if judge else None
     images = sample_images(bundle.spec)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tocom_export.bank import ToComBank
-from tocom_export.build import BuildPlan
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.cli.common import installed
+from tocom_export.bundle.writing import BuildPlan
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
 from tocom_export.errors import BankError, InputError
-from tocom_export.images import Preprocess
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.models import (
+from tocom_export.graph.precision import Precision
+from tocom_export.model.catalogue import (
     REFERENCE,
     REFERENCE_BANKS,
     REFERENCE_CHECKPOINT,
     is_known,
     known_model,
 )
-from tocom_export.precision import Precision
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .output import installed
 
 
 def spec_of(model: str) -> tuple[VitSpec, Preprocess]:
@@ -31,7 +32,7 @@ def spec_of(model: str) -> tuple[VitSpec, Preprocess]:
             raise InputError(f"{REFERENCE_CHECKPOINT} has lost its metadata; install again.")
         return model_info.spec, model_info.preprocess
     if not is_known(model) and installed("torch", "timm"):
-        from tocom_export.training.zoo import preprocess_of_name, spec_of_name
+        from tocom_export.training.timm_models import preprocess_of_name, spec_of_name
 
         return spec_of_name(model), preprocess_of_name(model)
     return known_model(model)
@@ -46,7 +47,7 @@ def open_model(model: str | None, file: Path | None) -> tuple[VitSpec, Checkpoin
                 f"--model {model}: give its weights with --checkpoint FILE; downloading timm's "
                 "pretrained ones needs torch and timm (pip install 'tocom-export[torch]')."
             )
-        from tocom_export.training.zoo import pretrained_tensors
+        from tocom_export.training.timm_models import pretrained_tensors
 
         checkpoint = Checkpoint(Path(model), pretrained_tensors(model), ModelInfo())
         return checkpoint.fit(spec), checkpoint, preprocess

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.cli.resolve import choose_method, open_bank, open_model
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Method
 from tocom_export.errors import CheckpointError, DataError, DegreeError, InputError
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .resolve import choose_method, open_bank, open_model
 
 if TYPE_CHECKING:
     import torch
 
-    from tocom_export.accuracy import RunOf
+    from tocom_export.study.accuracy import RunOf
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def _checkpoint(
     device: torch.device,
 ) -> Subject:
     from tocom_export.training.evaluate import runner
-    from tocom_export.training.lowrank import TrainableBank
-    from tocom_export.training.reference import load_model
+    from tocom_export.training.lora import TrainableBank
+    from tocom_export.training.torch_engine import load_model
 
     if path.suffix == ".safetensors" and Checkpoint.open(path).info.spec is None:
         raise CheckpointError(
@@ -115,7 +116,7 @@ def _checkpoint(
 
 
 def _bundle(path: Path, targets: tuple[int, ...] | None) -> Subject:
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.engines.onnx.engine import OnnxEngine
 
     bundle = Bundle.open(path)
     if missing := [t for t in targets or () if t not in bundle.targets]:
@@ -130,7 +131,7 @@ def _bundle(path: Path, targets: tuple[int, ...] | None) -> Subject:
         )
 
     def reference(target: int) -> RunOf:
-        from tocom_export.training.reference import Reference
+        from tocom_export.training.torch_engine import Reference
 
         model = Reference(bundle)
         return lambda images: model(target, images)

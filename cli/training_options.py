@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import MissingPackageError, OutputError
+
+from .output import (
     FILE,
     F,
     FiniteFloat,
@@ -20,16 +22,15 @@ from tocom_export.cli.common import (
     installed,
     output_of,
 )
-from tocom_export.errors import MissingPackageError, OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tocom_export.images import Preprocess
-    from tocom_export.spec import VitSpec
-    from tocom_export.training.data import TrainData
-    from tocom_export.training.loop import Recipe, Report
-    from tocom_export.training.recipes import Defaults
+    from tocom_export.model.preprocess import Preprocess
+    from tocom_export.model.spec import VitSpec
+    from tocom_export.training.data.train import TrainData
+    from tocom_export.training.loop.defaults import Defaults
+    from tocom_export.training.loop.loop import Recipe, Report
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Settings:
 
     def recipe(self) -> Recipe:
         """What the training loop reads of them."""
-        from tocom_export.training.loop import Recipe
+        from tocom_export.training.loop.loop import Recipe
 
         return Recipe(
             self.epochs,
@@ -97,8 +98,8 @@ class Settings:
 
     def images(self, spec: VitSpec, preprocess: Preprocess, output: Output) -> TrainData:
         """The training images, opened."""
-        from tocom_export.training.data import TrainData
-        from tocom_export.training.sources import open_images
+        from tocom_export.training.data.opening import open_images
+        from tocom_export.training.data.train import TrainData
 
         return TrainData(
             open_images(self.data, root=self.data_root, download=self.download),

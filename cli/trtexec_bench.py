@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tocom_export.cli.common import Output
-from tocom_export.engines import trtexec
-from tocom_export.engines.plan import check_batches, check_host_code, open_plan
+from tocom_export.engines.tensorrt import trtexec
+from tocom_export.engines.tensorrt.plan import check_batches, check_host_code, open_plan
 from tocom_export.errors import InputError
 
+from .output import Output
+
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.timing import Timing
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.bench.timing import Timing
 
 TIMES, PROFILE = "times.json", "profile.json"
 """trtexec's reports."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.errors import ImageError
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 Images = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]

@@ -13,21 +13,22 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from tocom_export.atomic import link_or_copy, replaced
-from tocom_export.bake import bake
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import WEIGHTS, Bundle, Refitted, weights_name
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.plan import PlanRecord, fixed_digest, open_plan, save_plan
-from tocom_export.engines.refitter import check_weights
-from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.bundle.file_hashes import record_files
+from tocom_export.bundle.opening import WEIGHTS, Bundle, Refitted, weights_name
+from tocom_export.compression.bake import bake
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import CheckpointError, PlanError
-from tocom_export.models import REFERENCE, REFERENCE_CHECKPOINT
-from tocom_export.precision import Precision
-from tocom_export.quantize import quantized_layers, stored_form
-from tocom_export.records import record_files
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
+from tocom_export.graph.precision import Precision
+from tocom_export.graph.quantising import quantized_layers, stored_form
+from tocom_export.io.atomic import link_or_copy, replaced
+from tocom_export.io.tensors import read_header
+from tocom_export.model.catalogue import REFERENCE, REFERENCE_CHECKPOINT
+from tocom_export.model.spec import VitSpec
+
+from .tensorrt.engine import TensorRtEngine
+from .tensorrt.plan import PlanRecord, fixed_digest, open_plan, save_plan
+from .tensorrt.refitter import check_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def refit_plan(
 
     Args:
         out: may be ``plan`` itself.
-        host_code: see :class:`~tocom_export.engines.tensorrt.TensorRtEngine`.
+        host_code: see :class:`~tocom_export.engines.tensorrt.engine.TensorRtEngine`.
         check: called with an engine of what is about to be written; what it raises leaves the
             files as they were.
 

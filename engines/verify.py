@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.precision import Precision
-from tocom_export.spec import VitSpec
+from tocom_export.bundle.opening import Bundle
+from tocom_export.graph.precision import Precision
+from tocom_export.model.spec import VitSpec
+
+from .onnx.engine import OnnxEngine
 
 Images = npt.NDArray[np.float32]
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 1e-1}

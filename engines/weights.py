@@ -12,15 +12,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bake import bake, qkv_name
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import WEIGHTS, Bundle, weights_name
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.refit import NewWeights, base_checkpoint
+from tocom_export.bundle.file_hashes import load_recorded, read_recorded
+from tocom_export.bundle.opening import WEIGHTS, Bundle, weights_name
+from tocom_export.compression.bake import bake, qkv_name
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import BundleError
-from tocom_export.info import ModelInfo
-from tocom_export.quantize import quantized_layers, stored_form
-from tocom_export.records import load_recorded, read_recorded
+from tocom_export.graph.quantising import quantized_layers, stored_form
+
+from .refit import NewWeights, base_checkpoint
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 

@@ -28,25 +28,25 @@ from typing import Any
 
 import numpy as np
 
-from tocom_export.bank import ToComBank
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.compare import compare_engine, sample_images
-from tocom_export.engines.cuda import find_gpu
-from tocom_export.engines.nvidia import LIBRARIES, Library, Nvidia, open_library
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.plan import save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.engines.bench.timing import time_engines
+from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.refit import NewWeights, refit_plan
-from tocom_export.engines.tensorrt import TensorRtEngine
-from tocom_export.engines.timing import time_engines
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.cuda import find_gpu
+from tocom_export.engines.tensorrt.engine import TensorRtEngine
+from tocom_export.engines.tensorrt.library import LIBRARIES, Library, Nvidia, open_library
+from tocom_export.engines.tensorrt.plan import save_plan
+from tocom_export.engines.verify import compare_engine, sample_images
 from tocom_export.errors import MissingPackageError
-from tocom_export.images import Preprocess
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.models import known_model
-from tocom_export.spec import VitSpec
+from tocom_export.model.catalogue import known_model
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 
 TARGETS, BATCHES, SOURCE, SCALE = (0, 4, 8, 12, 16), (1, 8, 32, 128), 0, 0.1
 PLAN_BATCHES = (1, 32, max(BATCHES))
@@ -245,7 +245,7 @@ def judge(run: Callable[..., Any], bundle: Bundle, target: int, images: Any) -> 
     """
     if importlib.util.find_spec("timm") is None:
         return {"compared": "timm is not installed"}
-    from tocom_export.training.reference import Reference
+    from tocom_export.training.torch_engine import Reference
 
     reference = Reference(bundle)
     found = compare_engine(
@@ -264,8 +264,8 @@ def torch_runs(
     """One run of a batch in half precision, waiting for its end."""
     import torch
 
-    from tocom_export.training.reference import load_model
-    from tocom_export.training.usual import UsualVit
+    from tocom_export.training.scatter_merge import UsualVit
+    from tocom_export.training.torch_engine import load_model
 
     images = torch.from_numpy(sample_images(bundle.spec, batch))
     if device == "cuda":

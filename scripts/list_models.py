@@ -13,8 +13,8 @@ from pathlib import Path
 import timm
 
 from tocom_export.errors import UnsupportedModelError
-from tocom_export.images import Preprocess
-from tocom_export.training.zoo import preprocess_of_name, spec_of_name
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.training.timm_models import preprocess_of_name, spec_of_name
 
 OUT = Path(__file__).parent.parent / "tocom_export" / "assets" / "models.json"
 

@@ -30,13 +30,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tocom_export import EnginePool
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.checkpoint import Checkpoint
+from tocom_export.bundle.writing import BuildPlan, write_bundle
 from tocom_export.cli.resolve import plan_build
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.memory import own_memory
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.verify import sample_images
 from tocom_export.errors import ImageError
+from tocom_export.io.memory import own_memory
 
 TARGETS = (0, 4, 8, 12, 16)
 GROWTH = 0.01

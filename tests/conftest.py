@@ -19,12 +19,12 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.build import BuildPlan
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.bundle.writing import BuildPlan
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Method
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 
 # Models this small lose more by a second thread than they gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,7 +99,7 @@ def _plan(folder: Path, spec: VitSpec = SMALL, **changes: Any) -> BuildPlan:
 def _vit(spec: VitSpec, seed: int = 0) -> Any:
     import torch
 
-    from tocom_export.training.zoo import vit_from_spec
+    from tocom_export.training.timm_models import vit_from_spec
 
     vit = vit_from_spec(spec)
     vit.load_state_dict({n: torch.from_numpy(w) for n, w in _weights(spec, seed).items()})

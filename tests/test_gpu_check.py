@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.training.usual import UsualVit, usual_merge
+from tocom_export.training.scatter_merge import UsualVit, usual_merge
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
@@ -109,7 +109,7 @@ def test_plans_are_timed_before_others_are_built(
 
 
 def test_an_engine_is_judged(script: Any, make_spec: Callable[..., Any], tmp_path: Path):
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.engines.onnx.engine import OnnxEngine
 
     bundle, _ = script.build(make_spec(), "fp16", tmp_path)
     images = script.sample_images(bundle.spec, 32)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from tocom_export.images import find_images
-from tocom_export.info import ModelInfo
-from tocom_export.models import known_model
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.model.catalogue import known_model
+from tocom_export.model.preprocess import find_images
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tocom_export.report import markdown
-from tocom_export.results import Results
-from tocom_export.summary import gap_share, sum_of_gains
+from tocom_export.study.markdown import markdown
+from tocom_export.study.results import Results
+from tocom_export.study.summary import gap_share, sum_of_gains
 
 ROOT = Path(__file__).parent.parent
 SETS = {"caltech101", "cifar10", "gtsrb", "imagenette"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tocom_export.build import BuildPlan
+from tocom_export.bundle.writing import BuildPlan
 
 PLACE = Path(__file__).parents[1] / "scripts" / "soak.py"
 

@@ -8,35 +8,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tocom_export._version import __version__
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from tocom_export.bank import ToComBank
-    from tocom_export.build import BuildPlan, write_bundle
-    from tocom_export.bundle import Bundle
-    from tocom_export.checkpoint import Checkpoint
-    from tocom_export.engines.onnxruntime import OnnxEngine
-    from tocom_export.engines.pool import EnginePool
-    from tocom_export.errors import TocomError
-    from tocom_export.graph.writer import write_graph
-    from tocom_export.images import Preprocess
-    from tocom_export.method import Method
-    from tocom_export.schedule import TokenSchedule
-    from tocom_export.spec import VitSpec
+    from tocom_export.engines.onnx.engine import OnnxEngine
+    from tocom_export.engines.serving.pool import EnginePool
+
+    from .bundle.opening import Bundle
+    from .bundle.writing import BuildPlan, write_bundle
+    from .compression.bank import ToComBank
+    from .compression.checkpoint import Checkpoint
+    from .compression.method import Method
+    from .compression.schedule import TokenSchedule
+    from .errors import TocomError
+    from .graph.writer import write_graph
+    from .model.preprocess import Preprocess
+    from .model.spec import VitSpec
 
 _HOMES = {
-    "BuildPlan": "build",
-    "Bundle": "bundle",
-    "Checkpoint": "checkpoint",
-    "EnginePool": "engines.pool",
-    "Method": "method",
-    "OnnxEngine": "engines.onnxruntime",
-    "Preprocess": "images",
-    "ToComBank": "bank",
+    "BuildPlan": "bundle.writing",
+    "Bundle": "bundle.opening",
+    "Checkpoint": "compression.checkpoint",
+    "EnginePool": "engines.serving.pool",
+    "Method": "compression.method",
+    "OnnxEngine": "engines.onnx.engine",
+    "Preprocess": "model.preprocess",
+    "ToComBank": "compression.bank",
     "TocomError": "errors",
-    "TokenSchedule": "schedule",
-    "VitSpec": "spec",
-    "write_bundle": "build",
+    "TokenSchedule": "compression.schedule",
+    "VitSpec": "model.spec",
+    "write_bundle": "bundle.writing",
     "write_graph": "graph.writer",
 }
 

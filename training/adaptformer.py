@@ -10,7 +10,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from tocom_export.errors import InputError
-from tocom_export.from_timm import spec_from_timm
+from tocom_export.model.from_timm import spec_from_timm
 
 
 class AdaptedMlp(Mlp):

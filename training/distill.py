@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tocom_export.bank import ToComBank
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.schedule import MAX_DEGREE
 from tocom_export.errors import InputError
-from tocom_export.schedule import MAX_DEGREE
-from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, fit
-from tocom_export.training.lowrank import TrainableBank
-from tocom_export.training.model import CompressedVit
-from tocom_export.training.placement import ALONE, Placement
-from tocom_export.training.state import digest, state_of
+
+from .data.train import TrainData
+from .loop.distributed import ALONE, Placement
+from .loop.loop import Recipe, Report, fit
+from .loop.state import digest, state_of
+from .lora import TrainableBank
+from .model import CompressedVit
 
 Loss = Literal["kl", "features", "classes"]
 """``kl``: soft targets of the teacher (section 4.2). ``features``: L1 distance from the
@@ -88,7 +89,7 @@ def distill(
 
     Raises:
         InputError: the loss needs a head that the model hasn't got, or classes that the data
-            hasn't got; and whatever :func:`~tocom_export.training.loop.fit` raises.
+            hasn't got; and whatever :func:`~tocom_export.training.loop.loop.fit` raises.
     """
     check_loss(loss, model, data)
     model.requires_grad_(False).to(placement.device).train()

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tocom_export.accuracy import RunOf, score
-from tocom_export.training.model import CompressedVit, SidePaths
+from tocom_export.study.accuracy import RunOf, score
+
+from .model import CompressedVit, SidePaths
 
 
 def runner(

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 
 def by_torch(vit: Any, spec: VitSpec, file: Path) -> None:

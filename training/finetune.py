@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tocom_export.atomic import replaced
+from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import InputError
-from tocom_export.images import Preprocess
-from tocom_export.info import ModelInfo
-from tocom_export.spec import VitSpec
-from tocom_export.training.adapter import merged_state
-from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Report, fit
-from tocom_export.training.model import CompressedVit
-from tocom_export.training.placement import ALONE, Placement
-from tocom_export.training.state import digest, state_of
+from tocom_export.io.atomic import replaced
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .adaptformer import merged_state
+from .data.train import TrainData
+from .loop.distributed import ALONE, Placement
+from .loop.loop import Recipe, Report, fit
+from .loop.state import digest, state_of
+from .model import CompressedVit
 
 
 def finetune(

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tocom_export.arithmetic import Arithmetic, groups_of, terms
-from tocom_export.bank import ToComBank
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.bank_groups import Arithmetic, groups_of, terms
+from tocom_export.compression.method import Method
+from tocom_export.model.spec import VitSpec
 
 
 class TrainableBank(nn.Module):
-    """A :class:`~tocom_export.bank.ToComBank` as parameters.
+    """A :class:`~tocom_export.compression.bank.ToComBank` as parameters.
 
     Down factors start as PyTorch starts a linear layer, up factors at zero, so that an
     untrained bank changes nothing.

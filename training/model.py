@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
 from tocom_export.errors import UnsupportedModelError
-from tocom_export.from_timm import spec_from_timm
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.training.reduce import merge, prune
+from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.spec import VitSpec
+
+from .matching import merge, prune
 
 
 class SidePaths(Protocol):

@@ -1,6 +1,6 @@
 """What a user would run instead of our engines, to be timed beside them.
 
-python -m tocom_export.cli.peers PLACE KIND DEGREE DEVICE SHAPE [THREADS] runs one of them on zeros
+python -m tocom_export.training.peers PLACE KIND DEGREE DEVICE SHAPE [THREADS] runs one of them on zeros
 of a shape such as 8,3,224,224, and prints the memory that its process takes.
 """
 
@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bundle import WEIGHTS, Bundle
-from tocom_export.cli.common import installed
-from tocom_export.cli.exporters import EXPORTERS
-from tocom_export.engines.memory import memory_of, own_memory
+from tocom_export.bundle.opening import WEIGHTS, Bundle
+from tocom_export.cli.output import installed
 from tocom_export.errors import ProviderError, brief
+from tocom_export.io.memory import memory_of, own_memory
+
+from .exporters import EXPORTERS
 
 Images = npt.NDArray[np.float32]
 Run = Callable[[Images], npt.NDArray[Any]]
@@ -99,7 +100,7 @@ def open_peer(place: Path, kind: Kind, degree: int, device: Device, threads: int
         return _in_onnxruntime(place, device, threads)
     import torch
 
-    from tocom_export.training.usual import UsualVit
+    from .scatter_merge import UsualVit
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -125,10 +126,11 @@ def open_peer(place: Path, kind: Kind, degree: int, device: Device, threads: int
 
 def _dense(bundle: Bundle) -> Any:
     """The bundle's model as timm has it, without compensation, on the CPU."""
-    from tocom_export.checkpoint import Checkpoint
-    from tocom_export.quantize import dequantize
-    from tocom_export.training.reference import load_weights
-    from tocom_export.training.zoo import vit_from_spec
+    from tocom_export.compression.checkpoint import Checkpoint
+    from tocom_export.graph.quantising import dequantize
+
+    from .timm_models import vit_from_spec
+    from .torch_engine import load_weights
 
     vit = vit_from_spec(bundle.spec)
     load_weights(vit, dequantize(Checkpoint.open(bundle.path / WEIGHTS).tensors))
@@ -159,7 +161,7 @@ def _memory(
 ) -> int | None:
     shape = ",".join(map(str, (batch, *image)))
     limit = () if threads is None else (threads,)
-    return memory_of("tocom_export.cli.peers", (*arguments, shape, *limit))
+    return memory_of("tocom_export.training.peers", (*arguments, shape, *limit))
 
 
 def main() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tocom_export.training.model import CompressedVit
+from .model import CompressedVit
 
 
 def usual_merge(
     x: Tensor, size: Tensor, metric: Tensor, remove: int, prefix: int
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`~tocom_export.training.reduce.merge` does, by slices, gathers and a scatter.
+    """What :func:`~tocom_export.training.matching.merge` does, by slices, gathers and a scatter.
 
     Tokens are taken in turns from the first on, a class token among them, whose similarity is
     then put out of reach.

@@ -19,16 +19,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom_export.errors import CheckpointError, InputError, UnknownModelError, brief
-from tocom_export.from_timm import spec_from_timm
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training.adapter import add_adapters
+from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .adaptformer import add_adapters
 
 
 def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
     """A freshly initialised timm model of that architecture.
 
-    The inverse of :func:`~tocom_export.from_timm.spec_from_timm`. Adapters have scale 1, as
+    The inverse of :func:`~tocom_export.model.from_timm.spec_from_timm`. Adapters have scale 1, as
     a checkpoint holds them.
     """
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer

@@ -11,14 +11,15 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import Bundle
-from tocom_export.method import Method
-from tocom_export.quantize import dequantize
-from tocom_export.spec import VitSpec
-from tocom_export.training.lowrank import TrainableBank
-from tocom_export.training.model import CompressedVit
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
+from tocom_export.graph.quantising import dequantize
+from tocom_export.model.spec import VitSpec
+
+from .lora import TrainableBank
+from .model import CompressedVit
+from .timm_models import vit_from_spec
 
 
 def load_model(

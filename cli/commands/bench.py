@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import InputError
+
+from ..output import (
     FILE,
     Command,
     Degrees,
@@ -19,13 +21,12 @@ from tocom_export.cli.common import (
     common_options,
     output_of,
 )
-from tocom_export.errors import InputError
 
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle
-    from tocom_export.cli.bench_report import Report
-    from tocom_export.cli.peers import Peer
-    from tocom_export.engines.onnxruntime import Provider
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.bench.report import Report
+    from tocom_export.engines.onnx.engine import Provider
+    from tocom_export.training.peers import Peer
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -133,8 +134,8 @@ def bench_command(
       tocom-export bench reference-source0 --batch 1 --slo-ms 50
       tocom-export bench deit-source0 --runner trtexec --layers
     """
-    from tocom_export.bundle import Bundle
-    from tocom_export.cli.bench_report import Report
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.bench.report import Report
 
     output = output_of(as_json, verbose, quiet)
     opened = Bundle.open(bundle)
@@ -151,7 +152,7 @@ def bench_command(
     if slo_ms == 0:
         raise InputError("--slo-ms 0: a latency is more than nothing.")
     if plot:
-        from tocom_export.look import check_suffix, look
+        from tocom_export.study.plot_style import check_suffix, look
 
         check_suffix(plot)
         if not plot.parent.is_dir():
@@ -159,19 +160,19 @@ def bench_command(
         look()  # says what is missing before the work, not after it
     arrivals = {}
     if trace:
-        from tocom_export.engines.traces import recorded
+        from tocom_export.engines.serving.simulation import recorded
 
         arrivals = {str(trace): recorded(trace)}
     if dry_run and (plot or slo_ms is not None):
         raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
     if dry_run:
-        from tocom_export.cli.bench_trtexec import print_lines
+        from ..trtexec_bench import print_lines
 
         print_lines(opened, chosen, batch, seconds, layers, host_code, output)
         return
     report = None
     if runner == "trtexec":
-        from tocom_export.cli.bench_trtexec import find_program, time_plans
+        from ..trtexec_bench import find_program, time_plans
 
         if program := find_program(opened, chosen, batch, host_code, output):
             found = time_plans(program, opened, chosen, batch, seconds, layers, output)
@@ -207,11 +208,11 @@ def _opener(
 ) -> Callable[[int], Any]:
     """Target → its engine, which takes those batches."""
     if runner == "onnx":
-        from tocom_export.engines.onnxruntime import OnnxEngine
+        from tocom_export.engines.onnx.engine import OnnxEngine
 
         return lambda target: OnnxEngine(bundle, target, provider=provider, threads=threads)
-    from tocom_export.engines.plan import check_batches
-    from tocom_export.engines.tensorrt import TensorRtEngine
+    from tocom_export.engines.tensorrt.engine import TensorRtEngine
+    from tocom_export.engines.tensorrt.plan import check_batches
 
     def opened(target: int) -> TensorRtEngine:
         engine = TensorRtEngine(bundle.plan(target), host_code=host_code)
@@ -233,7 +234,7 @@ def _peers(
     folder: Path,
     output: Output,
 ) -> list[Peer | str]:
-    from tocom_export.cli.peers import peers
+    from tocom_export.training.peers import peers
 
     device = "cpu" if (runner, provider) == ("onnx", "cpu") else "cuda"
     with output.progress("opening", 7) as advance:
@@ -252,10 +253,10 @@ def _timed(
     output: Output,
 ) -> Report:
     """Engines and peers, batch by batch, taking turns."""
-    from tocom_export.cli.bench_report import Report
-    from tocom_export.engines.compare import sample_images
-    from tocom_export.engines.memory import memory_of
-    from tocom_export.engines.timing import Timing, time_engines
+    from tocom_export.engines.bench.report import Report
+    from tocom_export.engines.bench.timing import Timing, time_engines
+    from tocom_export.engines.verify import sample_images
+    from tocom_export.io.memory import memory_of
 
     peers = [peer for peer in others if not isinstance(peer, str)]
     runs: dict[int | str, Any] = {target: engine.run for target, engine in engines.items()}
@@ -277,7 +278,7 @@ def _timed(
         for target in engines if on_cpu else ():
             advance(f"{_name(target)}, memory")
             arguments = (bundle.path, target, largest, *((threads,) if threads else ()))
-            memory[_name(target)] = memory_of("tocom_export.engines.memory", arguments)
+            memory[_name(target)] = memory_of("tocom_export.io.memory", arguments)
         for peer in peers if on_cpu else ():
             advance(f"{peer.name}, memory")
             memory[peer.name] = peer.memory(largest)

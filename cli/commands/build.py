@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import CheckFailed, InputError
+
+from ..output import (
     DEGREE,
     FILE,
     Command,
@@ -20,15 +22,14 @@ from tocom_export.cli.common import (
     megabytes,
     output_of,
 )
-from tocom_export.cli.plans import add_plans, library_of, no_trtexec, plan_options, trtexec_lines
-from tocom_export.errors import CheckFailed, InputError
+from ..plans import add_plans, library_of, no_trtexec, plan_options, trtexec_lines
 
 if TYPE_CHECKING:
-    from tocom_export.build import BuildPlan, Calibrate
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.compare import Comparison
-    from tocom_export.engines.plan import Refit
-    from tocom_export.precision import Precision
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.bundle.writing import BuildPlan, Calibrate
+    from tocom_export.engines.tensorrt.plan import Refit
+    from tocom_export.engines.verify import Comparison
+    from tocom_export.graph.precision import Precision
 
 CALIBRATION_IMAGES = 512
 FEW_IMAGES = 32
@@ -139,9 +140,10 @@ def build_command(
       tocom-export build --model deit_base_patch16_224 \\
           --checkpoint mine.safetensors --bank bank.safetensors
     """
-    from tocom_export.build import check_out, write_bundle
-    from tocom_export.bundle import plan_name
-    from tocom_export.cli.resolve import plan_build
+    from tocom_export.bundle.opening import plan_name
+    from tocom_export.bundle.writing import check_out, write_bundle
+
+    from ..resolve import plan_build
 
     output = output_of(as_json, verbose, quiet)
     started = time.perf_counter()
@@ -175,7 +177,7 @@ def build_command(
     plans = [plan_name(target) for target in targets] if library else []
     options = None
     if library:
-        from tocom_export.engines.plan_build import PlanOptions, check_options
+        from tocom_export.engines.tensorrt.building import PlanOptions, check_options
 
         options = PlanOptions(
             refit=refit,
@@ -200,8 +202,8 @@ def build_command(
         return
 
     if library and options:  # what is missing is to be said before the work
-        from tocom_export.engines.nvidia import open_library
-        from tocom_export.engines.plan_build import check_can_build
+        from tocom_export.engines.tensorrt.building import check_can_build
+        from tocom_export.engines.tensorrt.library import open_library
 
         check_can_build(open_library(library), options)
     checks: list[Comparison] = []
@@ -234,8 +236,8 @@ def build_command(
 
 def _calibration(plan: BuildPlan, folder: Path, output: Output) -> Calibrate:
     """What measures the ranges of int8 on the images in a folder."""
-    from tocom_export.engines.calibrate import input_scales
-    from tocom_export.images import find_images
+    from tocom_export.engines.onnx.calibration import input_scales
+    from tocom_export.model.preprocess import find_images
 
     files = find_images(folder)
     chosen = files[:: -(-len(files) // CALIBRATION_IMAGES)]  # spread over all classes
@@ -261,11 +263,11 @@ def _check(
     if not installed("onnxruntime"):
         output.note("Not checked: onnxruntime is not installed (pip install 'tocom-export[cpu]').")
         return []
-    from tocom_export.engines.compare import compare, sample_images
+    from tocom_export.engines.verify import compare, sample_images
 
     reference = None
     if installed("torch", "timm"):
-        from tocom_export.training.reference import Reference
+        from tocom_export.training.torch_engine import Reference
 
         reference = Reference(bundle, plan.bank)
     checks = []
@@ -291,7 +293,7 @@ def _check(
 def _report(
     plan: BuildPlan, bundle: Bundle, checks: list[Comparison], seconds: float, output: Output
 ) -> None:
-    from tocom_export.schedule import TokenSchedule
+    from tocom_export.compression.schedule import TokenSchedule
 
     by_target = {check.target: check for check in checks}
     dense = TokenSchedule.of(bundle.spec, 0).multiply_adds(bundle.spec)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.atomic import replaced
-from tocom_export.cli.common import (
+from tocom_export.errors import CheckFailed, InputError
+from tocom_export.io.atomic import replaced
+
+from ..output import (
     FILE,
     Command,
     Degrees,
@@ -20,14 +22,13 @@ from tocom_export.cli.common import (
     installed,
     output_of,
 )
-from tocom_export.cli.training import DATA_HELP, require_torch
-from tocom_export.errors import CheckFailed, InputError
+from ..training_options import DATA_HELP, require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tocom_export.cli.measure import Measured
-    from tocom_export.results import Results, Row
+    from tocom_export.study.evaluate import Measured
+    from tocom_export.study.results import Results, Row
 
 RESULTS, TABLE, PAGE = "results.json", "results.csv", "results.md"
 
@@ -144,9 +145,10 @@ def evaluate_command(
         if (scale == "auto") != (held_out is not None):
             raise InputError("--scale auto and --held-out DATA need each other.")
         require_torch()
-        from tocom_export.cli.measure import Images, check_rows, measure, rows_of
-        from tocom_export.cli.subjects import open_subject
-        from tocom_export.training.placement import placed
+        from tocom_export.study.evaluate import Images, check_rows, measure, rows_of
+        from tocom_export.training.loop.distributed import placed
+
+        from ..subjects import open_subject
 
         with placed(device) as placement:
             subjects = [
@@ -235,7 +237,7 @@ def _show(measured: Sequence[Measured], rows: Sequence[Row], output: Output) -> 
 
 def _record(measured: Sequence[Measured], output: Output) -> None:
     """Each bundle's accuracy into its manifest, beside that of targets that weren't measured."""
-    from tocom_export.bundle import Bundle
+    from tocom_export.bundle.opening import Bundle
 
     for path in dict.fromkeys(m.subject.path for m in measured if m.subject.reference):
         bundle = Bundle.open(path)
@@ -247,7 +249,7 @@ def _record(measured: Sequence[Measured], output: Output) -> None:
 
 def _results(out: Path, measuring: bool) -> Results:
     """What the folder holds so far."""
-    from tocom_export.results import Results
+    from tocom_export.study.results import Results
 
     file = out / RESULTS
     if out.exists() and not out.is_dir():
@@ -259,8 +261,8 @@ def _results(out: Path, measuring: bool) -> Results:
 
 def _write(out: Path, rows: Sequence[Row], output: Output) -> list[Row]:
     """Add rows to the folder's results and write everything that is made of them; all rows."""
-    from tocom_export.pictures import accuracy_picture, throughput_picture
-    from tocom_export.report import markdown
+    from tocom_export.study.markdown import markdown
+    from tocom_export.study.plots import accuracy_picture, throughput_picture
 
     file = out / RESULTS
     results = _results(out, bool(rows))
@@ -287,7 +289,7 @@ def _write(out: Path, rows: Sequence[Row], output: Output) -> list[Row]:
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
     """A line per row, under the names of its fields."""
-    from tocom_export.results import Row
+    from tocom_export.study.results import Row
 
     with replaced(file) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(Row)])

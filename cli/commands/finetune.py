@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import InputError
+
+from ..output import (
     DEGREE,
     FILE,
     Command,
     FiniteFloat,
     common_options,
 )
-from tocom_export.cli.training import (
+from ..training_options import (
     Settings,
     check_out,
     reporting,
@@ -22,12 +24,11 @@ from tocom_export.cli.training import (
     training_options,
     training_output,
 )
-from tocom_export.errors import InputError
 
 if TYPE_CHECKING:
-    from tocom_export.images import Preprocess
-    from tocom_export.info import ModelInfo
-    from tocom_export.spec import VitSpec
+    from tocom_export.compression.metadata import ModelInfo
+    from tocom_export.model.preprocess import Preprocess
+    from tocom_export.model.spec import VitSpec
 
 
 @click.command("finetune", cls=Command)
@@ -128,7 +129,7 @@ def finetune_command(
         --data torch/cifar100 --data-root data --val torch/cifar100:test
     """
     require_torch()
-    from tocom_export.training.recipes import ADAPTFORMER, FULL
+    from tocom_export.training.loop.defaults import ADAPTFORMER, FULL
 
     if init == "random" and tune == "adaptformer":
         raise InputError(
@@ -138,17 +139,18 @@ def finetune_command(
     defaults = FULL if tune == "full" else ADAPTFORMER
     settings = Settings.of(options, defaults)
     check_out(settings.out, settings.force)
-    from tocom_export.cli.resolve import choose_method
-    from tocom_export.training.adapter import add_adapters, freeze_all_but_adapters
-    from tocom_export.training.data import seed_all
-    from tocom_export.training.evaldata import EvalData
+    from tocom_export.training.adaptformer import add_adapters, freeze_all_but_adapters
+    from tocom_export.training.data.evaluation import EvalData
+    from tocom_export.training.data.opening import open_images
+    from tocom_export.training.data.train import seed_all
     from tocom_export.training.evaluate import accuracy
     from tocom_export.training.finetune import finetune, with_classes
+    from tocom_export.training.loop.distributed import placed
     from tocom_export.training.model import CompressedVit
-    from tocom_export.training.placement import placed
-    from tocom_export.training.reference import load_weights
-    from tocom_export.training.sources import open_images
-    from tocom_export.training.zoo import resize_positions, vit_from_spec
+    from tocom_export.training.timm_models import resize_positions, vit_from_spec
+    from tocom_export.training.torch_engine import load_weights
+
+    from ..resolve import choose_method
 
     output = training_output(as_json, verbose, quiet)
     spec, tensors, info, preprocess = _start(model, checkpoint, init)
@@ -221,10 +223,11 @@ def _start(
     model: str | None, checkpoint: Path | None, init: str
 ) -> tuple[VitSpec, Any, ModelInfo, Preprocess]:
     """Spec, weights (None to start at random), metadata and image statistics."""
-    from tocom_export.cli.resolve import open_model, spec_of
-    from tocom_export.images import Preprocess
-    from tocom_export.info import ModelInfo
+    from tocom_export.compression.metadata import ModelInfo
+    from tocom_export.model.preprocess import Preprocess
     from tocom_export.training.finetune import read_spec
+
+    from ..resolve import open_model, spec_of
 
     if init == "checkpoint":
         spec, opened, preprocess = open_model(model, checkpoint)

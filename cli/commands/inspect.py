@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import FILE, Command, Output, common_options, megabytes, output_of
 from tocom_export.errors import BundleError, InputError, brief
 
+from ..output import FILE, Command, Output, common_options, megabytes, output_of
+
 if TYPE_CHECKING:
-    from tocom_export.bundle import Refitted
+    from tocom_export.bundle.opening import Refitted
 
 
 @click.command("inspect", cls=Command)
@@ -60,9 +61,9 @@ def _show(output: Output, title: str, facts: dict[str, Any]) -> None:
 
 
 def _bundle(path: Path, layers: bool, output: Output) -> None:
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.plan import open_plan
-    from tocom_export.schedule import TokenSchedule
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.compression.schedule import TokenSchedule
+    from tocom_export.engines.tensorrt.plan import open_plan
 
     bundle = Bundle.open(path, hashes=True)
     for target in bundle.plans:
@@ -114,7 +115,7 @@ def _bundle(path: Path, layers: bool, output: Output) -> None:
 def _graph(path: Path, layers: bool, output: Output) -> None:
     import onnx_ir as ir
 
-    from tocom_export.records import record_files
+    from tocom_export.bundle.file_hashes import record_files
 
     try:
         model = ir.load(path)
@@ -159,7 +160,7 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
 
 def _refitted(path: Path) -> Refitted | None:
     """What became of a graph's weights, by the manifest of the bundle that it lies in, if any."""
-    from tocom_export.bundle import Bundle, graph_name
+    from tocom_export.bundle.opening import Bundle, graph_name
 
     with suppress(BundleError):
         entries = Bundle.open(path.parent).refitted.items()
@@ -168,7 +169,7 @@ def _refitted(path: Path) -> Refitted | None:
 
 
 def _plan(path: Path, layers: bool, output: Output) -> None:
-    from tocom_export.engines.plan import open_plan
+    from tocom_export.engines.tensorrt.plan import open_plan
 
     content, record = open_plan(path)
     output.document({"kind": "plan", "path": str(path), **record.to_json()})
@@ -196,8 +197,8 @@ def _plan(path: Path, layers: bool, output: Output) -> None:
 
 
 def _weights(path: Path, layers: bool, output: Output) -> None:
-    from tocom_export.bank import FACTORS, ToComBank
-    from tocom_export.checkpoint import Checkpoint
+    from tocom_export.compression.bank import FACTORS, ToComBank
+    from tocom_export.compression.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(path)
     names = list(checkpoint.tensors)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import CheckFailed, InputError
+
+from ..output import (
     DEGREE,
     FILE,
     Command,
@@ -18,13 +20,12 @@ from tocom_export.cli.common import (
     installed,
     output_of,
 )
-from tocom_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle, Refitted
-    from tocom_export.engines.compare import Comparison
-    from tocom_export.engines.plan import PlanRecord
+    from tocom_export.bundle.opening import Bundle, Refitted
     from tocom_export.engines.refit import NewWeights
+    from tocom_export.engines.tensorrt.plan import PlanRecord
+    from tocom_export.engines.verify import Comparison
 
 
 @click.command("refit", cls=Command)
@@ -112,10 +113,10 @@ def _plan(
     verify: bool,
     output: Output,
 ) -> dict[str, Any]:
-    from tocom_export.bundle import WEIGHTS
-    from tocom_export.engines.plan import open_plan
+    from tocom_export.bundle.opening import WEIGHTS
     from tocom_export.engines.refit import refit_plan
-    from tocom_export.engines.tensorrt import TensorRtEngine
+    from tocom_export.engines.tensorrt.engine import TensorRtEngine
+    from tocom_export.engines.tensorrt.plan import open_plan
 
     _, record = open_plan(engine)
     own = engine.with_name(WEIGHTS)
@@ -144,8 +145,8 @@ def _graph(
     scale: float | None,
     verify: bool,
 ) -> dict[str, Any]:
-    from tocom_export.bundle import WEIGHTS, Bundle
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.bundle.opening import WEIGHTS, Bundle
+    from tocom_export.engines.onnx.engine import OnnxEngine
     from tocom_export.engines.refit import refit_graph
 
     bundle = Bundle.open(engine.parent)
@@ -179,9 +180,10 @@ def _new(
     Args:
         before: whose source and scale hold where the options and the file name none.
     """
-    from tocom_export.checkpoint import Checkpoint
-    from tocom_export.cli.resolve import open_bank
+    from tocom_export.compression.checkpoint import Checkpoint
     from tocom_export.engines.refit import NewWeights, base_checkpoint
+
+    from ..resolve import open_bank
 
     checkpoint = (
         Checkpoint.open(checkpoint_file)
@@ -209,10 +211,10 @@ def _compared(
     Raises:
         CheckFailed: it says something else.
     """
-    from tocom_export.engines.compare import compare_engine, sample_images
+    from tocom_export.engines.verify import compare_engine, sample_images
     from tocom_export.training.evaluate import runner
-    from tocom_export.training.lowrank import TrainableBank
-    from tocom_export.training.reference import load_model
+    from tocom_export.training.lora import TrainableBank
+    from tocom_export.training.torch_engine import load_model
 
     model = load_model(now.spec, new.checkpoint.tensors, now.method)
     steps = TrainableBank.from_bank(new.bank, now.spec) if new.bank else None

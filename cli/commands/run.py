@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tocom_export.cli.common import DEGREE, FILE, Command, common_options, output_of
 from tocom_export.errors import CheckFailed
 
+from ..output import DEGREE, FILE, Command, common_options, output_of
+
 if TYPE_CHECKING:
-    from tocom_export.engines.onnxruntime import Provider
+    from tocom_export.engines.onnx.engine import Provider
 
 
 @click.command("run", cls=Command)
@@ -43,8 +44,8 @@ def run_command(
     """
     import numpy as np
 
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.onnx.engine import OnnxEngine
 
     output = output_of(as_json, verbose, quiet)
     opened = Bundle.open(bundle)

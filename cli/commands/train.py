@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tocom_export.cli.common import FILE, Command, FiniteFloat, common_options
-from tocom_export.cli.training import (
+from ..output import FILE, Command, FiniteFloat, common_options
+from ..training_options import (
     Settings,
     check_out,
     reporting,
@@ -94,17 +94,18 @@ def train_command(
         --data 'imagenet/train-{0000..1023}.tar' --amp bf16 --workers 12
     """
     require_torch()
-    from tocom_export.training.recipes import DISTILL
+    from tocom_export.training.loop.defaults import DISTILL
 
     settings = Settings.of(options, DISTILL)
     check_out(settings.out, settings.force)
-    from tocom_export.cli.resolve import choose_method, open_model
-    from tocom_export.schedule import MAX_DEGREE
-    from tocom_export.training.data import seed_all
+    from tocom_export.compression.schedule import MAX_DEGREE
+    from tocom_export.training.data.train import seed_all
     from tocom_export.training.distill import distill
-    from tocom_export.training.lowrank import TrainableBank
-    from tocom_export.training.placement import placed
-    from tocom_export.training.reference import load_model
+    from tocom_export.training.loop.distributed import placed
+    from tocom_export.training.lora import TrainableBank
+    from tocom_export.training.torch_engine import load_model
+
+    from ..resolve import choose_method, open_model
 
     output = training_output(as_json, verbose, quiet)
     spec, opened, preprocess = open_model(model, checkpoint)

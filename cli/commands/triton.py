@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from tocom_export.cli.common import (
+from ..output import (
     FILE,
     Command,
     Degrees,
@@ -87,8 +87,8 @@ def triton_command(
     Example:
       tocom-export triton reference-source0 models --targets 4,8,12,16
     """
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.triton import TritonOptions, write_repository
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.serving.triton import TritonOptions, write_repository
 
     output = output_of(as_json, verbose, quiet)
     options = TritonOptions(engine, name, device, max_batch, instances, max_delay_ms, threads)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.cli.common import (
+from tocom_export.errors import CheckFailed, DeviceError, MissingPackageError, PlanError
+
+from ..output import (
     FILE,
     Command,
     FiniteFloat,
@@ -17,12 +19,11 @@ from tocom_export.cli.common import (
     installed,
     output_of,
 )
-from tocom_export.errors import CheckFailed, DeviceError, MissingPackageError, PlanError
 
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.compare import Comparison
-    from tocom_export.engines.plan import PlanRecord
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.tensorrt.plan import PlanRecord
+    from tocom_export.engines.verify import Comparison
 
 
 @click.command("verify", cls=Command)
@@ -58,15 +59,15 @@ def verify_command(
     Example:
       tocom-export verify reference-source0 --images photos/
     """
-    from tocom_export.bundle import Bundle, plan_name
-    from tocom_export.engines.compare import compare, sample_images
-    from tocom_export.images import find_images
+    from tocom_export.bundle.opening import Bundle, plan_name
+    from tocom_export.engines.verify import compare, sample_images
+    from tocom_export.model.preprocess import find_images
 
     output = output_of(as_json, verbose, quiet)
     opened = Bundle.open(bundle, hashes=True)
     if not installed("torch", "timm"):
         raise MissingPackageError("torch", "torch")
-    from tocom_export.training.reference import Reference
+    from tocom_export.training.torch_engine import Reference
 
     if images:
         files = find_images(images)[:100]
@@ -124,8 +125,8 @@ def _plans(
     Raises:
         PlanError: a plan or its JSON is missing or damaged.
     """
-    from tocom_export.engines.plan import open_plan
-    from tocom_export.engines.plan_check import compare_plan
+    from tocom_export.engines.tensorrt.checking import compare_plan
+    from tocom_export.engines.tensorrt.plan import open_plan
 
     checks, skipped = [], {}
     for target in bundle.plans:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tocom_export.look import COLORS, MARKERS, look, save
+from tocom_export.study.plot_style import COLORS, MARKERS, look, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tocom_export.cli.common import Output, megabytes
-from tocom_export.schedule import TokenSchedule
+from tocom_export.cli.output import Output, megabytes
+from tocom_export.compression.schedule import TokenSchedule
 
 if TYPE_CHECKING:
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.timing import Timing
-    from tocom_export.engines.traces import Arrivals, Outcome
-    from tocom_export.engines.trtexec import LayerTime
+    from tocom_export.bundle.opening import Bundle
+
+    from ..serving.simulation import Arrivals, Outcome
+    from ..tensorrt.trtexec import LayerTime
+    from .timing import Timing
 
 SLOWEST = 5
 """Layers of a plan that are named."""
@@ -129,7 +130,7 @@ class Report:
 
     def draw(self, file: Path) -> None:
         """Write the picture."""
-        from tocom_export.speed_picture import speed_picture
+        from .plot import speed_picture
 
         engines: dict[int, dict[int, float]] = {}
         for (target, batch), timing in self.timings.items():
@@ -146,8 +147,8 @@ class Report:
             slo: latency wanted, seconds.
             recorded: name → arrivals; where it is empty, made ones.
         """
-        from tocom_export.engines.steering import Steering
-        from tocom_export.engines.traces import TRACES, simulate, synthetic
+        from ..serving.simulation import TRACES, simulate, synthetic
+        from ..serving.steering import Steering
 
         smallest = min(batch for _, batch in self.timings)
         seconds = {t: x.median_ms / 1000 for (t, b), x in self.timings.items() if b == smallest}

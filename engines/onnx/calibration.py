@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.session import WEIGHTS_FOLDER
+from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import MissingPackageError
-from tocom_export.quantize import LARGEST, quantized_layers
+from tocom_export.graph.quantising import LARGEST, quantized_layers
+
+from .session import WEIGHTS_FOLDER
 
 _BATCH = 32
 SHARE = 0.9999

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.session import Provider, open_session
+from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import ImageError
+
+from .session import Provider, open_session
 
 __all__ = ["OnnxEngine", "Provider"]
 

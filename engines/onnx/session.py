@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bundle import Bundle
+from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, MissingPackageError, ProviderError, brief
-from tocom_export.store import read_header
+from tocom_export.io.tensors import read_header
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 _PROVIDERS: dict[Provider, str] = {
@@ -68,7 +68,7 @@ def open_session(
 
     Raises:
         DegreeError, MissingPackageError, ProviderError, BundleError: as
-            :class:`~tocom_export.engines.onnxruntime.OnnxEngine` says.
+            :class:`~tocom_export.engines.onnx.engine.OnnxEngine` says.
     """
     try:
         import onnxruntime
@@ -163,7 +163,7 @@ def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool, graph
                 for entry in tensor.external_data:
                     entry.value = str({**place, "length": stored.length}[entry.key])
     if narrow:
-        from tocom_export.engines.widened import widen
+        from .bfloat16 import widen
 
         widen(model)
     content: bytes = model.SerializeToString()

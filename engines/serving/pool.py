@@ -14,21 +14,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import WEIGHTS, Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.memory import give_back
-from tocom_export.engines.refit import NewWeights
-from tocom_export.engines.serving import Images, Logits, Serving
-from tocom_export.engines.session import Provider
-from tocom_export.engines.weights import (
-    WeightSet,
-    bundled,
-    compensated_anew,
-    exchanged_checkpoint,
-    identity,
-)
+from tocom_export.bundle.opening import WEIGHTS, Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.schedule import MAX_DEGREE
 from tocom_export.errors import (
     BankError,
     BundleError,
@@ -38,9 +27,21 @@ from tocom_export.errors import (
     InputError,
     PoolError,
 )
-from tocom_export.models import REFERENCE, REFERENCE_BANKS
-from tocom_export.schedule import MAX_DEGREE
-from tocom_export.spec import VitSpec
+from tocom_export.io.memory import give_back
+from tocom_export.model.catalogue import REFERENCE, REFERENCE_BANKS
+from tocom_export.model.spec import VitSpec
+
+from ..engine import Images, Logits, Serving
+from ..onnx.session import Provider
+from ..refit import NewWeights
+from ..verify import sample_images
+from ..weights import (
+    WeightSet,
+    bundled,
+    compensated_anew,
+    exchanged_checkpoint,
+    identity,
+)
 
 Value = TypeVar("Value", int, float)
 
@@ -63,7 +64,7 @@ class EnginePool:
         memory: opens a degree when it is first asked for, and closes those that were not used
             for longest where all weights together are more than so many bytes; None opens every
             degree at once.
-        host_code: see :class:`~tocom_export.engines.tensorrt.TensorRtEngine`.
+        host_code: see :class:`~tocom_export.engines.tensorrt.engine.TensorRtEngine`.
 
     Raises:
         TocomError: what opening a bundle and its engines raises.
@@ -308,7 +309,7 @@ class EnginePool:
         return servings
 
     def _onnx(self, bundle: Bundle, weights: WeightSet, target: int) -> Serving:
-        from tocom_export.engines.onnxruntime import OnnxEngine
+        from ..onnx.engine import OnnxEngine
 
         own = weights.own(target)
         engine = OnnxEngine(
@@ -323,8 +324,8 @@ class EnginePool:
         return Serving(engine, target, *weights.origin(target), size)
 
     def _plan(self, bundle: Bundle, weights: WeightSet, target: int) -> Serving:
-        from tocom_export.engines.refit import exchanged
-        from tocom_export.engines.tensorrt import TensorRtEngine
+        from ..refit import exchanged
+        from ..tensorrt.engine import TensorRtEngine
 
         plan = bundle.plan(target)
         if identity(plan) != weights.plans[target]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.engines.steering import Load, Steering
 from tocom_export.errors import InputError
+
+from .steering import Load, Steering
 
 Arrivals = npt.NDArray[np.float64]
 """Seconds, ascending, (N,)."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tocom_export.atomic import replaced_folder
-from tocom_export.bundle import WEIGHTS, Bundle
-from tocom_export.engines.plan import open_plan
+from tocom_export.bundle.opening import WEIGHTS, Bundle
 from tocom_export.errors import InputError, MissingPackageError, OutputError, PlanError
+from tocom_export.io.atomic import replaced_folder
+
+from ..tensorrt.plan import open_plan
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 _GRAPH, _PLAN = "model.onnx", "model.plan"  # the names that Triton looks for

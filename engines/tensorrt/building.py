@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom_export.atomic import replaced
-from tocom_export.bundle import Bundle
-from tocom_export.engines.cuda import Gpu, find_gpu, why_no_gpu
-from tocom_export.engines.interrupt import deferred_interrupt
-from tocom_export.engines.nvidia import Library, Nvidia
-from tocom_export.engines.plan import (
+from tocom_export.bundle.opening import Bundle
+from tocom_export.errors import OutputError, PlanError
+from tocom_export.io.atomic import replaced
+
+from .cuda import Gpu, find_gpu, why_no_gpu
+from .interrupt import deferred_interrupt
+from .library import Library, Nvidia
+from .plan import (
     Batch,
     PlanRecord,
     Refit,
@@ -22,8 +24,7 @@ from tocom_export.engines.plan import (
     fixed_digest,
     refittable_names,
 )
-from tocom_export.engines.refitter import open_engine, open_refitter
-from tocom_export.errors import OutputError, PlanError
+from .refitter import open_engine, open_refitter
 
 Progress = Callable[[str, int, int], None]
 """Phase, steps done, steps in all."""

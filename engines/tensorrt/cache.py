@@ -11,20 +11,21 @@ from pathlib import Path
 
 import onnx
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.cuda import Gpu, find_gpu
-from tocom_export.engines.nvidia import Nvidia
-from tocom_export.engines.plan import (
+from tocom_export.bundle.opening import Bundle
+from tocom_export.errors import DeviceError, OutputError, PlanError
+
+from ..refit import exchanged
+from .building import PlanOptions
+from .cuda import Gpu, find_gpu
+from .engine import TensorRtEngine
+from .library import Nvidia
+from .plan import (
     PlanRecord,
     fixed_digest,
     open_plan,
     refittable_names,
     save_plan,
 )
-from tocom_export.engines.plan_build import PlanOptions
-from tocom_export.engines.refit import exchanged
-from tocom_export.engines.tensorrt import TensorRtEngine
-from tocom_export.errors import DeviceError, OutputError, PlanError
 
 
 def cache_folder() -> Path:

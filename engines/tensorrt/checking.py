@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tocom_export.bundle import Bundle, plan_name
-from tocom_export.engines.compare import Comparison, Images, compare_engine
-from tocom_export.engines.refit import exchanged
-from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.bundle.opening import Bundle, plan_name
+
+from ..refit import exchanged
+from ..verify import Comparison, Images, compare_engine
+from .engine import TensorRtEngine
 
 
 def compare_plan(
@@ -19,7 +20,7 @@ def compare_plan(
     *,
     host_code: bool = False,
 ) -> Comparison:
-    """A target's plan on images (B, C, H, W); see :func:`~tocom_export.engines.compare.compare`.
+    """A target's plan on images (B, C, H, W); see :func:`~tocom_export.engines.verify.compare`.
 
     A stripped plan is refitted in memory, with the bundle's weights.
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.engines import refitter
-from tocom_export.engines.cuda import call, find_gpu, runtime, why_no_gpu
-from tocom_export.engines.nvidia import Nvidia, open_library
-from tocom_export.engines.plan import PlanRecord, check_host_code, open_plan
 from tocom_export.errors import DeviceError, ImageError, PlanError
+
+from . import refitter
+from .cuda import call, find_gpu, runtime, why_no_gpu
+from .library import Nvidia, open_library
+from .plan import PlanRecord, check_host_code, open_plan
 
 
 class TensorRtEngine:

@@ -15,16 +15,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.atomic import replaced
-from tocom_export.bake import qkv_name
-from tocom_export.bundle import Bundle
-from tocom_export.engines.nvidia import LIBRARIES, Library
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bake import qkv_name
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import MAX_DEGREE
 from tocom_export.errors import InputError, PlanError, brief
-from tocom_export.method import Method
-from tocom_export.precision import TYPES, Precision
-from tocom_export.quantize import scale_name
-from tocom_export.schedule import MAX_DEGREE
-from tocom_export.spec import VitSpec
+from tocom_export.graph.precision import TYPES, Precision
+from tocom_export.graph.quantising import scale_name
+from tocom_export.io.atomic import replaced
+from tocom_export.model.spec import VitSpec
+
+from .library import LIBRARIES, Library
 
 FORMAT = 1
 _MAX_BYTES = 10_000_000

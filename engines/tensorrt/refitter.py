@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.engines.interrupt import deferred_interrupt
-from tocom_export.engines.nvidia import Nvidia
-from tocom_export.engines.plan import PlanRecord, Tensor
 from tocom_export.errors import PlanError
+
+from .interrupt import deferred_interrupt
+from .library import Nvidia
+from .plan import PlanRecord, Tensor
 
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}
 """NumPy's name of a type → the libraries'."""

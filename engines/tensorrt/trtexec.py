@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tocom_export.engines.plan import Batch
-from tocom_export.engines.timing import Timing, summary
 from tocom_export.errors import InputError, PlanError, brief
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
+
+from ..bench.timing import Timing, summary
+from .plan import Batch
 
 WARM_UP = 500
 """Milliseconds; what ran before is in the report, too, and left out."""

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from program import Task, tasks
 
-from tocom_export.results import Results, Row
+from tocom_export.study.results import Results, Row
 
 HERE = Path(__file__).resolve().parent
 PARALLEL = ("downstream", "ablation", "rows")

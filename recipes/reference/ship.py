@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.models import REFERENCE_BANKS, REFERENCE_CHECKPOINT
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.model.catalogue import REFERENCE_BANKS, REFERENCE_CHECKPOINT
 
 LARGEST = 12_000_000
 """Bytes of a backbone in float32; a larger one is shipped in float16."""

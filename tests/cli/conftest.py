@@ -15,14 +15,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tocom_export.bank import ToComBank
+from tocom_export.bundle.file_hashes import record_files
 from tocom_export.cli.main import cli
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.records import record_files
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
-from tocom_export.training.data import TrainData
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.io.tensors import read_header
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.data.train import TrainData
 
 SOURCE = 4
 CLASSES = tuple(f"class-{letter}" for letter in "abcdefghij")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from click.testing import Result
 
-from tocom_export.bundle import MANIFEST, Bundle
-from tocom_export.cli.bench_report import Report
-from tocom_export.engines.plan import PlanRecord, open_plan, save_plan
-from tocom_export.engines.timing import summary
+from tocom_export.bundle.opening import MANIFEST, Bundle
+from tocom_export.engines.bench.report import Report
+from tocom_export.engines.bench.timing import summary
+from tocom_export.engines.tensorrt.plan import PlanRecord, open_plan, save_plan
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -171,7 +171,7 @@ def test_plans_that_trtexec_can_t_run(
     monkeypatch.setenv("PATH", str(here))
     content, record = open_plan(planned / "r08.plan")
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, **change))
-    monkeypatch.setattr("tocom_export.engines.trtexec.run", None)
+    monkeypatch.setattr("tocom_export.engines.tensorrt.trtexec.run", None)
     fails("bench", planned, "--runner", "trtexec", "--targets", 8, *dry, says=says)
 
 
@@ -181,7 +181,7 @@ def test_batches_that_a_plan_doesn_t_take(
 ):
     """From Python, which fills smaller ones up."""
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("tocom_export.engines.timing.time_engines", None)
+    monkeypatch.setattr("tocom_export.engines.bench.timing.time_engines", None)
     options = ("--targets", 8, "--engine", "tensorrt", "--batch", "4,8,16", "--out", "planned")
     succeeds("build", *model, *options)
     says = ("--batch 17: ", "planned/r08.plan takes 1 to 16 images")
@@ -204,8 +204,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Options]]:
         asked.setdefault(module.split(".")[-1], []).append(arguments)
         return 12_345_678
 
-    monkeypatch.setattr("tocom_export.engines.memory.memory_of", memory_of)
-    monkeypatch.setattr("tocom_export.cli.peers.memory_of", memory_of)
+    monkeypatch.setattr("tocom_export.io.memory.memory_of", memory_of)
+    monkeypatch.setattr("tocom_export.training.peers.memory_of", memory_of)
     return asked
 
 
@@ -255,7 +255,7 @@ def test_what_is_drawn(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     timings = {(4, batch): summary([batch / 100], batch) for batch in (8, 1)}
     peers = {("torch", batch): summary([batch / 50 + 1], batch) for batch in (8, 1)}
     drawn: list[object] = []
-    monkeypatch.setattr("tocom_export.speed_picture.speed_picture", lambda *a: drawn.extend(a))
+    monkeypatch.setattr("tocom_export.engines.bench.plot.speed_picture", lambda *a: drawn.extend(a))
     Report(opened, "onnx", timings, peers=peers).draw(Path("speed.svg"))
     engines = {8: {4: pytest.approx(100)}, 1: {4: pytest.approx(100)}}
     assert drawn == [engines, {4: 80.0}, {"torch": pytest.approx(8 / 1.16)}, Path("speed.svg")]
@@ -268,7 +268,7 @@ def test_a_picture_without_matplotlib(
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("tocom_export.engines.timing.time_engines", None)
+    monkeypatch.setattr("tocom_export.engines.bench.timing.time_engines", None)
     says = ("matplotlib is not installed", "tocom-export[plot]")
     fails("bench", bundle, *QUICK, "--plot", "speed.svg", says=says)
     assert not list(here.iterdir())
@@ -277,8 +277,8 @@ def test_a_picture_without_matplotlib(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made traces of a second, in which a model this small serves thousands."""
-    monkeypatch.setattr("tocom_export.cli.bench_report.TRACE_SECONDS", 1)
-    monkeypatch.setattr("tocom_export.cli.bench_report.TRACE_REQUESTS", 100)
+    monkeypatch.setattr("tocom_export.engines.bench.report.TRACE_SECONDS", 1)
+    monkeypatch.setattr("tocom_export.engines.bench.report.TRACE_REQUESTS", 100)
 
 
 OUTCOME = {"requests", "met", "mean_degree", "p50_ms", "p99_ms", "switches"}
@@ -361,7 +361,7 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
         raise RuntimeError("no such operator")
 
     exporters = {"failing": ((), export), "missing": (("no_such_package",), export)}
-    monkeypatch.setattr("tocom_export.cli.peers.EXPORTERS", exporters)
+    monkeypatch.setattr("tocom_export.training.peers.EXPORTERS", exporters)
     monkeypatch.setattr(torch, "compile", lambda model: model)
     options = ("--batch", "1,2", *QUICK, "--peers")
     document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
@@ -393,7 +393,7 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
 
 
 def test_no_peers_unless_asked_for(succeeds: Run, bundle: Path, unmeasured, monkeypatch):
-    monkeypatch.setattr("tocom_export.cli.peers.peers", None)
+    monkeypatch.setattr("tocom_export.training.peers.peers", None)
     document = json.loads(succeeds("bench", bundle, "--batch", 1, *QUICK, "--json").stdout)
     assert document["peers"] == document["peers_missing"] == []
     assert document["steering"] == {}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-import tocom_export.build
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.info import ModelInfo
-from tocom_export.models import known_model
-from tocom_export.spec import VitSpec
+import tocom_export.bundle.writing
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.model.catalogue import known_model
+from tocom_export.model.spec import VitSpec
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -83,8 +83,10 @@ def test_verified_by_default(succeeds: Run, checkpoint: Path, bank_file: Path):
 def test_an_engine_that_fails_the_check_is_not_kept(
     fails: Run, checkpoint: Path, bank_file: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    bake = tocom_export.build.bake
-    monkeypatch.setattr(tocom_export.build, "bake", lambda *a: bake(*a[:-1], scale=3 * a[-1]))
+    bake = tocom_export.bundle.writing.bake
+    monkeypatch.setattr(
+        tocom_export.bundle.writing, "bake", lambda *a: bake(*a[:-1], scale=3 * a[-1])
+    )
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--targets", "8")
     fails("build", *options, says=("degree 8", "no bundle was written"), status=1)
     assert names(here) == set()

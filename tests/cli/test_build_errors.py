@@ -9,9 +9,9 @@ import pytest
 from click.testing import Result
 from safetensors.numpy import save_file
 
-import tocom_export.build
-from tocom_export.info import ModelInfo
-from tocom_export.spec import VitSpec
+import tocom_export.bundle.writing
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.model.spec import VitSpec
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -190,7 +190,7 @@ def test_a_model_that_contradicts_the_metadata(fails: Run, model: Options, check
 @pytest.mark.parametrize("with_timm", [True, False])
 def test_an_unknown_model(fails: Run, monkeypatch: pytest.MonkeyPatch, with_timm: bool):
     if not with_timm:
-        monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
+        monkeypatch.setattr("tocom_export.cli.commands.build.installed", lambda *_: False)
     says = ("--model deit_tiny_patch16_225", "no model of that name", "deit_tiny_patch16_224")
     fails("build", "--model", "deit_tiny_patch16_225", says=says)
 
@@ -219,7 +219,7 @@ def test_without_torch_weights_must_be_given(fails: Run, monkeypatch: pytest.Mon
 def test_verification_needs_torch(
     fails: Run, checkpoint: Path, bank_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tocom_export.cli.build.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.commands.build.installed", lambda *_: False)
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--verify")
     fails("build", *options, says=("--verify", "pip install 'tocom-export[cpu,torch]'"))
 
@@ -277,7 +277,7 @@ def test_a_disk_that_is_full_at_a_graph(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tocom_export.build.ir, "save", full)
+    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", full)
     says = ("out", "can't be written", "No space left on device")
     fails("build", *model, "--out", "out", says=says)
 
@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_old_bundle(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = {p.name: p.read_bytes() for p in bundle.iterdir()}
-    monkeypatch.setattr(tocom_export.build.ir, "save", full)
+    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", full)
     fails("build", *model, "--out", bundle, "--force", says=(bundle, "can't be written"))
     assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
     assert not list(bundle.parent.glob(".*"))
@@ -299,7 +299,7 @@ def test_a_stopped_build_leaves_nothing(run: Run, model: Options, monkeypatch: p
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tocom_export.build.ir, "save", stop)
+    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", stop)
     result = run("build", *model, "--out", "out")
     assert result.exit_code == 130
     assert result.stderr.strip() == "Stopped."

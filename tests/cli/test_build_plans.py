@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from tocom_export.bundle import Bundle
+from tocom_export.bundle.opening import Bundle
 from tocom_export.cli import plans
-from tocom_export.engines import plan_check
-from tocom_export.engines.compare import compare_engine
-from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.engines.tensorrt import checking as plan_check
+from tocom_export.engines.tensorrt.engine import TensorRtEngine
+from tocom_export.engines.verify import compare_engine
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -202,7 +202,7 @@ class TestGpu:
         def work(*_: Any) -> None:
             raise AssertionError("it has begun")
 
-        monkeypatch.setattr("tocom_export.cli.build._calibration", work)
+        monkeypatch.setattr("tocom_export.cli.commands.build._calibration", work)
         options = (*options, "--precision", "int8", "--calibrate", photos)
         nvidia.cuda.gpus = 0
         fails("build", *options, says=("--engine tensorrt", "no GPU that CUDA can use"))

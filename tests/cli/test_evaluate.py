@@ -15,19 +15,19 @@ from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import MANIFEST, Bundle
-from tocom_export.images import Preprocess
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.results import Results, Row
-from tocom_export.spec import VitSpec
-from tocom_export.training.evaldata import EvalData
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.bundle.opening import MANIFEST, Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.study.results import Results, Row
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.reference import Reference
-from tocom_export.training.sources import open_images
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
+from tocom_export.training.torch_engine import Reference
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -479,7 +479,7 @@ def test_a_bank_of_another_method(fails: Run, checkpoint: Path, bank_file: Path,
 
 
 def test_without_torch(fails: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
     options = (checkpoint, "--data", "images")
     fails("evaluate", *options, says=("torch", "pip install 'tocom-export[torch]'"))
 
@@ -490,7 +490,9 @@ FILES = ["accuracy.svg", "results.csv", "results.json", "results.md", "throughpu
 def test_without_matplotlib(
     succeeds: Run, checkpoint: Path, data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tocom_export.cli.evaluate.installed", lambda name: name != "matplotlib")
+    monkeypatch.setattr(
+        "tocom_export.cli.commands.evaluate.installed", lambda name: name != "matplotlib"
+    )
     options = (checkpoint, "--data", data, "--bank", "none", "--targets", "4,8")
     result = succeeds("evaluate", *options, "--out", "study", "--json")
     assert "No pictures: matplotlib" in result.stderr

@@ -10,11 +10,11 @@ import pytest
 from click.testing import Result
 from safetensors.numpy import load_file
 
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.zoo import resize_positions
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Method
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.timm_models import resize_positions
 
 Run = Callable[..., Result]
 Started = Callable[..., dict[str, Any]]
@@ -329,5 +329,5 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_without_torch(fails: Run, photos: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
     fails("finetune", "--data", photos, says=("torch", "pip install 'tocom-export[torch]'"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tocom_export.info import ModelInfo
+from tocom_export.compression.metadata import ModelInfo
 
 Run = Callable[..., Result]
 

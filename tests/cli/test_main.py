@@ -15,7 +15,7 @@ from click.testing import Result
 
 from tocom_export._version import __version__
 from tocom_export.cli.main import COMMANDS
-from tocom_export.results import Results, Row
+from tocom_export.study.results import Results, Row
 
 Run = Callable[..., Result]
 HEAVY = ("torch", "timm", "onnxruntime", "onnx", "tensorrt", "matplotlib")

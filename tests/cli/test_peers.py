@@ -10,16 +10,16 @@ import pytest
 import torch
 from click.testing import Result
 
-from tocom_export.bundle import Bundle
-from tocom_export.cli import peers as module
-from tocom_export.cli.common import installed
-from tocom_export.cli.exporters import EXPORTERS, by_optimum, by_torch
-from tocom_export.cli.peers import Peer, open_peer, peers
-from tocom_export.engines.compare import sample_images
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.bundle.opening import Bundle
+from tocom_export.cli.output import installed
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.verify import sample_images
+from tocom_export.model.spec import VitSpec
+from tocom_export.training import peers as module
+from tocom_export.training.exporters import EXPORTERS, by_optimum, by_torch
+from tocom_export.training.peers import Peer, open_peer, peers
 
 Run = Callable[..., Result]
 Export = Callable[..., None]
@@ -148,7 +148,7 @@ def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, c
 
     exported.memory(4)
     ((started, arguments),) = quick
-    assert started == "tocom_export.cli.peers"
+    assert started == "tocom_export.training.peers"
     monkeypatch.setattr(sys, "argv", [started, *map(str, arguments)])
     module.main()
     assert int(capfd.readouterr().out) > 20_000_000
@@ -215,7 +215,7 @@ def test_how_memory_is_asked_for(
     kinds = (("eager", 0), ("compiled", 0), ("usual", 8))
     image = ",".join(map(str, (plain.spec.channels, *plain.spec.image_size)))
     assert quick == [
-        ("tocom_export.cli.peers", (plain.path, kind, degree, "cpu", f"6,{image}", *more))
+        ("tocom_export.training.peers", (plain.path, kind, degree, "cpu", f"6,{image}", *more))
         for kind, degree in kinds
     ]
 

@@ -11,10 +11,10 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.models import REFERENCE_BANKS, REFERENCE_CHECKPOINT
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.model.catalogue import REFERENCE_BANKS, REFERENCE_CHECKPOINT
 
 Run = Callable[..., Result]
 INFO = Checkpoint.open(REFERENCE_CHECKPOINT).info

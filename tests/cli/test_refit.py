@@ -9,9 +9,9 @@ import pytest
 from click.testing import Result
 from safetensors.numpy import load_file, save_file
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.info import ModelInfo
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.engines.onnx.engine import OnnxEngine
 
 Run = Callable[..., Result]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.onnx.engine import OnnxEngine
 
 Run = Callable[..., Result]
 

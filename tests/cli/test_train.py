@@ -11,13 +11,13 @@ import pytest
 from click.testing import Result
 from safetensors.numpy import load_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.cli.common import Output
-from tocom_export.cli.training import reporting
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.loop import Recipe
+from tocom_export.cli.output import Output
+from tocom_export.cli.training_options import reporting
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.loop.loop import Recipe
 
 Run = Callable[..., Result]
 Started = Callable[..., dict[str, Any]]
@@ -362,7 +362,7 @@ def test_an_output_that_build_would_not_read(
 
 
 def test_without_torch(fails: Run, checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
     options = ("--checkpoint", checkpoint, "--data", photos)
     fails("train", *options, says=("torch", "pip install 'tocom-export[torch]'"))
 
@@ -396,7 +396,7 @@ def test_a_line_for_each_hundredth(
     """Where stderr is no terminal; a step takes half a second here."""
     now = 0.0
     clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("tocom_export.cli.training.time", clock)
+    monkeypatch.setattr("tocom_export.cli.training_options.time", clock)
     total = 50 * epochs
     with reporting(Output(False, 0), "training", Recipe(epochs, 4, 1e-3), 50) as report:
         for step in range(1, total + 1):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines.compare import TOLERANCES, compare_engine
-from tocom_export.engines.plan import open_plan, save_plan
+from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.tensorrt.plan import open_plan, save_plan
+from tocom_export.engines.verify import TOLERANCES, compare_engine
 
 Run = Callable[..., Result]
 PAGE = (Path(__file__).parents[2] / "docs" / "precision.md").read_text("utf-8")
@@ -81,7 +81,7 @@ def test_plans_are_run(fails: Run, succeeds: Run, planned: Path, monkeypatch):
     result = fails("verify", planned, says=("at 4, 8 differ",), status=1)
     assert [line for line in result.stdout.splitlines() if "r08.plan" in line and "FAILED" in line]
     monkeypatch.setattr(
-        "tocom_export.engines.plan_check.compare_engine",
+        "tocom_export.engines.tensorrt.checking.compare_engine",
         lambda run, t, p, images, judge, *rest: compare_engine(judge, t, p, images, judge, *rest),
     )
     document = strict(succeeds("verify", planned, "--json").stdout)
@@ -170,7 +170,7 @@ def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path):
 
 
 def test_without_torch(fails: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.verify.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.commands.verify.installed", lambda *_: False)
     fails("verify", bundle, says=("torch", "pip install 'tocom-export[torch]'"))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.accuracy import Score, score
+from tocom_export.study.accuracy import Score, score
 
 
 def says(*classes: int, of: int = 4):
@@ -75,7 +75,7 @@ def test_a_logit_that_is_no_number_is_wrong(value: float):
 
 def test_a_smaller_last_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
-    monkeypatch.setattr("tocom_export.accuracy.time", clock)
+    monkeypatch.setattr("tocom_export.study.accuracy.time", clock)
     ticks = iter([2.0, 6.0, 100.0])
 
     def run(images: np.ndarray) -> np.ndarray:

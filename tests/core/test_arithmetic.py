@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocom_export.arithmetic import ARITHMETICS, groups_of, terms
+from tocom_export.compression.bank_groups import ARITHMETICS, groups_of, terms
 
 degrees = st.integers(0, 16)
 

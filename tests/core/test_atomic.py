@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tocom_export.atomic import replaced, replaced_folder
 from tocom_export.errors import OutputError
+from tocom_export.io.atomic import replaced, replaced_folder
 
 
 def mode(path: Path) -> int:

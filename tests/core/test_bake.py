@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tocom_export.bake import bake
-from tocom_export.bank import ToComBank
+from tocom_export.compression.bake import bake
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
 from tocom_export.errors import BankError
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 Tensors = dict[str, np.ndarray]
 C = 16

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from tocom_export.arithmetic import ARITHMETICS, groups_of
-from tocom_export.bank import FACTORS, ToComBank
+from tocom_export.compression.bank import FACTORS, ToComBank
+from tocom_export.compression.bank_groups import ARITHMETICS, groups_of
+from tocom_export.compression.metadata import METADATA_KEY
+from tocom_export.compression.method import Method
 from tocom_export.errors import BankError, DegreeError
-from tocom_export.info import METADATA_KEY
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 degrees = st.integers(0, 16)
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 
-from tocom_export.bake import bake
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import MANIFEST, WEIGHTS, Bundle
-from tocom_export.checkpoint import Checkpoint
+from tocom_export.bundle.opening import MANIFEST, WEIGHTS, Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.bake import bake
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Method
 from tocom_export.errors import BundleError, CheckFailed, OutputError
-from tocom_export.method import Method
 
 
 @pytest.fixture

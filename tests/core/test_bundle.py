@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import MANIFEST, WEIGHTS, Bundle, Refitted
+from tocom_export.bundle.file_hashes import record_files
+from tocom_export.bundle.opening import MANIFEST, WEIGHTS, Bundle, Refitted
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.method import Method
 from tocom_export.errors import BundleError, DegreeError
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.records import record_files
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 
 
 @pytest.fixture

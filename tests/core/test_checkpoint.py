@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from tocom_export.checkpoint import Checkpoint, finite
+from tocom_export.compression.checkpoint import Checkpoint, finite
+from tocom_export.compression.metadata import METADATA_KEY, ModelInfo
 from tocom_export.errors import CheckpointError
-from tocom_export.info import METADATA_KEY, ModelInfo
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 Tensors = dict[str, np.ndarray]
 

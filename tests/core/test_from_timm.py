@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tocom_export.errors import UnsupportedModelError
-from tocom_export.from_timm import spec_from_timm
-from tocom_export.spec import VitSpec
-from tocom_export.training.adapter import AdaptedMlp, add_adapters
+from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.adaptformer import AdaptedMlp, add_adapters
 
 UNSUPPORTED = {
     "swin_tiny_patch4_window7_224": "SwinTransformer",

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.graph.writer import write_graph
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
+from tocom_export.io.tensors import read_header
+from tocom_export.model.spec import VitSpec
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.zoo import spec_of_name
+from tocom_export.training.timm_models import spec_of_name
 
 TOME, PLAIN, EVIT = Method("tome"), Method("tome", proportional=False), Method("evit")
 NO_CLASS = {"class_token": False, "pool": "avg"}

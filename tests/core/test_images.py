@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tocom_export.errors import ImageError, InputError
-from tocom_export.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
+from tocom_export.model.spec import VitSpec
 
 GOOD = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.9, "interpolation": "bilinear"}
 
@@ -48,7 +48,7 @@ def test_any_colour_mode(tmp_path: Path, mode: str):
 def test_the_same_pixels_as_timm(
     tmp_path: Path, make_spec: Callable[..., VitSpec], crop: float, size: tuple[int, int]
 ):
-    from tocom_export.training.transforms import eval_transform
+    from tocom_export.training.data.transforms import eval_transform
 
     coarse = np.random.default_rng(1).integers(0, 256, (5, 6, 3), np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)

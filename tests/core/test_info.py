@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from tocom_export.compression.metadata import METADATA_KEY, ModelInfo
+from tocom_export.compression.method import Method
 from tocom_export.errors import InputError
-from tocom_export.images import Preprocess
-from tocom_export.info import METADATA_KEY, ModelInfo
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 
 
 @pytest.mark.parametrize("method", [Method("tome"), Method("tome", False), Method("evit")])

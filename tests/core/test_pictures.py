@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tocom_export.errors import InputError, MissingPackageError
-from tocom_export.pictures import (
+from tocom_export.study.plots import (
     accuracy_figure,
     accuracy_picture,
     throughput_figure,
     throughput_picture,
 )
-from tocom_export.results import Row
+from tocom_export.study.results import Row
 
 WHITE, DASHED = "white", "--"
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tocom_export.errors import CheckpointError
-from tocom_export.quantize import dequantize, quantize, quantized_layers, stored_form
+from tocom_export.graph.quantising import dequantize, quantize, quantized_layers, stored_form
 
 QKV = "blocks.0.attn.qkv"
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tocom_export.bundle.file_hashes import FileRecord, holds, load_recorded, record_files
 from tocom_export.errors import BundleError
-from tocom_export.records import FileRecord, holds, load_recorded, record_files
 
 
 def record_of(content: bytes) -> FileRecord:

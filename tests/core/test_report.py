@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tocom_export import paper
-from tocom_export.report import GENERATED, NONE, markdown
-from tocom_export.results import Results, Row
+from tocom_export.study import paper
+from tocom_export.study.markdown import GENERATED, NONE, markdown
+from tocom_export.study.results import Results, Row
 
 ROWS = (
     Row("cifar", "tome", 0, 0, 80.0, None, None, 0, images=10_000),

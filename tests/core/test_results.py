@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tocom_export.errors import InputError, OutputError
-from tocom_export.results import Results, Row
-from tocom_export.summary import compared, gap_share, mean_spread, pairs, sum_of_gains
+from tocom_export.study.results import Results, Row
+from tocom_export.study.summary import compared, gap_share, mean_spread, pairs, sum_of_gains
 
 ROW = Row("cifar", "tome", 0, 16, 70.0, 73.0, 74.0, 0)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tocom_export.compression.schedule import MAX_DEGREE, TokenSchedule, parse_degrees
 from tocom_export.errors import DegreeError
-from tocom_export.schedule import MAX_DEGREE, TokenSchedule, parse_degrees
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 DEIT = VitSpec(
     model="deit", image_size=(224, 224), patch_size=(16, 16), width=768, depth=12, heads=12,

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from tocom_export.errors import InputError
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 BASE = {
     "model": "m", "image_size": [224, 224], "patch_size": [16, 16], "width": 192, "depth": 12,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tocom_export.engines.bench.plot import speed_figure, speed_picture
 from tocom_export.errors import InputError, MissingPackageError
-from tocom_export.speed_picture import speed_figure, speed_picture
 
 ENGINES = {32: {16: 50.0, 0: 25.0, 8: 40.0}, 1: {0: 20.0, 8: 30.0, 16: 35.0}}
 ACCURACY = {16: 78.0, 0: 80.0}

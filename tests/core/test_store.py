@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from tocom_export.errors import CheckpointError
-from tocom_export.store import StoredTensor, read_header
+from tocom_export.io.tensors import StoredTensor, read_header
 
 
 def write(file: Path, header: Any, data: bytes = b"") -> Path:

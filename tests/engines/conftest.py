@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)

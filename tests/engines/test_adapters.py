@@ -11,19 +11,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tocom_export.bank import ToComBank
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.compare import compare, sample_images
-from tocom_export.images import Preprocess
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.adapter import add_adapters, merged_state
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.engines.verify import compare, sample_images
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.adaptformer import add_adapters, merged_state
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.reference import Reference
+from tocom_export.training.torch_engine import Reference
 
 SOURCE, TARGETS, GAP_SCALE = 8, (0, 8, 16), 0.1
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle, weights_name
-from tocom_export.engines.compare import Comparison, compare, sample_images
-from tocom_export.store import read_header
-from tocom_export.training.reference import Reference
+from tocom_export.bundle.opening import Bundle, weights_name
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.engines.verify import Comparison, compare, sample_images
+from tocom_export.io.tensors import read_header
+from tocom_export.training.torch_engine import Reference
 
 QKV = "blocks.1.attn.qkv.weight"
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.engines.onnx.engine import OnnxEngine
 
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
+from tocom_export.compression.bank import ToComBank
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.engines.refit import NewWeights, refit_graph
 
 old, checkpoint, bank = map(Path, sys.argv[1:])

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tocom_export.bundle import Bundle
-from tocom_export.engines import memory
-from tocom_export.engines.memory import give_back, memory_of, own_memory
+from tocom_export.bundle.opening import Bundle
+from tocom_export.io import memory
+from tocom_export.io.memory import give_back, memory_of, own_memory
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 
@@ -32,7 +32,7 @@ def test_a_system_that_doesn_t_say(monkeypatch, tmp_path: Path):
         raise AssertionError("a process is started in vain")
 
     monkeypatch.setattr("subprocess.run", started)
-    assert memory_of("tocom_export.engines.memory", ()) is None
+    assert memory_of("tocom_export.io.memory", ()) is None
 
 
 def test_the_line_that_counts(monkeypatch, tmp_path: Path):
@@ -74,16 +74,16 @@ def test_a_module_that_is_none():
 
 @LINUX
 def test_a_process_that_runs_one_engine(bundle: Bundle):
-    taken = memory_of("tocom_export.engines.memory", (bundle.path, 8, 2, 1))
+    taken = memory_of("tocom_export.io.memory", (bundle.path, 8, 2, 1))
     assert taken is not None
     assert 20_000_000 < taken < 200_000_000  # PyTorch alone would be more
-    assert memory_of("tocom_export.engines.memory", (bundle.path, 12, 2)) is None  # no such target
+    assert memory_of("tocom_export.io.memory", (bundle.path, 12, 2)) is None  # no such target
 
 
 @LINUX
 @pytest.mark.parametrize("threads", [None, 1])
 def test_what_runs_in_it(bundle: Bundle, monkeypatch, capsys, threads: int | None):
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.engines.onnx.engine import OnnxEngine
 
     opened, ran = [], []
 
@@ -96,7 +96,7 @@ def test_what_runs_in_it(bundle: Bundle, monkeypatch, capsys, threads: int | Non
             ran.append(images.shape)
             return super().run(images)
 
-    monkeypatch.setattr("tocom_export.engines.onnxruntime.OnnxEngine", Engine)
+    monkeypatch.setattr("tocom_export.engines.onnx.engine.OnnxEngine", Engine)
     more = () if threads is None else (str(threads),)
     monkeypatch.setattr(sys, "argv", ["memory", str(bundle.path), "16", "3", *more])
     memory.main()

@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.graph.precision import TYPES
+from tocom_export.graph.quantising import quantized_layers, stored_form
 from tocom_export.graph.writer import write_graph
-from tocom_export.method import Method
-from tocom_export.models import known_model
-from tocom_export.precision import TYPES
-from tocom_export.quantize import quantized_layers, stored_form
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
+from tocom_export.io.tensors import read_header
+from tocom_export.model.catalogue import known_model
+from tocom_export.model.spec import VitSpec
 
 trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 

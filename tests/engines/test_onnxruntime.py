@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tocom_export.build import BuildPlan
-from tocom_export.bundle import Bundle
-from tocom_export.engines.onnxruntime import OnnxEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan
+from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.errors import (
     BundleError,
     DegreeError,
@@ -24,7 +24,7 @@ from tocom_export.errors import (
     ProviderError,
 )
 from tocom_export.training.evaluate import runner
-from tocom_export.training.reference import load_model
+from tocom_export.training.torch_engine import load_model
 
 TARGETS = (0, 8, 16)
 CPU = "CPUExecutionProvider"

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.engines.nvidia import open_library
-from tocom_export.engines.plan import PlanRecord, open_plan, record_path, save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.library import open_library
+from tocom_export.engines.tensorrt.plan import PlanRecord, open_plan, record_path, save_plan
 from tocom_export.errors import MissingPackageError, PlanError
 
 QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
@@ -345,7 +345,7 @@ def test_a_broken_off_write_leaves_a_plan_and_what_describes_it(
     content, old = open_plan(plan)
     other = content + b"other"
     new = dataclasses.replace(old, source=4, sha256=hashlib.sha256(other).hexdigest())
-    import tocom_export.engines.plan as module
+    import tocom_export.engines.tensorrt.plan as module
 
     write, count = module.replaced, iter(range(9))
 

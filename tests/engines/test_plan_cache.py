@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.engines.nvidia import open_library
-from tocom_export.engines.plan import save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
-from tocom_export.engines.plan_cache import cache_folder, keep_plan, kept_plan, place
-from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.cache import cache_folder, keep_plan, kept_plan, place
+from tocom_export.engines.tensorrt.engine import TensorRtEngine
+from tocom_export.engines.tensorrt.library import open_library
+from tocom_export.engines.tensorrt.plan import save_plan
 
 PLAIN = PlanOptions()
 

@@ -17,14 +17,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tocom_export import EnginePool
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.nvidia import open_library
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.plan import save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.method import Method
+from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.refit import NewWeights, refit_graph
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.library import open_library
+from tocom_export.engines.tensorrt.plan import save_plan
 from tocom_export.errors import (
     BankError,
     BundleError,
@@ -36,8 +38,6 @@ from tocom_export.errors import (
     PlanError,
     PoolError,
 )
-from tocom_export.info import ModelInfo
-from tocom_export.method import Method
 
 TARGETS = (0, 8, 16)
 
@@ -79,7 +79,7 @@ def test_it_says_what_each_engine_says(fresh: Bundle, images):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_it_holds_weights_of_any_precision(plan: BuildPlan, tmp_path: Path, make_images, precision):
-    from tocom_export.engines.calibrate import input_scales
+    from tocom_export.engines.onnx.calibration import input_scales
 
     images = make_images(plan.spec, 2)
     typed = dataclasses.replace(plan, precision=precision)
@@ -183,7 +183,7 @@ def test_a_failed_refit_changes_nothing(
         with pytest.raises(BankError, match=r"scale 1e\+39 takes blocks.0.attn.qkv.weight beyond"):
             pool.refit(bank=plan.bank, source=8, scale=1e39)
         with monkeypatch.context() as patch:
-            patch.setattr("tocom_export.engines.pool.sample_images", nothing)
+            patch.setattr("tocom_export.engines.serving.pool.sample_images", nothing)
             with pytest.raises(CheckFailed, match="degree 0 gives no numbers"):
                 pool.refit(bank=plan.bank, source=8)
         assert pool.serving is before
@@ -202,7 +202,7 @@ def test_every_step_of_a_refit_may_fail(fresh: Bundle, plan: BuildPlan, images, 
                 return OnnxEngine(bundle, target, **options)
 
             with monkeypatch.context() as patch:
-                patch.setattr("tocom_export.engines.onnxruntime.OnnxEngine", opened)
+                patch.setattr("tocom_export.engines.onnx.engine.OnnxEngine", opened)
                 with pytest.raises(BundleError, match="out of memory"):
                     pool.refit(bank=plan.bank, source=8)
             assert same(of_pool(pool, images), wanted)
@@ -231,7 +231,7 @@ def test_a_switch_does_not_wait_for_a_refit(fresh: Bundle, plan: BuildPlan, imag
         return OnnxEngine(*args, **options)
 
     with EnginePool(fresh.path, threads=1) as pool, ThreadPoolExecutor() as threads:
-        monkeypatch.setattr("tocom_export.engines.onnxruntime.OnnxEngine", slow)
+        monkeypatch.setattr("tocom_export.engines.onnx.engine.OnnxEngine", slow)
         refit = threads.submit(pool.refit, bank=plan.bank, source=8)
         assert began.wait(10)
         for target in (8, 16):

@@ -12,17 +12,17 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import MANIFEST, Bundle
-from tocom_export.engines.calibrate import input_scales
-from tocom_export.engines.compare import TOLERANCES, compare, sample_images
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.widened import widen
+from tocom_export.bundle.opening import MANIFEST, Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.method import Method
+from tocom_export.engines.onnx.bfloat16 import widen
+from tocom_export.engines.onnx.calibration import input_scales
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.verify import TOLERANCES, compare, sample_images
 from tocom_export.errors import BundleError, CheckpointError
-from tocom_export.method import Method
-from tocom_export.quantize import quantized_layers
+from tocom_export.graph.quantising import quantized_layers
 from tocom_export.training.evaluate import runner
-from tocom_export.training.reference import Reference, load_model
+from tocom_export.training.torch_engine import Reference, load_model
 
 TARGETS = (0, 8, 16)
 

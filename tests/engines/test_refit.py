@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle, Refitted
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.engines.nvidia import open_library
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.plan import open_plan, save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
+from tocom_export.bundle.opening import Bundle, Refitted
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.refit import NewWeights, refit_graph, refit_plan
-from tocom_export.engines.tensorrt import TensorRtEngine
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.engine import TensorRtEngine
+from tocom_export.engines.tensorrt.library import open_library
+from tocom_export.engines.tensorrt.plan import open_plan, save_plan
 from tocom_export.errors import CheckFailed, CheckpointError, DeviceError, ImageError, PlanError
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 
 QKV = [f"blocks.{layer}.attn.qkv.weight" for layer in range(4)]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocom_export.engines.steering import Load, State, Steering
-from tocom_export.engines.traces import Outcome, recorded, simulate, synthetic
+from tocom_export.engines.serving.simulation import Outcome, recorded, simulate, synthetic
+from tocom_export.engines.serving.steering import Load, State, Steering
 from tocom_export.errors import InputError
 
 SECONDS = {0: 0.045, 4: 0.039, 8: 0.0335, 12: 0.028, 16: 0.0243}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tocom_export.engines.timing import summary, time_engines
+from tocom_export.engines.bench.timing import summary, time_engines
 
 
 def test_a_summary():

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tocom_export.engines.steering import Load, State, Steering
-from tocom_export.engines.traces import TRACES, outcome, recorded, simulate, synthetic
+from tocom_export.engines.serving.simulation import TRACES, outcome, recorded, simulate, synthetic
+from tocom_export.engines.serving.steering import Load, State, Steering
 from tocom_export.errors import InputError
 
 RATES = {

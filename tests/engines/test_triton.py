@@ -17,13 +17,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.engines.nvidia import Library, open_library
-from tocom_export.engines.onnxruntime import OnnxEngine
-from tocom_export.engines.plan import save_plan
-from tocom_export.engines.plan_build import PlanOptions, build_plan
-from tocom_export.engines.triton import TritonOptions, write_repository
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.serving.triton import TritonOptions, write_repository
+from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
+from tocom_export.engines.tensorrt.library import Library, open_library
+from tocom_export.engines.tensorrt.plan import save_plan
 from tocom_export.errors import (
     DegreeError,
     InputError,
@@ -31,7 +31,7 @@ from tocom_export.errors import (
     OutputError,
     PlanError,
 )
-from tocom_export.images import Preprocess
+from tocom_export.model.preprocess import Preprocess
 
 CLASSES = tuple(f"class {letter}" for letter in "abcdefghij")
 ONNX = TritonOptions()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tocom_export.engines import trtexec
+from tocom_export.engines.tensorrt import trtexec
 from tocom_export.errors import InputError, PlanError
 
 PLAN, TIMES, PROFILE = Path("b/r08.plan"), Path("t.json"), Path("p.json")

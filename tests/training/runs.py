@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
+from tocom_export.compression.method import Method
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 from tocom_export.training import distill as distilling
-from tocom_export.training.data import TrainData
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import TrainData
 from tocom_export.training.finetune import finetune
-from tocom_export.training.loop import Recipe, Stopped, fit
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.training.loop.distributed import ALONE, Placement, placed
+from tocom_export.training.loop.loop import Recipe, Stopped, fit
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.placement import ALONE, Placement, placed
-from tocom_export.training.sources import open_images
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
 
 SPEC = VitSpec(
     model="small", image_size=(32, 32), patch_size=(8, 8), width=16, depth=2, heads=2,

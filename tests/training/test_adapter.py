@@ -9,17 +9,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tocom_export.compression.method import Method
 from tocom_export.errors import InputError, UnsupportedModelError
-from tocom_export.from_timm import spec_from_timm
-from tocom_export.method import Method
-from tocom_export.training.adapter import (
+from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.training.adaptformer import (
     AdaptedMlp,
     add_adapters,
     freeze_all_but_adapters,
     merged_state,
 )
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
 
 WIDTH, SCALE = 8, 0.1
 

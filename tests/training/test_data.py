@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from tocom_export.errors import DataError
-from tocom_export.images import SUFFIXES, Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training.data import Share, TrainData, seed_all
-from tocom_export.training.evaldata import EvalData
-from tocom_export.training.sources import open_images
+from tocom_export.model.preprocess import SUFFIXES, Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import Share, TrainData, seed_all
 
 pytestmark = [
     # timm leaves image files to the garbage collector.

@@ -13,19 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tocom_export.bank import FACTORS, ToComBank
+from tocom_export.compression.bank import FACTORS, ToComBank
+from tocom_export.compression.method import Method
 from tocom_export.errors import CheckpointError, InputError
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.data import TrainData, seed_all
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import TrainData, seed_all
 from tocom_export.training.distill import check_loss, distill, distill_loss, draw_degrees
-from tocom_export.training.loop import Recipe
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.training.loop.distributed import Placement
+from tocom_export.training.loop.loop import Recipe
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.placement import Placement
-from tocom_export.training.sources import open_images
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
 
 RECIPE = Recipe(epochs=3, batch=4, lr=1e-2)  # 3 steps an epoch
 
@@ -198,7 +198,7 @@ def test_an_interrupted_run_gives_the_same_bank(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         clock = (100**n for n in count())  # so that every step is saved, however long that takes
         patched.setattr(
-            "tocom_export.training.loop.time", SimpleNamespace(monotonic=lambda: next(clock))
+            "tocom_export.training.loop.loop.time", SimpleNamespace(monotonic=lambda: next(clock))
         )
         run(broken, report=interrupt_at(stop))
     assert not broken.exists()

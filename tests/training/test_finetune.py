@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tocom_export.checkpoint import Checkpoint
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Method
 from tocom_export.errors import CheckpointError
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.training.adapter import add_adapters, freeze_all_but_adapters
-from tocom_export.training.data import TrainData
-from tocom_export.training.evaldata import EvalData
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.training.adaptformer import add_adapters, freeze_all_but_adapters
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import TrainData
 from tocom_export.training.evaluate import accuracy
 from tocom_export.training.finetune import finetune
-from tocom_export.training.loop import Recipe
+from tocom_export.training.loop.distributed import Placement
+from tocom_export.training.loop.loop import Recipe
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.placement import Placement
-from tocom_export.training.sources import open_images
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
 
 # timm leaves image files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tocom_export.errors import OutputError
-from tocom_export.training.log import RunLog
+from tocom_export.training.loop.log import RunLog
 
 
 def written(file: Path, done: int, *steps: int) -> list[str]:

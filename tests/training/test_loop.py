@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tocom_export.errors import CheckpointError, InputError, TocomError
-from tocom_export.images import Preprocess
-from tocom_export.training.data import TrainData
-from tocom_export.training.loop import Recipe, Stopped, fit
-from tocom_export.training.placement import Placement
-from tocom_export.training.sources import open_images
-from tocom_export.training.state import StateFile
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import TrainData
+from tocom_export.training.loop.distributed import Placement
+from tocom_export.training.loop.loop import Recipe, Stopped, fit
+from tocom_export.training.loop.state import StateFile
+from tocom_export.training.timm_models import vit_from_spec
 
 # timm leaves image files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -412,7 +412,7 @@ def test_saving_takes_a_small_part_of_the_time(
         clock.now += 26.0
         return run.module(images).mean()
 
-    monkeypatch.setattr("tocom_export.training.loop.time", clock)
+    monkeypatch.setattr("tocom_export.training.loop.loop.time", clock)
     monkeypatch.setattr(StateFile, "save", slow)
     run = make_run("run")
     run.fit(loss_of=work, save_seconds=save_seconds)

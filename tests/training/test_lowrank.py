@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.arithmetic import ARITHMETICS, groups_of
-from tocom_export.bake import bake, qkv_name
-from tocom_export.bank import ToComBank
+from tocom_export.compression.bake import bake, qkv_name
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.bank_groups import ARITHMETICS, groups_of
+from tocom_export.compression.method import Method
 from tocom_export.errors import BankError
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
 
 PAIRS = [(0, 1), (0, 16), (3, 9), (16, 0), (9, 8)]

@@ -10,12 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tocom_export.bake import bake
-from tocom_export.bank import ToComBank
+from tocom_export.compression.bake import bake
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import TokenSchedule
 from tocom_export.errors import DegreeError, UnsupportedModelError
-from tocom_export.method import Method
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
+from tocom_export.model.spec import VitSpec
 from tocom_export.training.model import CompressedVit
 
 VARIANTS: list[dict[str, Any]] = [

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tocom_export.errors import InputError
-from tocom_export.training.placement import ALONE, Placement, placed
+from tocom_export.training.loop.distributed import ALONE, Placement, placed
 
 
 def test_one_process_on_the_cpu():

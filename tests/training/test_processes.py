@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from tocom_export.cli.main import cli
-from tocom_export.info import ModelInfo
+from tocom_export.compression.metadata import ModelInfo
 
 SCRIPT = Path(__file__).with_name("runs.py")
 runs = SimpleNamespace(**runpy.run_path(str(SCRIPT)))

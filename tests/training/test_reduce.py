@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tocom_export.training.reduce import match, merge, prune
+from tocom_export.training.matching import match, merge, prune
 
 Rows = list[list[float]]
 

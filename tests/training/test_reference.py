@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.bank import ToComBank
-from tocom_export.build import BuildPlan, write_bundle
-from tocom_export.bundle import Bundle
-from tocom_export.method import Method
-from tocom_export.spec import VitSpec
-from tocom_export.training.lowrank import TrainableBank
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.reference import Reference, load_model, load_weights
-from tocom_export.training.zoo import vit_from_spec
+from tocom_export.training.timm_models import vit_from_spec
+from tocom_export.training.torch_engine import Reference, load_model, load_weights
 
 TARGETS = (0, 4, 8, 16)
 SOURCE = 4

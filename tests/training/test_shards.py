@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tocom_export.errors import DataError, TocomError
-from tocom_export.training import shard_index
-from tocom_export.training.shards import Shards, find_shards, is_shards
-from tocom_export.training.sources import open_images
-from tocom_export.training.unreadable import UnreadableImage
+from tocom_export.training.data import shard_index
+from tocom_export.training.data.images import UnreadableImage
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.shards import Shards, find_shards, is_shards
 
 # From Python 3.12 on, where a worker is forked beside torch's own threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

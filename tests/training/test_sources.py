@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tocom_export.errors import DataError
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training import timm_sets
-from tocom_export.training.data import TrainData
-from tocom_export.training.evaldata import EvalData
-from tocom_export.training.sources import open_images
-from tocom_export.training.unreadable import UnreadableImage
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.data import timm_sets
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.images import UnreadableImage
+from tocom_export.training.data.opening import open_images
+from tocom_export.training.data.train import TrainData
 
 # timm leaves image files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

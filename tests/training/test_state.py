@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tocom_export.errors import CheckpointError, OutputError
-from tocom_export.training.state import StateFile, digest, state_of
+from tocom_export.training.loop.state import StateFile, digest, state_of
 
 RECIPE = {"lr": 1e-3, "augment": "crop", "weights": "a" * 64, "classes": list("abc")}
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from tocom_export.errors import DataError
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training.data import seed_all
-from tocom_export.training.recipes import RAND_AUGMENT
-from tocom_export.training.transforms import eval_transform, train_transform
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.data.train import seed_all
+from tocom_export.training.data.transforms import eval_transform, train_transform
+from tocom_export.training.loop.defaults import RAND_AUGMENT
 
 PLAIN = {"flip": True, "crop_scale": 0.5, "erasing": 0.0}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tocom_export.method import Method
+from tocom_export.compression.method import Method
+from tocom_export.training.matching import merge
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.reduce import merge
-from tocom_export.training.usual import UsualVit, usual_merge
+from tocom_export.training.scatter_merge import UsualVit, usual_merge
 
 PATCHES = {"class_token": False, "pool": "avg"}
 """A model without a protected token."""

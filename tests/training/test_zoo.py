@@ -10,9 +10,9 @@ import timm
 import torch
 
 from tocom_export.errors import InputError, UnknownModelError, UnsupportedModelError
-from tocom_export.from_timm import spec_from_timm
-from tocom_export.spec import VitSpec
-from tocom_export.training.zoo import resize_positions, spec_of_name, vit_from_spec
+from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.spec import VitSpec
+from tocom_export.training.timm_models import resize_positions, spec_of_name, vit_from_spec
 
 NO_CLASS = {"class_token": False, "pool": "avg"}
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from tocom_export.checkpoint import read_tensors
-from tocom_export.errors import BundleError
+from ..compression.checkpoint import read_tensors
+from ..errors import BundleError
 
 
 @dataclass(frozen=True)

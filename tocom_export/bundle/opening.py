@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tocom_export.atomic import replaced
-from tocom_export.checkpoint import map_tensors
-from tocom_export.errors import BundleError, DegreeError, InputError, brief
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.precision import TYPES, Precision
-from tocom_export.records import FileRecord, holds, record_files
-from tocom_export.schedule import MAX_DEGREE, TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
+from ..compression.checkpoint import map_tensors
+from ..compression.method import Method
+from ..compression.schedule import MAX_DEGREE, TokenSchedule
+from ..errors import BundleError, DegreeError, InputError, brief
+from ..graph.precision import TYPES, Precision
+from ..io.atomic import replaced
+from ..io.tensors import read_header
+from ..model.preprocess import Preprocess
+from ..model.spec import VitSpec
+from .file_hashes import FileRecord, holds, record_files
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"

@@ -13,11 +13,23 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
-from tocom_export._version import __version__
-from tocom_export.atomic import replaced_folder
-from tocom_export.bake import bake
-from tocom_export.bank import ToComBank
-from tocom_export.bundle import (
+from .._version import __version__
+from ..compression.bake import bake
+from ..compression.bank import ToComBank
+from ..compression.checkpoint import Checkpoint
+from ..compression.metadata import METADATA_KEY, ModelInfo
+from ..compression.method import Method
+from ..compression.schedule import TokenSchedule
+from ..errors import OutputError
+from ..graph.precision import TYPES, Precision
+from ..graph.quantising import quantized_layers, stored_form
+from ..graph.writer import write_graph
+from ..io.atomic import replaced_folder
+from ..io.tensors import read_header
+from ..model.preprocess import Preprocess
+from ..model.spec import VitSpec
+from .file_hashes import FileRecord, record_files
+from .opening import (
     FORMAT,
     MANIFEST,
     WEIGHTS,
@@ -26,18 +38,6 @@ from tocom_export.bundle import (
     plan_name,
     weights_name,
 )
-from tocom_export.checkpoint import Checkpoint
-from tocom_export.errors import OutputError
-from tocom_export.graph.writer import write_graph
-from tocom_export.images import Preprocess
-from tocom_export.info import METADATA_KEY, ModelInfo
-from tocom_export.method import Method
-from tocom_export.precision import TYPES, Precision
-from tocom_export.quantize import quantized_layers, stored_form
-from tocom_export.records import FileRecord, record_files
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
 
 TOOLS = {"tocom-export": __version__, "onnx_ir": ir.__version__}
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.bank import ToComBank
-from tocom_export.checkpoint import finite
-from tocom_export.errors import BankError
-from tocom_export.spec import VitSpec
+from ..errors import BankError
+from ..model.spec import VitSpec
+from .bank import ToComBank
+from .checkpoint import finite
 
 Array = npt.NDArray[Any]
 

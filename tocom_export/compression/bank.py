@@ -13,15 +13,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tocom_export.arithmetic import ARITHMETICS, Arithmetic, groups_of, terms
-from tocom_export.atomic import replaced
-from tocom_export.errors import BankError, CheckpointError, DegreeError, InputError
-from tocom_export.info import METADATA_KEY
-from tocom_export.method import Method
-from tocom_export.pickles import load_pickle
-from tocom_export.schedule import MAX_DEGREE
-from tocom_export.spec import VitSpec
-from tocom_export.store import read_header
+from ..errors import BankError, CheckpointError, DegreeError, InputError
+from ..io.atomic import replaced
+from ..io.pickles import load_pickle
+from ..io.tensors import read_header
+from ..model.spec import VitSpec
+from .bank_groups import ARITHMETICS, Arithmetic, groups_of, terms
+from .metadata import METADATA_KEY
+from .method import Method
+from .schedule import MAX_DEGREE
 
 Array = npt.NDArray[Any]
 FACTORS = ("q.down", "q.up", "v.down", "v.up")
@@ -33,7 +33,7 @@ class ToComBank:
 
     Group ``g`` of a layer is the step from degree ``g`` to ``g + 1``; ``G`` of them, 16 in
     the paper. ``L`` layers, rank ``h``, width ``C``. Banks of the paper's ablations group
-    otherwise; see :data:`~tocom_export.arithmetic.Arithmetic`.
+    otherwise; see :data:`~tocom_export.compression.bank_groups.Arithmetic`.
     """
 
     q_down: Array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from tocom_export.schedule import MAX_DEGREE
+from .schedule import MAX_DEGREE
 
 Arithmetic = Literal["steps", "shared", "no-inversion"]
 """``steps`` is the paper's method: one group per pair of adjacent degrees, added on the way

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import deserialize
 
-from tocom_export.errors import CheckpointError, InputError
-from tocom_export.info import ModelInfo
-from tocom_export.pickles import load_pickle
-from tocom_export.spec import VitSpec
-from tocom_export.store import StoredTensor, read_header
+from ..errors import CheckpointError, InputError
+from ..io.pickles import load_pickle
+from ..io.tensors import StoredTensor, read_header
+from ..model.spec import VitSpec
+from .metadata import ModelInfo
 
 Array = npt.NDArray[Any]
 _NUMPY: dict[str, Any] = {

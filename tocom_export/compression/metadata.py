@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tocom_export.errors import InputError
-from tocom_export.images import Preprocess
-from tocom_export.method import Method
-from tocom_export.schedule import MAX_DEGREE
-from tocom_export.spec import VitSpec
+from ..errors import InputError
+from ..model.preprocess import Preprocess
+from ..model.spec import VitSpec
+from .method import Method
+from .schedule import MAX_DEGREE
 
 METADATA_KEY = "tocom_export"
 """The one metadata key we write: a single key keeps a safetensors file reproducible."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tocom_export.errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tocom_export.errors import DegreeError
-from tocom_export.spec import VitSpec
+from ..errors import DegreeError
+from ..model.spec import VitSpec
 
 MAX_DEGREE = 16
 """The highest degree that a ToCom bank spans: 16 groups, one per step g → g+1."""

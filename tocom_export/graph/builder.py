@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from tocom_export.precision import TYPES, Types
-from tocom_export.store import StoredTensor
+from ..io.tensors import StoredTensor
+from .precision import TYPES, Types
 
 Attribute = int | float | str | Sequence[int]
 FLOAT = ir.DataType.FLOAT

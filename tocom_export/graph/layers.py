@@ -3,7 +3,7 @@
 Tokens travel as ``[batch · tokens, C]``: ``Gemm(transB=1)`` then reads PyTorch's ``[out, in]``
 weights as they are, under their own names, and the reshapes cost nothing. Each function says
 whether it takes tokens of the *stream* or in the type that is *computed* in
-(:class:`~tocom_export.precision.Types`).
+(:class:`~tocom_export.graph.precision.Types`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from tocom_export.graph.tape import FLOAT, GraphTape
-from tocom_export.method import Method
-from tocom_export.quantize import scale_name
-from tocom_export.spec import VitSpec
+from ..compression.method import Method
+from ..model.spec import VitSpec
+from .builder import FLOAT, GraphTape
+from .quantising import scale_name
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Removing tokens in a graph: merging (ToMe) and pruning (EViT).
 
-The same arithmetic as :mod:`tocom_export.training.reduce`, in operators that every runtime
+The same arithmetic as :mod:`tocom_export.training.matching`, in operators that every runtime
 has: no scatter (parsers reject it or send it to plugins), no ``-inf`` masks, no sorting but
 TopK. Every shape but the batch is static. Tokens and sizes are of the stream; what is ranked
 is float32 in every precision.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tocom_export.graph.tape import FLOAT, GraphTape
+from .builder import FLOAT, GraphTape
 
 
 def merge(

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.errors import CheckpointError
-from tocom_export.precision import Precision
-from tocom_export.spec import VitSpec
+from ..errors import CheckpointError
+from ..model.spec import VitSpec
+from .precision import Precision
 
 Array = npt.NDArray[Any]
 LARGEST = 127

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from tocom_export.errors import UnsupportedModelError
-from tocom_export.graph import layers, reduce
-from tocom_export.graph.tape import FLOAT, GraphTape
-from tocom_export.method import Method
-from tocom_export.precision import TYPES, Types
-from tocom_export.schedule import TokenSchedule
-from tocom_export.spec import VitSpec
-from tocom_export.store import StoredTensor
+from ..compression.method import Method
+from ..compression.schedule import TokenSchedule
+from ..errors import UnsupportedModelError
+from ..io.tensors import StoredTensor
+from ..model.spec import VitSpec
+from . import layers
+from . import matching as reduce
+from .builder import FLOAT, GraphTape
+from .precision import TYPES, Types
 
 OPSET = 18
 IR_VERSION = 8  # the one that came with opset 18's generation; runtimes of 2023 read it

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tocom_export.errors import OutputError, brief
+from ..errors import OutputError, brief
 
 
 @contextmanager

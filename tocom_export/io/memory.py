@@ -1,6 +1,6 @@
 """What a process takes that runs one engine and nothing else.
 
-python -m tocom_export.engines.memory BUNDLE TARGET BATCH [THREADS]
+python -m tocom_export.io.memory BUNDLE TARGET BATCH [THREADS]
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def memory_of(module: str, arguments: Sequence[object]) -> int | None:
 
 def main() -> None:
     """Open an engine, run a batch, and print what that took."""
-    from tocom_export.bundle import Bundle
-    from tocom_export.engines.compare import sample_images
-    from tocom_export.engines.onnxruntime import OnnxEngine
+    from tocom_export.engines.onnx.engine import OnnxEngine
+    from tocom_export.engines.verify import sample_images
+
+    from ..bundle.opening import Bundle
 
     path, target, batch, *threads = sys.argv[1:]
     bundle = Bundle.open(Path(path))

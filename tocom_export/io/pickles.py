@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tocom_export.errors import CheckpointError, MissingPackageError, brief
+from ..errors import CheckpointError, MissingPackageError, brief
 
 _WRAPPERS = ("state_dict", "model", "module")
 

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from tocom_export.errors import CheckpointError
+from ..errors import CheckpointError
 
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tocom_export.errors import UnknownModelError
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
+from ..errors import UnknownModelError
+from .preprocess import Preprocess
+from .spec import VitSpec
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 REFERENCE = "reference"
 REFERENCE_CHECKPOINT = ASSETS / "reference.safetensors"
 REFERENCE_BANKS = {

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tocom_export.errors import UnsupportedModelError
-from tocom_export.spec import Activation, VitSpec
+from ..errors import UnsupportedModelError
+from .spec import Activation, VitSpec
 
 
 def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tocom_export.errors import InputError
+from ..errors import InputError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 Pool = Literal["token", "avg"]
@@ -20,7 +20,7 @@ class VitSpec:
 
     Everything that timm's ``VisionTransformer`` (and ``VisionTransformerDistilled``) can
     vary and that we can express; what we can't is refused when the spec is made
-    (:func:`tocom_export.from_timm.spec_from_timm`).
+    (:func:`tocom_export.model.from_timm.spec_from_timm`).
     """
 
     model: str

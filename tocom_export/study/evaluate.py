@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tocom_export.accuracy import RunOf, Score, score
-from tocom_export.errors import InputError
-from tocom_export.results import Results, Row
+from ..errors import InputError
+from .accuracy import RunOf, Score, score
+from .results import Results, Row
 
 if TYPE_CHECKING:
-    from tocom_export.cli.common import Output
+    from tocom_export.cli.output import Output
     from tocom_export.cli.subjects import Subject
-    from tocom_export.training.evaldata import EvalData
+    from tocom_export.training.data.evaluation import EvalData
 
 SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
 """What the paper chooses the scale from (section 5.1)."""
@@ -38,8 +38,8 @@ class Images:
         self, option: Literal["--data", "--held-out"], subjects: Sequence[Subject], output: Output
     ) -> EvalData:
         """The images that an option names, prepared for subjects that take the same."""
-        from tocom_export.training.evaldata import EvalData
-        from tocom_export.training.sources import open_images
+        from tocom_export.training.data.evaluation import EvalData
+        from tocom_export.training.data.opening import open_images
 
         which = self.data if option == "--data" else self.held_out
         assert which is not None
@@ -170,7 +170,7 @@ def _same_place(one: str, other: str) -> bool:
 def _score(
     runs: Sequence[RunOf], data: EvalData, batch: int, advance: Callable[[str], None]
 ) -> list[Score]:
-    from tocom_export.training.memory import explained
+    from tocom_export.training.loop.out_of_memory import explained
 
     with explained(f"--batch {batch}", "lower it, or evaluate fewer models at a time"):
         return score(runs, data, lambda count: advance(""))

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tocom_export.atomic import replaced
-from tocom_export.errors import InputError, MissingPackageError
+from ..errors import InputError, MissingPackageError
+from ..io.atomic import replaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

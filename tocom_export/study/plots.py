@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tocom_export.errors import InputError
-from tocom_export.look import COLORS, MARKERS, look, save
-from tocom_export.results import METHODS, Row
-from tocom_export.summary import Pair, Spread, pairs
+from ..errors import InputError
+from .plot_style import COLORS, MARKERS, look, save
+from .results import METHODS, Row
+from .summary import Pair, Spread, pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

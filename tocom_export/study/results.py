@@ -9,9 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from tocom_export.atomic import replaced
-from tocom_export.errors import InputError, brief
-from tocom_export.schedule import MAX_DEGREE
+from ..compression.schedule import MAX_DEGREE
+from ..errors import InputError, brief
+from ..io.atomic import replaced
 
 FORMAT = 1
 METHODS = {"tome": "ToMe", "evit": "EViT"}

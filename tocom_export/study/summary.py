@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from tocom_export.results import Row
+from .results import Row
 
 Spread = tuple[float, float | None]
 """A mean over seeds and their sample standard deviation; None with a single seed."""

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training.loading import Item, load
-from tocom_export.training.sources import LabelledImages
-from tocom_export.training.transforms import eval_transform
-from tocom_export.training.unreadable import Unreadable, UnreadableImage
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .images import Unreadable, UnreadableImage
+from .loader import Item, load
+from .opening import LabelledImages
+from .transforms import eval_transform
 
 
 class EvalData:

@@ -11,7 +11,7 @@ from PIL import Image
 from tocom_export.errors import DataError
 
 if TYPE_CHECKING:
-    from tocom_export.training.sources import LabelledImages
+    from .opening import LabelledImages
 
 
 class UnreadableImage(DataError):

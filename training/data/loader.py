@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tocom_export.errors import DataError
-from tocom_export.training.unreadable import Unreadable
+
+from .images import Unreadable
 
 Item = tuple[Tensor | None, int, list[int]]
 """An image (C, H, W) or None, its label, and the indices that couldn't be read on the way."""

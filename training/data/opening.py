@@ -9,9 +9,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from tocom_export.errors import DataError, brief
-from tocom_export.training.shards import Shards, is_shards
-from tocom_export.training.timm_sets import is_timm_set, open_timm_set
-from tocom_export.training.unreadable import decode
+
+from .images import decode
+from .shards import Shards, is_shards
+from .timm_sets import is_timm_set, open_timm_set
 
 
 class LabelledImages(Protocol):

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from tocom_export.errors import DataError, brief
-from tocom_export.training.shard_index import Sample, index_shard
-from tocom_export.training.unreadable import UnreadableImage, decode
+
+from .images import UnreadableImage, decode
+from .shard_index import Sample, index_shard
 
 _ARCHIVE = re.compile(r"\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from timm.data import create_dataset
 
 from tocom_export.errors import DataError, brief
-from tocom_export.training.unreadable import UnreadableImage, decode
+
+from .images import UnreadableImage, decode
 
 _STREAMS = ("tfds", "hfids", "wds")
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom_export.errors import DataError
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
-from tocom_export.training.loading import Item, load
-from tocom_export.training.sources import LabelledImages
-from tocom_export.training.transforms import train_transform
-from tocom_export.training.unreadable import Unreadable, UnreadableImage
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
+
+from .images import Unreadable, UnreadableImage
+from .loader import Item, load
+from .opening import LabelledImages
+from .transforms import train_transform
 
 Warn = Callable[[str], None]
 """Called with a line about something that training goes on without."""

@@ -12,8 +12,8 @@ from timm.data.auto_augment import RandAugment
 from torch import Tensor
 
 from tocom_export.errors import DataError
-from tocom_export.images import Preprocess
-from tocom_export.spec import VitSpec
+from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.spec import VitSpec
 
 Transform = Callable[[Image.Image], Tensor]
 """An RGB image → tensor (C, H, W)."""
@@ -44,7 +44,7 @@ def train_transform(
     crop_scale: float,
     erasing: float,
 ) -> Transform:
-    """As :class:`~tocom_export.training.data.TrainData` explains its arguments.
+    """As :class:`~tocom_export.training.data.train.TrainData` explains its arguments.
 
     Raises:
         DataError: ``augment`` can't be read, or the model doesn't take three channels.

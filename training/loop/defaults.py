@@ -18,7 +18,7 @@ class Defaults:
     weight_decay: float
     warmup: int
     augment: str
-    """See :class:`~tocom_export.training.data.TrainData`."""
+    """See :class:`~tocom_export.training.data.train.TrainData`."""
     mixup: float
     cutmix: float
     erasing: float

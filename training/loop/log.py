@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tocom_export.atomic import replaced
 from tocom_export.errors import OutputError
+from tocom_export.io.atomic import replaced
 
 COLUMNS = ("step", "loss", "lr")
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tocom_export.errors import InputError, Stopped, TocomError
-from tocom_export.training.data import Share, TrainData, seed_all
-from tocom_export.training.log import RunLog
-from tocom_export.training.memory import explained
-from tocom_export.training.placement import ALONE, Placement
-from tocom_export.training.state import StateFile
+
+from ..data.train import Share, TrainData, seed_all
+from .distributed import ALONE, Placement
+from .log import RunLog
+from .out_of_memory import explained
+from .state import StateFile
 
 LossOf = Callable[[Tensor, Tensor, int], Tensor]
 """Images (B, C, H, W), labels (B,) or (B, classes), and the step's number → scalar loss."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tocom_export.atomic import replaced
 from tocom_export.errors import CheckpointError, brief
+from tocom_export.io.atomic import replaced
 
 
 class StateFile:
