@@ -14,14 +14,14 @@
     │   ├── DataError               a set of training or test images that can't be used
     │   ├── OutputError             a place that can't be written
     │   ├── MissingPackageError     an optional dependency that isn't installed
-    │   ├── ProviderError           an execution provider that the runtime doesn't give
-    │   ├── DeviceError             no GPU, or CUDA refused something
+    │   ├── DeviceError             a device that isn't there, or that refused something
     │   ├── PlanError               a TensorRT plan that can't be built, opened or refitted
     │   └── PoolError               a pool of engines that is closed, or isn't told enough
     ├── CheckFailed                 an engine that disagrees with the model: exit status 1
     └── Stopped                     SIGTERM came, and the state is saved: exit status 0
 
-A message is one or two lines: which file or option, what is wrong with it, what to do.
+A message is one or two lines: which file or parameter, what is wrong with it, what to do.
+Parameters stand in backticks (```scale```), which the command line turns into its options.
 """
 
 from __future__ import annotations
@@ -95,12 +95,8 @@ class MissingPackageError(InputError):
         )
 
 
-class ProviderError(InputError):
-    """The runtime doesn't have, or didn't give, the execution provider asked for."""
-
-
 class DeviceError(InputError):
-    """There is no GPU that CUDA can use, or CUDA refused something."""
+    """A device isn't there, the runtime doesn't give it, or it refused something."""
 
 
 class PlanError(InputError):

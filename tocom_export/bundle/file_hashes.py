@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy.typing as npt
+from msgspec import Meta
 from safetensors import SafetensorError
 
-from ..compression.checkpoint import read_tensors
 from ..errors import BundleError
+from ..io.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class FileRecord:
     """What the manifest says of one file."""
 
     sha256: str
-    bytes: int
+    bytes: Annotated[int, Meta(ge=0)]
 
 
 def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
@@ -39,7 +40,9 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
         return dict(zip(names, pool.map(record, names), strict=True))
 
 
-def holds(folder: Path, files: Mapping[str, FileRecord], others: Mapping[str, FileRecord]) -> bool:
+def are_files_of(
+    folder: Path, files: Mapping[str, FileRecord], others: Mapping[str, FileRecord]
+) -> bool:
     """Whether the files in which two lists differ are those of the first."""
     differing = {name: record for name, record in files.items() if record != others.get(name)}
     try:

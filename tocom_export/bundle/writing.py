@@ -1,82 +1,60 @@
-"""From a checkpoint and a bank to a bundle."""
+"""From a checkpoint, a bank and some variants to a bundle."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from .._version import __version__
-from ..compression.bake import bake
-from ..compression.bank import ToComBank
-from ..compression.checkpoint import Checkpoint
-from ..compression.metadata import METADATA_KEY, ModelInfo
+from ..compression.metadata import ModelInfo, to_metadata
 from ..compression.method import Method
-from ..compression.schedule import TokenSchedule
-from ..errors import OutputError
-from ..graph.precision import TYPES, Precision
-from ..graph.quantising import quantized_layers, stored_form
+from ..errors import InputError, OutputError
+from ..graph.precision import TYPES
 from ..graph.writer import write_graph
-from ..io.atomic import replaced_folder
+from ..io.atomic import replace_folder
+from ..io.json_codec import encode, read_json
 from ..io.tensors import read_header
 from ..model.preprocess import Preprocess
-from ..model.spec import VitSpec
+from ..variant import Variant
 from .file_hashes import FileRecord, record_files
-from .opening import (
-    FORMAT,
-    MANIFEST,
-    WEIGHTS,
-    Bundle,
-    graph_name,
-    plan_name,
-    weights_name,
-)
+from .manifest import FORMAT, LARGEST, MANIFEST, WEIGHTS, graph_name, plan_name, weights_name
+from .opening import Bundle
+from .weights import ModelWeights
 
 TOOLS = {"tocom-export": __version__, "onnx_ir": ir.__version__}
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """Everything that a build needs, checked; :func:`write_bundle` carries it out.
+class Blueprint:
+    """Everything that a bundle is made of, checked; :func:`write_bundle` carries it out."""
 
-    ``spec`` is the one that :meth:`Checkpoint.fit` returned for ``checkpoint``.
-    """
-
-    spec: VitSpec
-    checkpoint: Checkpoint
-    bank: ToComBank | None
-    """None exports uncompensated engines."""
+    weights: ModelWeights
     method: Method
-    source: int
-    targets: tuple[int, ...]
-    scale: float
+    variants: Mapping[str, Variant]
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
-    precision: Precision = "fp32"
-
-    def compensates(self, target: int) -> bool:
-        """Whether a target has weights of its own."""
-        return self.bank is not None and target != self.source
 
     def files(self) -> list[str]:
         """Names of the files that will be written."""
-        own = [weights_name(t) for t in self.targets if self.compensates(t)]
-        return [MANIFEST, WEIGHTS, *own, *map(graph_name, self.targets)]
+        own = [weights_name(v.name) for v in self.variants.values() if v.baked]
+        return [MANIFEST, WEIGHTS, *own, *map(graph_name, self.variants)]
 
 
-Calibrate = Callable[[Bundle, int], Mapping[str, float]]
-"""An fp32 bundle and a target → layer → what one step of its int8 input stands for."""
+Calibrate = Callable[[Bundle, Variant], Mapping[str, float]]
+"""An fp32 bundle and a variant → layer → what one step of its int8 input stands for."""
 
 
 def write_bundle(
-    plan: BuildPlan,
+    blueprint: Blueprint,
     out: Path,
     *,
     force: bool = False,
@@ -101,14 +79,17 @@ def write_bundle(
     """
     check_out(out, force)
     tell = progress or (lambda _: None)
-    with replaced_folder(out) as folder:
+    weights = blueprint.weights
+    with replace_folder(out) as folder:
         scales = {}
-        if plan.precision == "int8":
-            assert calibrate is not None
-            with TemporaryDirectory(dir=folder) as exact:
-                wide = _write(dataclasses.replace(plan, precision="fp32"), Path(exact), tell)
-                scales = {target: calibrate(wide, target) for target in plan.targets}
-        bundle = _write(plan, folder, tell, scales)
+        if weights.precision == "int8":
+            if calibrate is None:
+                raise InputError("`precision` int8 needs `calibrate`, a folder of images.")
+            exact = dataclasses.replace(weights, precision="fp32")
+            with TemporaryDirectory(dir=folder) as place:
+                wide = _write(dataclasses.replace(blueprint, weights=exact), Path(place), tell)
+                scales = {name: calibrate(wide, v) for name, v in blueprint.variants.items()}
+        bundle = _write(blueprint, folder, tell, scales)
         if extend:
             bundle = extend(bundle)
             bundle.save_manifest()
@@ -120,13 +101,13 @@ def write_bundle(
 def check_out(out: Path, force: bool) -> None:
     """Raise OutputError where a bundle can't be written to ``out`` for what is there."""
     if out.is_file():
-        raise OutputError(f"--out {out} is a file; a bundle is a folder.")
+        raise OutputError(f"`out` {out} is a file; a bundle is a folder.")
     if out.exists() and not force:
-        raise OutputError(f"--out {out} exists; add --force to replace it.")
+        raise OutputError(f"`out` {out} exists; add `force` to replace it.")
     if out.exists() and not _is_replaceable(out):
         raise OutputError(
-            f"--out {out} holds other files than a bundle's, or its manifest is damaged; "
-            "remove it yourself, or name another folder."
+            f"`out` {out} holds other files than a bundle's, or its manifest is damaged; "
+            "remove it yourself, or choose another folder."
         )
 
 
@@ -141,91 +122,98 @@ def _is_replaceable(folder: Path) -> bool:
     if not names:
         return True
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        plans = {plan_name(int(target)) for target in manifest.get("plans", ())}
+        manifest = read_json(folder / MANIFEST, LARGEST)
+        plans = set(map(plan_name, manifest.get("plans", ())))
         known = {MANIFEST, *manifest["files"], *plans, *(f"{name}.json" for name in plans)}
         return manifest["format"] == FORMAT and names <= known
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, InputError, LookupError, TypeError, AttributeError):
         return False
 
 
 def _write(
-    plan: BuildPlan,
+    blueprint: Blueprint,
     folder: Path,
     progress: Callable[[str], None],
-    input_scales: Mapping[int, Mapping[str, float]] | None = None,
+    input_scales: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Bundle:
-    spec = plan.spec
-    schedules = {t: TokenSchedule.of(spec, t) for t in plan.targets}
-    own = {t: weights_name(t) for t in plan.targets if plan.compensates(t)}
+    weights, spec = blueprint.weights, blueprint.weights.spec
+    baked = [variant for variant in blueprint.variants.values() if variant.baked]
     files: dict[str, FileRecord] = {}
     with ThreadPoolExecutor(2) as pool:  # one file is baked and hashed while another is written
-        jobs = {WEIGHTS: pool.submit(_write_weights, plan, folder)}
-        jobs |= {name: pool.submit(_write_weights, plan, folder, t) for t, name in own.items()}
+        jobs = {WEIGHTS: pool.submit(_write_shared, blueprint, folder)}
+        jobs |= {weights_name(v.name): pool.submit(_write_own, weights, v, folder) for v in baked}
         for name, job in jobs.items():
             progress(name)
             files[name] = job.result()
     shared, _ = read_header(folder / WEIGHTS)
-    for target, schedule in schedules.items():
-        progress(graph_name(target))
-        weights = shared | (read_header(folder / own[target])[0] if target in own else {})
-        metadata = _metadata(plan, target, schedule)
-        scales = input_scales[target] if input_scales else None
-        types = TYPES[plan.precision]
-        model = write_graph(spec, schedule, plan.method, weights, metadata, types, scales)
-        ir.save(model, folder / graph_name(target))
-    files |= record_files(folder, [graph_name(t) for t in plan.targets])
+    for name, variant in blueprint.variants.items():
+        progress(graph_name(name))
+        own = read_header(folder / weights_name(name))[0] if variant.baked else {}
+        scales = input_scales[name] if input_scales else None
+        model = write_graph(
+            spec,
+            variant.schedule(spec),
+            blueprint.method,
+            {**shared, **own},
+            _describe(blueprint, variant),
+            TYPES[weights.precision],
+            scales,
+        )
+        ir.save(model, folder / graph_name(name))
+    files |= record_files(folder, map(graph_name, blueprint.variants))
     progress(MANIFEST)
     bundle = Bundle(
         path=folder,
         spec=spec,
-        method=plan.method,
-        source=plan.source,
-        scale=plan.scale,
-        compensated=plan.bank is not None,
-        precision=plan.precision,
-        targets={t: s.tokens_out for t, s in schedules.items()},
-        files={name: files[name] for name in plan.files()[1:]},
-        preprocess=plan.preprocess,
-        classes=plan.classes,
+        method=blueprint.method,
+        precision=weights.precision,
+        variants=blueprint.variants,
+        files={name: files[name] for name in blueprint.files()[1:]},
+        preprocess=blueprint.preprocess,
+        classes=blueprint.classes,
         tools=TOOLS,
     )
     bundle.save_manifest()
     return bundle
 
 
-def _write_weights(plan: BuildPlan, folder: Path, target: int | None = None) -> FileRecord:
-    """Write the shared weights, or those that differ at a target, in the plan's precision."""
-    tensors = {name: plan.checkpoint.tensors[name] for name in plan.spec.weights()}
-    if target is None or plan.bank is None:
-        name = WEIGHTS
-        info = ModelInfo(plan.spec, plan.source, plan.method, plan.classes, plan.preprocess)
-        metadata = info.to_metadata()
-    else:
-        name = weights_name(target)
-        tensors = bake(tensors, plan.spec, plan.bank, plan.source, target, plan.scale)
-        metadata = {METADATA_KEY: json.dumps({"target": target})}
-    arrays = stored_form(tensors, plan.precision, quantized_layers(plan.spec))
-    save_file(arrays, folder / name, metadata)
+def _write_shared(blueprint: Blueprint, folder: Path) -> FileRecord:
+    """Write the weights that all variants read."""
+    sources = {variant.source for variant in blueprint.variants.values()}
+    info = ModelInfo(
+        blueprint.weights.spec,
+        sources.pop() if len(sources) == 1 else None,
+        blueprint.method,
+        blueprint.classes,
+        blueprint.preprocess,
+    )
+    save_file(blueprint.weights.shared(), folder / WEIGHTS, to_metadata(info))
+    return record_files(folder, [WEIGHTS])[WEIGHTS]
+
+
+def _write_own(weights: ModelWeights, variant: Variant, folder: Path) -> FileRecord:
+    """Write the weights in which a variant differs."""
+    name = weights_name(variant.name)
+    save_file(weights.own(variant), folder / name, to_metadata(ModelInfo(variant=variant.name)))
     return record_files(folder, [name])[name]
 
 
-def _metadata(plan: BuildPlan, target: int, schedule: TokenSchedule) -> dict[str, str]:
+def _describe(blueprint: Blueprint, variant: Variant) -> dict[str, str]:
     """The graph's ``metadata_props``: strings, as ONNX has it."""
-    numbers: dict[str, int | float | Iterable[float]] = {
-        "source": plan.source,
-        "target": target,
-        "scale": plan.scale,
-        "schedule": list(schedule.tokens_out),
-        "image_mean": list(plan.preprocess.mean),
-        "image_std": list(plan.preprocess.std),
+    spec = blueprint.weights.spec
+    facts: dict[str, Any] = {
+        "model": spec.model,
+        "method": blueprint.method.name,
+        "proportional": blueprint.method.proportional,
+        "precision": blueprint.weights.precision,
+        **encode(variant),
+        "compensated": variant.baked,
+        "tokens": variant.schedule(spec).tokens_out,
+        "image_mean": blueprint.preprocess.mean,
+        "image_std": blueprint.preprocess.std,
     }
-    return {
-        "model": plan.spec.model,
-        "method": plan.method.name,
-        "precision": plan.precision,
-        "proportional": json.dumps(plan.method.proportional),
-        "compensated": json.dumps(plan.compensates(target)),
-        **{name: json.dumps(number) for name, number in numbers.items()},
-        **TOOLS,
+    facts["variant"] = facts.pop("name")
+    texts = {
+        key: fact if isinstance(fact, str) else json.dumps(fact) for key, fact in facts.items()
     }
+    return {**texts, **TOOLS}

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BankError
+from ..io.tensors import is_finite
 from ..model.spec import VitSpec
+from ..variant import Variant
 from .bank import ToComBank
-from .checkpoint import finite
 
 Array = npt.NDArray[Any]
 
@@ -22,33 +23,32 @@ def qkv_name(layer: int) -> str:
 
 
 def bake(
-    tensors: Mapping[str, Array],
-    spec: VitSpec,
-    bank: ToComBank,
-    source: int,
-    target: int,
-    scale: float,
+    tensors: Mapping[str, Array], spec: VitSpec, bank: ToComBank, variant: Variant
 ) -> dict[str, Array]:
-    """The tensors that differ at ``target``: the fused qkv weight (3C, C) of every layer.
+    """The tensors that differ in a variant: the fused qkv weight (3C, C) of every layer.
 
     Rows 0..C-1 are the query's and gain Δq, rows 2C..3C-1 the value's and gain Δv; the key's
-    rows are the checkpoint's. Summed in float64, then rounded once to float32. The values
-    are absolute: nothing about a former degree is left in them.
+    rows are the checkpoint's. Each layer gains what its own target asks for. Summed in float64,
+    then rounded once to float32. The values are absolute: nothing about a former degree is left
+    in them.
 
     Raises:
         BankError: a sum is beyond float32's range.
     """
     width = spec.width
     baked = {}
-    for layer in range(spec.depth):
+    for layer, target in enumerate(variant.targets):
         name = qkv_name(layer)
         original = tensors[name]
-        gap_q, gap_v = bank.gap(layer, source, target, scale)
+        gap_q, gap_v = bank.gap(layer, variant.source, target, variant.scale)
         merged = original.astype(np.float32)
         with np.errstate(over="ignore"):
             merged[:width] = (original[:width] + gap_q).astype(np.float32)
             merged[2 * width :] = (original[2 * width :] + gap_v).astype(np.float32)
-        if not finite(merged):
-            raise BankError(f"scale {scale:g} takes {name} beyond float32's range; name a smaller.")
+        if not is_finite(merged):
+            raise BankError(
+                f"`scale` {variant.scale:g} takes {name} beyond float32's range; choose a smaller "
+                "one."
+            )
         baked[name] = merged
     return baked

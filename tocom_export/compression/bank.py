@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,27 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..errors import BankError, CheckpointError, DegreeError, InputError
-from ..io.atomic import replaced
+from ..errors import BankError, CheckpointError, DegreeError, InputError, brief
+from ..io.atomic import replace_file
 from ..io.pickles import load_pickle
 from ..io.tensors import read_header
 from ..model.spec import VitSpec
-from .bank_groups import ARITHMETICS, Arithmetic, groups_of, terms
-from .metadata import METADATA_KEY
+from .bank_groups import Arithmetic, coefficients, groups_of
+from .metadata import from_metadata, to_metadata
 from .method import Method
 from .schedule import MAX_DEGREE
 
 Array = npt.NDArray[Any]
 FACTORS = ("q.down", "q.up", "v.down", "v.up")
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """What a bank's file says of itself, in its metadata."""
+
+    method: Method
+    model: str = ""
+    arithmetic: Arithmetic = "steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +105,12 @@ class ToComBank:
         return dict(zip(FACTORS, (self.q_down, self.q_up, self.v_down, self.v_up), strict=True))
 
     def gap(
-        self, layer: int, source: int, target: int, scale: float
+        self, layer: int, source: int, target: float, scale: float
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """What a layer's query and value weights gain between two degrees, each (C, C) float64.
 
         ``+s Σ B_g A_g`` over the steps from source up to target, ``-s Σ`` of the same steps
-        on the way down (paper, eq. 5 and 6).
+        on the way down (paper, eq. 5 and 6); interpolated between whole degrees.
 
         Raises:
             DegreeError: a degree outside 0..max_degree.
@@ -110,13 +118,14 @@ class ToComBank:
         for degree in (source, target):
             if not 0 <= degree <= self.max_degree:
                 raise DegreeError(f"degree {degree} is outside the bank's 0..{self.max_degree}.")
-        groups, sign = terms(self.arithmetic, source, target)
+        shares = coefficients(self.arithmetic, source, target, self.groups)
+        (used,) = np.nonzero(shares)
 
         def total(down: Array, up: Array) -> npt.NDArray[np.float64]:
-            a = down[layer, groups].astype(np.float64).reshape(-1, self.width)  # (n·h, C)
-            b = up[layer, groups].astype(np.float64)  # (n, C, h)
+            a = down[layer, used].astype(np.float64).reshape(-1, self.width)  # (n·h, C)
+            b = up[layer, used] * shares[used, None, None]  # (n, C, h)
             b = b.transpose(1, 0, 2).reshape(self.width, -1)  # (C, n·h)
-            return np.asarray(sign * scale * (b @ a))
+            return np.asarray(scale * (b @ a))
 
         return total(self.q_down, self.q_up), total(self.v_down, self.v_up)
 
@@ -136,26 +145,16 @@ class ToComBank:
             if ours != theirs:
                 raise BankError(
                     f"{origin}: the bank has {what} {ours}, but {spec.model} is to have {theirs}; "
-                    "use a bank trained for this model and method, or --bank none."
+                    "use a bank trained for this model and method, or `bank` none."
                 )
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path | str) -> None:
         """Write the bank as safetensors, atomically."""
-        meta = {
-            "kind": "bank",
-            "method": self.method.name,
-            "proportional": self.method.proportional,
-            "model": self.model,
-            "width": self.width,
-            "depth": self.depth,
-            "groups": self.groups,
-            "rank": self.rank,
-            "arithmetic": self.arithmetic,
-        }
         # safetensors writes an array's memory as it lies, whatever its strides.
         factors = {name: np.ascontiguousarray(f) for name, f in self.factors().items()}
-        with replaced(file) as beside:
-            save_file(factors, beside, {METADATA_KEY: json.dumps(meta, sort_keys=True)})
+        with replace_file(Path(file)) as beside:
+            info = BankInfo(self.method, self.model, self.arithmetic)
+            save_file(factors, beside, to_metadata(info))
 
     @classmethod
     def load(cls, file: Path | str) -> ToComBank:
@@ -184,19 +183,20 @@ class ToComBank:
         if sorted(stored) != sorted(FACTORS) or any(len(t.shape) != 4 for t in stored.values()):
             raise BankError(f"{file} is not a ToCom bank: it should hold {', '.join(FACTORS)}.")
         try:
-            meta = json.loads(metadata[METADATA_KEY])
-            method = Method(meta["method"], bool(meta["proportional"]))
-            model = str(meta["model"])
-            arithmetic = meta.get("arithmetic", "steps")
-            if arithmetic not in ARITHMETICS:
-                raise ValueError(arithmetic)
+            info = from_metadata(BankInfo, metadata)
             arrays = load_file(file)
-        except (KeyError, ValueError, TypeError, RecursionError, SafetensorError):
-            raise BankError(f"{file} is not a ToCom bank: its metadata can't be read.") from None
+        except SafetensorError as error:
+            raise BankError(f"{file}: can't be read ({brief(error)}).") from None
         except InputError as error:
-            raise BankError(f"{file}: {error}") from None
+            raise BankError(f"{file} is not a ToCom bank: {error}") from None
         q_down, q_up, v_down, v_up = (arrays[name] for name in FACTORS)
-        return cls(q_down, q_up, v_down, v_up, method, model, arithmetic)
+        return cls(q_down, q_up, v_down, v_up, info.method, info.model, info.arithmetic)
+
+
+def holds_bank(names: Iterable[str]) -> bool:
+    """Whether a weights file with those tensors is a bank, in our layout or the authors'."""
+    listed = sorted(names)
+    return listed == sorted(FACTORS) or any("_tocom." in name for name in listed)
 
 
 def _from_authors(file: Path, state: Mapping[str, Array]) -> ToComBank:

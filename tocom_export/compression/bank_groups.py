@@ -1,8 +1,12 @@
-"""Which groups of a bank make up the gap between two degrees."""
+"""Which groups of a bank make up the gap between two degrees, and how much of each."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from .schedule import MAX_DEGREE
 
@@ -25,17 +29,39 @@ def groups_of(arithmetic: Arithmetic) -> int:
     return _GROUPS[arithmetic]
 
 
-def terms(arithmetic: Arithmetic, source: int, target: int) -> tuple[slice, int]:
-    """The groups whose products are summed for ``source`` → ``target``, and their sign.
+def coefficients(
+    arithmetic: Arithmetic, source: int, target: float, groups: int | None = None
+) -> npt.NDArray[np.float64]:
+    """How often each group's product is added for ``source`` → ``target``, (G,): from -1 to 1.
 
-    An empty slice where the two are equal.
+    Between whole degrees the gap is interpolated: of a target of 8.25, three quarters are the
+    gap to 8 and a quarter is that to 9.
+
+    Args:
+        groups: default: those of degrees 0..16.
     """
+    low = math.floor(target)
+    share = target - low
+    found = _whole(arithmetic, source, low, groups or groups_of(arithmetic))
+    if share:
+        above = _whole(arithmetic, source, low + 1, len(found))
+        found = (1 - share) * found + share * above
+    return found
+
+
+def _whole(
+    arithmetic: Arithmetic, source: int, target: int, groups: int
+) -> npt.NDArray[np.float64]:
+    """The same between whole degrees."""
+    found = np.zeros(groups)
     low, high = sorted((source, target))
     if low == high:
-        return slice(0, 0), 1
+        return found
     if arithmetic == "shared":
-        return slice(0, 1), 1
-    if arithmetic == "no-inversion":
+        found[:] = 1
+    elif arithmetic == "no-inversion":
         offset = 0 if target > source else MAX_DEGREE
-        return slice(offset + low, offset + high), 1
-    return slice(low, high), 1 if target > source else -1
+        found[offset + low : offset + high] = 1
+    else:
+        found[low:high] = 1 if target > source else -1
+    return found

@@ -9,24 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from safetensors import deserialize
 
 from ..errors import CheckpointError, InputError
 from ..io.pickles import load_pickle
-from ..io.tensors import StoredTensor, read_header
+from ..io.tensors import NUMPY_TYPES, is_finite, map_tensors, read_header
 from ..model.spec import VitSpec
-from .metadata import ModelInfo
+from .bank import holds_bank
+from .metadata import ModelInfo, from_metadata
 
 Array = npt.NDArray[Any]
-_NUMPY: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I8": np.int8,
-}
 
 
 @dataclass(frozen=True)
@@ -39,28 +32,31 @@ class Checkpoint:
     info: ModelInfo
 
     @classmethod
-    def open(cls, file: Path) -> Checkpoint:
+    def open(cls, file: Path | str) -> Checkpoint:
         """Open a .safetensors, .pth, .pt or .bin file (the latter three need torch).
 
         Raises:
             CheckpointError: the file is missing, truncated or of another format.
             MissingPackageError: torch is needed and not installed.
         """
+        file = Path(file)
         if file.suffix in (".pth", ".pt", ".bin"):
             return cls(file, load_pickle(file), ModelInfo())
         stored, metadata = read_header(file)
+        if holds_bank(stored):
+            raise CheckpointError(f"{file} is a ToCom bank, not a model's weights.")
         for name, tensor in stored.items():
-            if tensor.dtype not in _NUMPY:
+            if tensor.dtype not in NUMPY_TYPES:
                 raise CheckpointError(
                     f"{file}: {name} is of type {tensor.dtype}; F32, F16 and BF16 are read."
                 )
         try:
-            info = ModelInfo.from_metadata(metadata)
+            info = from_metadata(ModelInfo, metadata)
         except InputError as error:
             raise CheckpointError(f"{file}: {error}") from None
         return cls(file, map_tensors(stored), info)
 
-    def fit(self, spec: VitSpec) -> VitSpec:
+    def check(self, spec: VitSpec, advice: str = "Is it of another model?") -> VitSpec:
         """The spec with this checkpoint's number of classes, once every tensor fits it.
 
         Raises:
@@ -88,12 +84,12 @@ class Checkpoint:
             hint = f"; it has {near[0]}" if near else ""
             raise CheckpointError(
                 f"{self.file}: {len(missing)} of {len(expected)} tensors of {spec.model} are "
-                f"missing, {missing[0]} first{hint}. Does --model NAME say which model it is?"
+                f"missing, {missing[0]} first{hint}. {advice}"
             )
         if extra := [name for name in self.tensors if name not in expected]:
             raise CheckpointError(
                 f"{self.file}: {spec.model} has no tensor {extra[0]} "
-                f"({len(extra)} such tensors). Does --model NAME say which model it is?"
+                f"({len(extra)} such tensors). {advice}"
             )
         for name, shape in expected.items():
             found = self.tensors[name]
@@ -101,41 +97,23 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.file}: {name} has shape {found.shape}, but {spec.model} needs {shape}."
                 )
-            if not finite(found):
+            if not is_finite(found):
                 raise CheckpointError(f"{self.file}: {name} holds NaN or infinite values.")
         return spec
 
+    def choose_source(self, given: int | None, default: int = 0) -> int:
+        """The degree that the weights were trained at: as given, else by the metadata.
 
-def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Array]:
-    """The tensors of one safetensors file as read-only views of the mapped file."""
-    if not stored:
-        return {}
-    data = np.memmap(next(iter(stored.values())).file, np.uint8, "r")
-    return {
-        name: data[t.offset : t.offset + t.length].view(_NUMPY[t.dtype]).reshape(t.shape)
-        for name, t in stored.items()
-    }
+        Args:
+            default: where neither says it.
 
-
-def read_tensors(content: bytes) -> dict[str, Array]:
-    """The tensors of a safetensors file that lies in memory.
-
-    Raises:
-        SafetensorError: it is broken.
-    """
-    return {
-        name: np.frombuffer(entry["data"], _NUMPY[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in deserialize(content)  # type: ignore[no-untyped-call]
-    }
-
-
-def finite(array: Array) -> bool:
-    """Whether no element is NaN or infinite.
-
-    A sum is infinite or NaN where an element is, and takes one pass without a temporary;
-    only a sum that overflowed by itself needs a look at each element.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(array, dtype=np.float32)):
-            return True
-    return bool(np.isfinite(array).all())
+        Raises:
+            CheckpointError: the two differ.
+        """
+        known = self.info.source
+        if None not in (given, known) and given != known:
+            raise CheckpointError(
+                f"`source` {given}, but {self.file} was trained at degree {known} by its metadata; "
+                "leave `source` out."
+            )
+        return next(source for source in (given, known, default) if source is not None)

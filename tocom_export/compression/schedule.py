@@ -5,16 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated
+
+from msgspec import Meta
 
 from ..errors import DegreeError
 from ..model.spec import VitSpec
 
 MAX_DEGREE = 16
 """The highest degree that a ToCom bank spans: 16 groups, one per step g → g+1."""
+Degree = Annotated[int, Meta(ge=0, le=MAX_DEGREE)]
+MOST = 1_000_000
+"""What a layer may be asked to remove, where a schedule has a degree for each."""
 
 
 @dataclass(frozen=True)
-class TokenSchedule:
+class Schedule:
     """How many tokens each layer removes between its attention and its MLP.
 
     With ``N`` tokens in a layer, ``P`` of them protected, degree ``r`` removes
@@ -29,11 +36,12 @@ class TokenSchedule:
     """The degree of each layer."""
 
     @classmethod
-    def of(cls, spec: VitSpec, degree: int | Sequence[int]) -> TokenSchedule:
+    def of(cls, spec: VitSpec, degree: int | Sequence[int]) -> Schedule:
         """The schedule of one degree for all layers, or of one degree per layer.
 
         Raises:
-            DegreeError: a negative degree, or a list of another length than the model's depth.
+            DegreeError: a degree is out of range, or the list of another length than the model's
+                depth.
         """
         try:
             listed = degree if isinstance(degree, Sequence) else (degree,) * spec.depth
@@ -42,21 +50,19 @@ class TokenSchedule:
             raise DegreeError(f"{degree!r} is no degree, nor a list of one per layer.") from None
         if len(degrees) != spec.depth:
             raise DegreeError(
-                f"a schedule of {len(degrees)} degrees for the {spec.depth} layers of {spec.model}."
+                f"{spec.model} has {spec.depth} layers; a degree is needed for each, not "
+                f"{len(degrees)}."
             )
-        if min(degrees) < 0:
-            raise DegreeError(f"degree {min(degrees)} is negative.")
+        if wrong := [number for number in degrees if not 0 <= number <= MOST]:
+            raise DegreeError(f"degree {wrong[0]}: 0 to {MOST} is expected.")
         return cls(spec.tokens, spec.prefix, degrees)
 
     @property
     def removed(self) -> tuple[int, ...]:
         """Tokens that each layer removes."""
-        removed = []
-        tokens = self.tokens
-        for degree in self.degrees:
-            removed.append(min(degree, (tokens - self.prefix) // 2))
-            tokens -= removed[-1]
-        return tuple(removed)
+        return tuple(
+            before - after for before, after in zip(self.tokens_in, self.tokens_out, strict=True)
+        )
 
     @property
     def tokens_in(self) -> tuple[int, ...]:
@@ -66,14 +72,36 @@ class TokenSchedule:
     @property
     def tokens_out(self) -> tuple[int, ...]:
         """Tokens in each layer's MLP."""
-        counts = []
-        tokens = self.tokens
-        for removed in self.removed:
-            tokens -= removed
-            counts.append(tokens)
-        return tuple(counts)
 
-    def multiply_adds(self, spec: VitSpec) -> int:
+        def leave(tokens: int, degree: int) -> int:
+            return tokens - min(degree, (tokens - self.prefix) // 2)
+
+        return tuple(accumulate(self.degrees, leave, initial=self.tokens))[1:]
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The real degree that each layer is compensated for: as many tokens reach it there.
+
+        A layer must be compensated for the tokens that reach it, not for what it removes
+        itself. Layer ``l ≥ 1`` takes the degree at which a constant schedule would bring it as
+        many, piecewise linear between whole degrees and the smallest where several do; 16 where
+        even 16 brings more. Layer 0, which all tokens reach, takes what layer 1 takes. A
+        constant list of a degree up to 16 takes that degree, whatever bounds it.
+        """
+        first = self.degrees[0]
+        if len(set(self.degrees)) == 1:
+            return (float(min(first, MAX_DEGREE)),) * len(self.degrees)
+        constant = [
+            Schedule(self.tokens, self.prefix, (degree,) * len(self.degrees)).tokens_in
+            for degree in range(MAX_DEGREE + 1)
+        ]
+        found = [
+            _interpolate([counts[layer] for counts in constant], tokens)
+            for layer, tokens in enumerate(self.tokens_in)
+        ]
+        return (found[1], *found[1:])
+
+    def macs(self, spec: VitSpec) -> int:
         """Multiply-adds per image: linear layers, attention products, patch embedding, head.
 
         Matching and merging are left out, so a ratio of two counts bounds the speed-up.
@@ -86,29 +114,12 @@ class TokenSchedule:
         return total + c * spec.classes * (1 + int(spec.distilled))
 
 
-def parse_degrees(text: str) -> list[int]:
-    """Degrees from ``4,8,12,16``, ``0-16`` or ``0,4-16:4``, sorted, each once.
-
-    Raises:
-        DegreeError: not of that form, or a degree outside 0..16.
-    """
-    degrees: set[int] = set()
-    for part in text.split(","):
-        span, colon, step = part.strip().partition(":")
-        first, dash, last = span.partition("-")
-        try:
-            low = int(first)
-            high = int(last) if dash else low
-            stride = int(step) if colon else 1
-        except ValueError:
-            raise DegreeError(
-                f"{text!r} is no list of degrees; write 4,8,12,16 or 0-16 or 0,4-16:4."
-            ) from None
-        if max(low, high) > MAX_DEGREE:
-            raise DegreeError(f"{part.strip()!r} is outside the degrees 0..{MAX_DEGREE}.")
-        if not (low <= high and stride > 0):
-            raise DegreeError(
-                f"{part.strip()!r} is no rising span; write first-last or first-last:step."
-            )
-        degrees.update(range(low, high + 1, stride))
-    return sorted(degrees)
+def _interpolate(counts: Sequence[int], tokens: int) -> float:
+    """The smallest real degree at which falling counts, one a whole degree, reach ``tokens``."""
+    degree = next((d for d, count in enumerate(counts) if count <= tokens), None)
+    if degree is None:
+        return float(MAX_DEGREE)
+    if degree == 0:
+        return 0.0
+    above, below = counts[degree - 1], counts[degree]
+    return degree - 1 + (above - tokens) / (above - below)

@@ -24,8 +24,8 @@ _DTYPES = {
 }
 
 
-class GraphTape:
-    """An ``onnx_ir`` tape that knows the model's weights by their PyTorch names.
+class GraphBuilder:
+    """Records nodes, and knows the model's weights by their PyTorch names.
 
     Args:
         weights: where each weight lies; becomes an external tensor of the same name.

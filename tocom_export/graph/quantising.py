@@ -78,6 +78,6 @@ def stored_form(
             stored[name] = np.ascontiguousarray(tensor, dtype=dtype)
         if precision == "fp16" and not np.isfinite(stored[name]).all():
             raise CheckpointError(
-                f"--precision fp16: {name} has values beyond ±65504; build with --precision bf16."
+                f"`precision` fp16: {name} has values beyond ±65504; choose `precision` bf16."
             )
     return stored

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from ..compression.method import Method
-from ..compression.schedule import TokenSchedule
+from ..compression.schedule import Schedule
 from ..errors import UnsupportedModelError
 from ..io.tensors import StoredTensor
 from ..model.spec import VitSpec
-from . import layers
-from . import matching as reduce
-from .builder import FLOAT, GraphTape
+from .attention import attend
+from .builder import FLOAT, GraphBuilder
+from .embedding import embed
+from .head import apply_head
+from .matching import match, merge
+from .mlp import apply_mlp
+from .norm import layer_norm
 from .precision import TYPES, Types
+from .pruning import prune
+from .residual import add_residual
 
 OPSET = 18
 IR_VERSION = 8  # the one that came with opset 18's generation; runtimes of 2023 read it
@@ -22,7 +28,7 @@ IR_VERSION = 8  # the one that came with opset 18's generation; runtimes of 2023
 
 def write_graph(
     spec: VitSpec,
-    schedule: TokenSchedule,
+    schedule: Schedule,
     method: Method,
     weights: Mapping[str, StoredTensor],
     metadata: Mapping[str, str],
@@ -46,40 +52,39 @@ def write_graph(
     """
     if method.name == "evit" and not spec.class_token:
         raise UnsupportedModelError(spec.model, "EViT without a class token")
-    tape = GraphTape(weights, types, input_scales)
+    builder = GraphBuilder(weights, types, input_scales)
     images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
-    x = layers.embed(tape, images, spec)
+    x = embed(builder, images, spec)  # (B·N, C)
     size: ir.Value | None = None
     tokens = spec.tokens
     for layer, remove in enumerate(schedule.removed):
         name = f"blocks.{layer}"
-        with tape.scope(name):
-            normed = tape.from_stream(layers.layer_norm(tape, x, f"{name}.norm1", spec.eps))
-        attended = layers.attention(tape, normed, spec, method, layer, tokens, size)
-        x = layers.residual(tape, x, attended.out, spec, layer, 1)
+        with builder.scope(name):
+            normed = builder.from_stream(layer_norm(builder, x, f"{name}.norm1", spec.eps))
+        attended = attend(builder, normed, spec, method, layer, tokens, size)
+        x = add_residual(builder, x, attended.out, spec, layer, 1)
         if remove:
-            with tape.scope(f"{name}.{method.name}"):
-                x = tape.reshape(x, -1, tokens, spec.width)
+            with builder.scope(f"{name}.{method.name}"):
+                x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
                 if method.name == "tome":
-                    x, size = reduce.merge(
-                        tape, x, size, attended.keys, tokens, remove, spec.prefix
-                    )
+                    matching = match(builder, attended.keys, tokens, remove, spec.prefix)
+                    x, size = merge(builder, matching, x, size)  # (B, N - r, C)
                 else:
-                    x = reduce.prune(tape, x, attended.probabilities, tokens, remove, spec.prefix)
-                x = tape.reshape(x, -1, spec.width)
+                    x = prune(builder, x, attended.probabilities, tokens, remove, spec.prefix)
+                x = builder.reshape(x, -1, spec.width)  # (B·(N - r), C)
             tokens -= remove
-        with tape.scope(name):
-            normed = tape.from_stream(layers.layer_norm(tape, x, f"{name}.norm2", spec.eps))
-        x = layers.residual(tape, x, layers.mlp(tape, normed, spec, layer), spec, layer, 2)
-    logits = layers.head(tape, x, spec, tokens, size)
+        with builder.scope(name):
+            normed = builder.from_stream(layer_norm(builder, x, f"{name}.norm2", spec.eps))
+        x = add_residual(builder, x, apply_mlp(builder, normed, spec, layer), spec, layer, 2)
+    logits = apply_head(builder, x, spec, tokens, size)
     logits.name = "logits"
     logits.type = ir.TensorType(FLOAT)
     logits.shape = ir.Shape(["batch", spec.classes or spec.width])
     graph = ir.Graph(
         [images],
         [logits],
-        nodes=tape.nodes,
-        initializers=tape.initializers,
+        nodes=builder.nodes,
+        initializers=builder.initializers,
         opset_imports={"": OPSET},
         name=spec.model,
     )

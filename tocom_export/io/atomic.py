@@ -15,7 +15,7 @@ from ..errors import OutputError, brief
 
 
 @contextmanager
-def replaced(target: Path) -> Iterator[Path]:
+def replace_file(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to; renamed to ``target`` when the block ends well.
 
     Raises:
@@ -39,7 +39,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
+def replace_folder(target: Path) -> Iterator[Path]:
     """The same for a folder; an old ``target`` is removed once the new one is complete.
 
     Raises:

@@ -42,7 +42,8 @@ def load_pickle(file: Path) -> dict[str, npt.NDArray[Any]]:
                 "state dict alone, where you trust it."
             ) from None
         raise CheckpointError(
-            f"{file} can't be read as a PyTorch checkpoint of plain tensors ({brief(error)})."
+            f"{file} can't be read as a PyTorch checkpoint of plain tensors "
+            f"({brief(error).split('. ')[0]})."
         ) from None
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
+from ..io.json_codec import decode, parse_json
 from .preprocess import Preprocess
 from .spec import VitSpec
 
@@ -24,7 +24,7 @@ REFERENCE_BANKS = {
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = json.loads((ASSETS / "models.json").read_text("utf-8"))
+    table: dict[str, dict[str, Any]] = parse_json((ASSETS / "models.json").read_bytes())
     return table
 
 
@@ -44,7 +44,7 @@ def known_model(name: str) -> tuple[VitSpec, Preprocess]:
     if entry is None:
         near = difflib.get_close_matches(architecture, [*_table(), REFERENCE], 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownModelError(f"--model {name}: no model of that name is known.{hint}")
-    spec = VitSpec.from_json({"model": architecture, **entry["spec"]})
-    statistics = {**Preprocess().to_json(), **entry["preprocess"], **entry["tags"].get(tag, {})}
-    return spec, Preprocess.from_json(statistics)
+        raise UnknownModelError(f"`model` {name}: no model of that name is known.{hint}")
+    spec = decode(VitSpec, {"model": architecture, **entry["spec"]})
+    statistics = {**entry["preprocess"], **entry["tags"].get(tag, {})}
+    return spec, decode(Preprocess, statistics)

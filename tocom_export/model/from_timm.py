@@ -5,9 +5,11 @@ Looks at attributes and class names alone, so this module needs neither torch no
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from .preprocess import Preprocess
 from .spec import Activation, VitSpec
 
 
@@ -31,7 +33,6 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
 
     need(kind in ("VisionTransformer", "VisionTransformerDistilled"), f"model class {kind}")
     need(type(vit).__module__.startswith("timm."), f"model class {kind} from outside timm")
-    distilled = kind == "VisionTransformerDistilled"
     need(vit.pos_embed is not None, "a model without position embedding")
     need(_kind(vit.patch_embed) == "PatchEmbed", f"patch embedding {_kind(vit.patch_embed)}")
     need(_kind(vit.patch_embed.norm) == "Identity", "a norm in the patch embedding")
@@ -40,47 +41,19 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
     need(not vit.pool_include_prefix, "pooling that includes the prefix tokens")
     need(_kind(vit.patch_drop) == "Identity", "patch dropout")
 
+    _check_blocks(name, vit, need)
     blocks = list(vit.blocks)
-    for block in blocks:
-        need(_kind(block) == "Block", f"block {_kind(block)}")
-        attn, mlp = block.attn, block.mlp
-        need(_kind(attn) == "Attention", f"attention {_kind(attn)}")
-        need(getattr(attn, "gate", None) is None, "gated attention")
-        need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")
-        need(attn.num_heads * attn.head_dim == vit.embed_dim, "attention of another width")
-        need(_kind(mlp) in ("Mlp", "AdaptedMlp"), f"MLP {_kind(mlp)}")
-        need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
-        need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
-        _activation(name, mlp.act)
-        need(_kind(block.ls1) in ("Identity", "LayerScale"), f"layer scale {_kind(block.ls1)}")
     first = blocks[0]
-    need(all(_layout(b) == _layout(first) for b in blocks), "layers that differ from one another")
-    biases = [m.bias is None for m in (first.attn.proj, first.mlp.fc1, first.mlp.fc2)]
-    need(len(set(biases)) == 1, "biases on some of a layer's projections only")
-    need(_kind(first.ls1) == _kind(first.ls2), "layer scale on one of two branches")
-    need(_kind(first.attn.q_norm) == _kind(first.attn.k_norm), "a norm on queries or keys only")
+    distilled = kind == "VisionTransformerDistilled"
     if distilled:
         plain = not vit.no_embed_class and vit.reg_token is None and vit.global_pool == "token"
         need(plain and _kind(vit.fc_norm) == "Identity", "this kind of distilled model")
-    norms = [n for b in blocks for n in (b.norm1, b.norm2)]
     final_norm = next(
         (n for n in ("norm", "fc_norm") if _kind(getattr(vit, n)) != "Identity"), None
     )
-    if final_norm:
-        norms.append(getattr(vit, final_norm))
     pre_norm = _kind(vit.norm_pre) != "Identity"
-    if pre_norm:
-        norms.append(vit.norm_pre)
     qk_norm = _kind(first.attn.q_norm) != "Identity"
-    if qk_norm:
-        norms += [n for b in blocks for n in (b.attn.q_norm, b.attn.k_norm)]
-    for norm in norms:
-        need(_kind(norm) == "LayerNorm", f"norm {_kind(norm)}")
-        need(
-            norm.weight is not None and norm.bias is not None, "a LayerNorm without weight or bias"
-        )
-        need(norm.eps == first.norm1.eps, "LayerNorms of different epsilon")
-
+    _check_norms(vit, need, final_norm, pre_norm, qk_norm)
     return VitSpec(
         model=name,
         image_size=tuple(vit.patch_embed.img_size),
@@ -106,6 +79,60 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         pool=vit.global_pool,
         final_norm=final_norm,  # type: ignore[arg-type]
         adapter_width=_adapter_width(first.mlp),
+    )
+
+
+def _check_blocks(name: str, vit: Any, need: Callable[[bool, str], None]) -> None:
+    """All layers are of one kind, which a spec can express."""
+    blocks = list(vit.blocks)
+    for block in blocks:
+        need(_kind(block) == "Block", f"block {_kind(block)}")
+        attn, mlp = block.attn, block.mlp
+        need(_kind(attn) == "Attention", f"attention {_kind(attn)}")
+        need(getattr(attn, "gate", None) is None, "gated attention")
+        need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")
+        need(attn.num_heads * attn.head_dim == vit.embed_dim, "attention of another width")
+        need(_kind(mlp) in ("Mlp", "AdaptedMlp"), f"MLP {_kind(mlp)}")
+        need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
+        need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
+        _activation(name, mlp.act)
+        need(_kind(block.ls1) in ("Identity", "LayerScale"), f"layer scale {_kind(block.ls1)}")
+    first = blocks[0]
+    need(all(_layout(b) == _layout(first) for b in blocks), "layers that differ from one another")
+    biases = [m.bias is None for m in (first.attn.proj, first.mlp.fc1, first.mlp.fc2)]
+    need(len(set(biases)) == 1, "biases on some of a layer's projections only")
+    need(_kind(first.ls1) == _kind(first.ls2), "layer scale on one of two branches")
+    need(_kind(first.attn.q_norm) == _kind(first.attn.k_norm), "a norm on queries or keys only")
+
+
+def _check_norms(
+    vit: Any,
+    need: Callable[[bool, str], None],
+    final_norm: str | None,
+    pre_norm: bool,
+    qk_norm: bool,
+) -> None:
+    """All norms are LayerNorms alike."""
+    blocks = list(vit.blocks)
+    norms = [n for b in blocks for n in (b.norm1, b.norm2)]
+    norms += [getattr(vit, final_norm)] if final_norm else []
+    norms += [vit.norm_pre] if pre_norm else []
+    norms += [n for b in blocks for n in (b.attn.q_norm, b.attn.k_norm)] if qk_norm else []
+    for norm in norms:
+        need(_kind(norm) == "LayerNorm", f"norm {_kind(norm)}")
+        affine = norm.weight is not None and norm.bias is not None
+        need(affine, "a LayerNorm without weight or bias")
+        need(norm.eps == blocks[0].norm1.eps, "LayerNorms of different epsilon")
+
+
+def preprocess_from_cfg(cfg: Mapping[str, Any]) -> Preprocess:
+    """The image statistics in timm's ``pretrained_cfg``; ImageNet's where it says none."""
+    known = Preprocess()
+    return Preprocess(
+        mean=tuple(cfg.get("mean") or known.mean),
+        std=tuple(cfg.get("std") or known.std),
+        crop_pct=cfg.get("crop_pct") or known.crop_pct,
+        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
     )
 
 

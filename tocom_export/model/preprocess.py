@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,28 +38,9 @@ class Preprocess:
             and 0 < self.crop_pct <= 1
             and self.interpolation in ("bilinear", "bicubic")
         ):
-            raise InputError(f"image statistics can't be {self.to_json()}.")
+            raise InputError(f"image statistics can't be {dataclasses.asdict(self)}.")
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object of all fields."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            InputError: a field is unknown or of a wrong type.
-        """
-        try:
-            read = dict(data)
-            for name in ("mean", "std"):
-                read[name] = tuple(map(float, read[name]))
-            return cls(**read)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise InputError(f"image statistics can't be {data!r}.") from None
-
-    def load(self, path: Path, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    def load(self, path: Path | str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
         """One image file as a normalised array (channels, height, width).
 
         Resizes the shorter side to ``size / crop_pct``, crops the centre, normalises; to the
@@ -107,17 +88,20 @@ class Preprocess:
         ratio = min(image[0] / width, image[1] / height)
         return round(image[0] / ratio), round(image[1] / ratio)
 
-    def load_batch(self, paths: Iterable[Path], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    def load_batch(
+        self, paths: Iterable[Path | str], size: tuple[int, int]
+    ) -> npt.NDArray[np.float32]:
         """Image files as one batch (B, channels, height, width)."""
         return np.stack([self.load(path, size) for path in paths])
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path | str) -> list[Path]:
     """All image files under a folder, in the order of their names.
 
     Raises:
         ImageError: the folder is missing or holds no image.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder.")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

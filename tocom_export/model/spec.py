@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from ..errors import InputError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 Pool = Literal["token", "avg"]
+Size = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""No model has a dimension beyond it; keeps a bad file from costing memory."""
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,19 @@ class VitSpec:
 
     model: str
     """The model's name, timm's where it has one."""
-    image_size: tuple[int, int]
+    image_size: tuple[Size, Size]
     """Height and width, pixels."""
-    patch_size: tuple[int, int]
-    width: int
+    patch_size: tuple[Size, Size]
+    width: Size
     """Channels of a token, ``C``."""
-    depth: int
+    depth: Size
     """Number of layers, ``L``."""
-    heads: int
-    mlp_width: int
-    classes: int
+    heads: Size
+    mlp_width: Size
+    classes: Count
     """Number of logits; 0 for a model without a head, whose pooled features are the output."""
-    channels: int = 3
-    eps: float = 1e-6
+    channels: Size = 3
+    eps: Annotated[float, Meta(gt=0, lt=1)] = 1e-6
     """Epsilon of every LayerNorm."""
     activation: Activation = "gelu"
     qkv_bias: bool = True
@@ -47,7 +50,7 @@ class VitSpec:
     class_token: bool = True
     distilled: bool = False
     """A distillation token after the class token; the two heads' logits are averaged."""
-    registers: int = 0
+    registers: Count = 0
     prefix_positions: bool = True
     """Whether the position embedding has entries for the prefix tokens."""
     pre_norm: bool = False
@@ -57,7 +60,7 @@ class VitSpec:
     pool: Pool = "token"
     final_norm: Literal["norm", "fc_norm"] | None = "norm"
     """LayerNorm before the pooling (``norm``), after it (``fc_norm``), or none."""
-    adapter_width: int = 0
+    adapter_width: Count = 0
     """Bottleneck of an AdaptFormer branch beside each MLP; 0 for none."""
 
     def __post_init__(self) -> None:
@@ -155,64 +158,3 @@ class VitSpec:
             if self.distilled:
                 linear("head_dist", self.classes, c, True)
         return shapes
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; fields at their default are left out."""
-        return {
-            f.name: list(value) if isinstance(value, tuple) else value
-            for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) != f.default
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> VitSpec:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            InputError: a field is missing, unknown, of a wrong type or out of range.
-        """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - set(fields)):
-            raise InputError(f"model spec: unknown field {unknown[0]!r}.")
-        values: dict[str, Any] = {}
-        for name, field in fields.items():
-            if name in data:
-                values[name] = _parse(name, field.type, data[name])
-            elif field.default is dataclasses.MISSING:
-                raise InputError(f"model spec: field {name!r} is missing.")
-        return cls(**values)
-
-
-_LARGEST = 1_000_000  # no model has a dimension beyond it; keeps a bad file from costing memory
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
-    "pool": ("token", "avg"),
-    "final_norm": ("norm", "fc_norm", None),
-}
-
-
-def _parse(name: str, kind: Any, value: Any) -> Any:
-    """One JSON value as the type that the field ``name`` is annotated with."""
-    if name in _CHOICES:
-        if value in _CHOICES[name]:
-            return value
-    elif kind == "bool":
-        if isinstance(value, bool):
-            return value
-    elif kind == "str":
-        if isinstance(value, str):
-            return value
-    elif kind == "float":
-        if type(value) is float and 0 < value < 1:
-            return float(value)
-    elif kind == "int":
-        least = 0 if name in ("classes", "registers", "adapter_width") else 1
-        if type(value) is int and least <= value <= _LARGEST:
-            return value
-    elif (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(type(v) is int and 0 < v <= _LARGEST for v in value)
-    ):
-        return tuple(value)
-    raise InputError(f"model spec: field {name!r} can't be {value!r}.")

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Classes = npt.NDArray[np.int64]
-RunOf = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """Normalised images (B, C, H, W) → logits (B, classes)."""
 
 
@@ -20,14 +19,21 @@ RunOf = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 class Score:
     """What one model said of the images so far."""
 
-    predicted: list[Classes] = field(default_factory=list)
-    """Top-1 class of each image, batch by batch."""
+    predicted: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Top-1 class of each image, batch by batch; -1 where a logit is no number."""
     right: int = 0
-    total: int = 0
-    unusable: int = 0
-    """Images with a logit that is no number; they count as wrong."""
     seconds: list[float] = field(default_factory=list)
     """Per image, one value for each batch of full size."""
+
+    @property
+    def total(self) -> int:
+        """Images."""
+        return sum(map(len, self.predicted))
+
+    @property
+    def unusable(self) -> int:
+        """Images with a logit that is no number; they count as wrong."""
+        return sum(int((batch < 0).sum()) for batch in self.predicted)
 
     @property
     def accuracy(self) -> float:
@@ -39,21 +45,20 @@ class Score:
         """Images a second: median over the batches."""
         return 1 / statistics.median(self.seconds)
 
-    def differing(self, other: Score) -> int:
+    def count_differences(self, other: Score) -> int:
         """Images on which two models disagree."""
         pairs = zip(self.predicted, other.predicted, strict=True)
         return sum(int((ours != theirs).sum()) for ours, theirs in pairs)
 
 
-def score(
-    runs: Sequence[RunOf],
+def measure_accuracy(
+    runs: Sequence[Run],
     batches: Iterable[tuple[Any, Any]],
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> list[Score]:
     """Run every model on every batch, in turn, so that a drifting machine is fair to all.
 
     Args:
-        runs: the models.
         batches: images (B, C, H, W) and labels (B,), as tensors or arrays.
         advance: called with the number of images of each batch that is done.
     """
@@ -64,18 +69,14 @@ def score(
         if not len(pixels):
             continue
         full = max(full, len(pixels))
-        for run, result in zip(runs, scores, strict=True):
+        for run, score in zip(runs, scores, strict=True):
             began = time.perf_counter()
             logits = np.asarray(run(pixels))
             taken = time.perf_counter() - began
             if len(pixels) == full:  # a smaller last batch has another cost per image
-                result.seconds.append(taken / len(pixels))
+                score.seconds.append(taken / len(pixels))
             usable = np.isfinite(logits).all(axis=1)
-            predicted = np.where(usable, logits.argmax(axis=1), -1)
-            result.predicted.append(predicted)
-            result.right += int((predicted == wanted).sum())
-            result.total += len(wanted)
-            result.unusable += int((~usable).sum())
-        if advance:
-            advance(len(pixels))
+            score.predicted.append(np.where(usable, logits.argmax(axis=1), -1))
+            score.right += int((score.predicted[-1] == wanted).sum())
+        advance(len(pixels))
     return scores

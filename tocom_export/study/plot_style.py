@@ -1,14 +1,13 @@
-"""How our pictures look, and how they are written."""
+"""How our plots look, and how they are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingPackageError
-from ..io.atomic import replaced
+from ..io.atomic import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ _SUFFIXES = (".png", ".svg")
 # Okabe and Ito's, which the colour-blind can tell apart, and a marker each for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "os^vDP"
-_LOOK = {
+_STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
@@ -43,27 +42,25 @@ def check_suffix(file: Path) -> None:
         raise InputError(f"{file}: a picture is a {' or a '.join(_SUFFIXES)} file; name it so.")
 
 
-def save(draw: Callable[[], Figure], file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
     """Write a figure to a PNG or SVG file, the same bytes for the same figure.
 
     Raises:
         InputError: another suffix.
-        MissingPackageError: matplotlib is not installed.
         OutputError: the file can't be written.
     """
     check_suffix(file)
     suffix = file.suffix.lower()
-    drawn = draw()
-    with look(), replaced(file) as beside:
+    with apply_style(), replace_file(file) as beside:
         metadata = {"Date": None} if suffix == ".svg" else {}
-        drawn.savefig(beside, format=suffix[1:], metadata=metadata)
+        figure.savefig(beside, format=suffix[1:], metadata=metadata)
 
 
-def look() -> AbstractContextManager[None]:
+def apply_style() -> AbstractContextManager[None]:
     """Our settings, whatever a user's matplotlibrc says, for as long as a block lasts."""
     try:
         import matplotlib.style
     except ImportError:
         raise MissingPackageError("matplotlib", "plot") from None
-    context: AbstractContextManager[None] = matplotlib.style.context(["default", _LOOK])
+    context: AbstractContextManager[None] = matplotlib.style.context(["default", _STYLE])
     return context

@@ -3,133 +3,139 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal
 
-from ..compression.schedule import MAX_DEGREE
-from ..errors import InputError, brief
-from ..io.atomic import replaced
+from msgspec import Meta
+
+from ..compression.schedule import Degree
+from ..errors import InputError
+from ..io.atomic import replace_file
+from ..io.json_codec import decode, encode, read_json
+from ..variant import MAX_SCALE, constant_name
 
 FORMAT = 1
 METHODS = {"tome": "ToMe", "evit": "EViT"}
-"""Each method's name in rows → its name on pages and pictures."""
-_MAX_BYTES = 10_000_000  # some 50,000 rows
+"""Each method's name in rows → its name on pages and plots."""
+_LARGEST = 10_000_000  # bytes; some 50,000 rows
+
+Text = Annotated[str, Meta(pattern=r"\S")]
+Percent = Annotated[float, Meta(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
 class Row:
     """One model at one target degree: accuracies in percent on the whole test split.
 
-    Raises:
-        InputError: a field holds what it can't; the message names the field.
+    A variant that isn't called by a degree (``r08``) goes by its name instead.
     """
 
-    dataset: str
-    method: str
-    """``tome`` or ``evit``."""
-    source: int
+    dataset: Text
+    method: Literal["tome", "evit"]
+    source: Degree
     """The degree that the model was trained at."""
-    target: int
-    """The degree that it was run at."""
-    baseline: float
+    target: Degree | None
+    """The degree that it was run at; None where ``schedule`` says that."""
+    baseline: Percent
     """With compression alone."""
-    tocom: float | None
+    tocom: Percent | None
     """With the bank; None where it wasn't run."""
-    reference: float | None
+    reference: Percent | None
     """Of the model trained at the target degree; None where there is none."""
-    seed: int
-    scale: float | None = None
+    seed: Annotated[int, Meta(ge=0)]
+    scale: Annotated[float, Meta(ge=0, le=MAX_SCALE)] | None = None
     """What the bank's gap was multiplied by."""
-    variant: str = "tocom"
-    """Another name than this is an ablation: ``shared``, ``classes``, ``rank 1``..."""
-    images: int | None = None
+    variant: Text = "tocom"
+    """The bank; another name than this is an ablation: ``shared``, ``classes``, ``rank 1``..."""
+    images: Annotated[int, Meta(gt=0)] | None = None
     """How many images the test split has."""
-    throughput: float | None = None
-    """Images per second at the target degree."""
+    throughput: Annotated[float, Meta(gt=0)] | None = None
+    """Images per second."""
     model: str = ""
     """What was measured, by the name of its file or bundle; empty where that isn't known."""
-
-    def __post_init__(self) -> None:
-        _check("dataset", _is_text(self.dataset), "a name", self.dataset)
-        _check("variant", _is_text(self.variant), "a name", self.variant)
-        _check("model", isinstance(self.model, str), "a name", self.model)
-        valid = isinstance(self.method, str) and self.method in METHODS
-        _check("method", valid, " or ".join(METHODS), self.method)
-        for name in ("source", "target"):
-            degree = getattr(self, name)
-            valid = type(degree) is int and 0 <= degree <= MAX_DEGREE
-            _check(name, valid, f"a degree in 0..{MAX_DEGREE}", degree)
-        for name in ("baseline", "tocom", "reference"):
-            value = getattr(self, name)
-            valid = _is_number(value) and 0 <= value <= 100
-            unknown = value is None and name != "baseline"
-            _check(name, valid or unknown, "an accuracy in percent, 0..100", value)
-        _check("seed", type(self.seed) is int and self.seed >= 0, "a whole number", self.seed)
-        _check("scale", self.scale is None or _is_number(self.scale), "a number", self.scale)
-        valid = self.images is None or (type(self.images) is int and self.images > 0)
-        _check("images", valid, "a whole number above 0", self.images)
-        valid = self.throughput is None or (_is_number(self.throughput) and self.throughput > 0)
-        _check("throughput", valid, "images per second, above 0", self.throughput)
+    schedule: str = ""
+    """Name of the variant that was run, where that has a degree per layer."""
 
     @property
-    def key(self) -> tuple[str, str, str, int, int, int]:
+    def task(self) -> tuple[object, ...]:
+        """What the row of the model that was trained for it has in common with this one."""
+        return self.dataset, self.method, self.target, self.seed
+
+    @property
+    def key(self) -> tuple[object, ...]:
         """What a newer row of the same measurement has in common with this one."""
-        return self.dataset, self.method, self.variant, self.source, self.target, self.seed
+        return *self.task, self.variant, self.source, self.schedule
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON; what is as it is by default is left out."""
-        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+    @property
+    def name(self) -> str:
+        """Name of the variant that was run."""
+        return self.schedule or constant_name((self.target or 0,)) or ""
 
-    @classmethod
-    def from_json(cls, data: Any) -> Row:
-        """The inverse of :meth:`to_json`.
+    @property
+    def gain(self) -> float | None:
+        """Points that the bank adds."""
+        return None if self.tocom is None else self.tocom - self.baseline
 
-        Raises:
-            InputError: a field is missing, unknown or holds what it can't.
+    def describe(self, precision: str | None = None, backend: str | None = None) -> dict[str, Any]:
+        """The row as ``evaluate --json`` prints it; :func:`parse_row` is the inverse.
+
+        Args:
+            precision: of the weights; None where an earlier run measured it, as for ``backend``.
         """
-        if not isinstance(data, dict):
-            raise InputError(f"a row is an object, not {_shown(data)}.")
-        known = {f.name: f.default is MISSING for f in fields(cls)}
-        for name in data.keys() - known.keys():
-            raise InputError(f"{name!r} is no field of a row; {', '.join(known)} are.")
-        for name, required in known.items():
-            if required and name not in data:
-                raise InputError(f"the field {name!r} is missing.")
-        return cls(**data)
+        served = self.baseline if self.tocom is None else self.tocom
+        more = {"variant": self.name, "bank": self.variant, "images": self.images}
+        run = {"precision": precision, "backend": backend, "accuracy": served}
+        return {**encode(self, defaults=False), **more, **run}
+
+
+def parse_row(described: Mapping[str, Any]) -> Row:
+    """The inverse of :meth:`Row.describe`.
+
+    Raises:
+        InputError: a field is missing, unknown or out of range.
+    """
+    fields = {**described, "variant": described.get("bank", "tocom")}
+    for name in ("bank", "precision", "backend", "accuracy"):
+        fields.pop(name, None)
+    return decode(Row, fields)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of a study and what is to be said about them."""
+    """The rows of a study and what is to be said about them.
+
+    Raises:
+        InputError: two rows measure the same, or a row doesn't say what was run.
+    """
 
     rows: tuple[Row, ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
     """Facts as free text, such as ``model``, ``hardware`` and ``pretraining``."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     """Paragraphs in Markdown."""
 
-    def merge(self, rows: Iterable[Row]) -> Results:
-        """With more rows; one with the key of an older row takes its place."""
-        merged = {row.key: row for row in self.rows}
-        merged.update((row.key, row) for row in rows)
-        return replace(self, rows=tuple(merged.values()))
+    def __post_init__(self) -> None:
+        known = set()
+        for number, row in enumerate(self.rows):
+            if (row.target is None) != bool(row.schedule):
+                raise InputError(f"rows[{number}] needs either a 'target' or a 'schedule'.")
+            if row.key in known:
+                raise InputError(f"rows[{number}] measures the same as an earlier row; remove one.")
+            known.add(row.key)
 
-    def with_references(self) -> Results:
-        """With the references that the rows of models trained at the target give."""
-        trained = {
-            (row.dataset, row.method, row.target, row.seed): row.baseline
-            for row in self.rows
-            if row.source == row.target
-        }
+    def merge(self, rows: Iterable[Row] = ()) -> Results:
+        """With more rows; one with the key of an older row takes its place.
 
-        def filled(row: Row) -> Row:
-            key = row.dataset, row.method, row.target, row.seed
-            return replace(row, reference=trained.get(key, row.reference))
-
-        return replace(self, rows=tuple(map(filled, self.rows)))
+        The baseline of a model that was trained at a degree becomes the reference of all rows
+        that have it as their target.
+        """
+        merged = {row.key: row for row in (*self.rows, *rows)}.values()
+        trained = {row.task: row.baseline for row in merged if row.source == row.target}
+        referred = (replace(r, reference=trained.get(r.task, r.reference)) for r in merged)
+        return replace(self, rows=tuple(referred))
 
     @classmethod
     def load(cls, file: Path) -> Results:
@@ -139,13 +145,14 @@ class Results:
             InputError: the file can't be read, or a field holds what it can't.
         """
         try:
-            if file.stat().st_size > _MAX_BYTES:
-                raise InputError("it is too large to be the results of a study.")
-            return _parsed(json.loads(file.read_text("utf-8")))
+            data = read_json(file, _LARGEST)
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise InputError(
+                    f"not the results of a study: its field 'format' must be {FORMAT}."
+                )
+            return decode(cls, data)
         except OSError as error:
             raise InputError(f"{file}: can't be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is no JSON: {brief(error)}.") from None
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
 
@@ -155,59 +162,19 @@ class Results:
         Raises:
             OutputError: the file can't be written.
         """
+        about = _dump(dict(self.about), indent=2).replace("\n", "\n  ")
         text = (
-            f'{{\n  "format": {FORMAT},\n  "about": {_dumped(dict(self.about), indent=2)},\n'
-            f'  "rows": {_lines(row.to_json() for row in self.rows)},\n'
-            f'  "notes": {_lines(self.notes)}\n}}\n'
+            f'{{\n  "format": {FORMAT},\n  "about": {about},\n'
+            f'  "rows": {_dump_lines(map(encode, self.rows))},\n'
+            f'  "notes": {_dump_lines(self.notes)}\n}}\n'
         )
-        with replaced(file) as beside:
+        with replace_file(file) as beside:
             beside.write_text(text, "utf-8", newline="\n")
 
 
-def _parsed(data: Any) -> Results:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"not the results of a study: its field 'format' must be {FORMAT}.")
-    about: Any = data.get("about", {})
-    rows: Any = data.get("rows")
-    notes: Any = data.get("notes", [])
-    texts = isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
-    _check("about", texts, "an object of texts", about)
-    _check("notes", isinstance(notes, list) and all(map(_is_text, notes)), "a list of texts", notes)
-    _check("rows", isinstance(rows, list), "a list of rows", rows)
-    found: dict[Any, Row] = {}
-    for number, item in enumerate(rows):
-        try:
-            row = Row.from_json(item)
-        except InputError as error:
-            raise InputError(f"rows[{number}]: {error}") from None
-        if row.key in found:
-            raise InputError(f"rows[{number}] measures the same as an earlier row; remove one.")
-        found[row.key] = row
-    return Results(tuple(found.values()), about, tuple(notes))
+_dump = partial(json.dumps, ensure_ascii=False, allow_nan=False)
 
 
-def _lines(items: Iterable[Any]) -> str:
-    lines = [f"    {_dumped(item)}" for item in items]
+def _dump_lines(items: Iterable[Any]) -> str:
+    lines = [f"    {_dump(item)}" for item in items]
     return "[\n" + ",\n".join(lines) + "\n  ]" if lines else "[]"
-
-
-def _dumped(data: Any, indent: int | None = None) -> str:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, indent=indent)
-    return text.replace("\n", "\n  ")  # it stands two columns deep in the document
-
-
-def _check(name: str, valid: bool, wanted: str, value: object) -> None:
-    if not valid:
-        raise InputError(f"the field {name!r} must be {wanted}, not {_shown(value)}.")
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:60]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean, stdev
+from typing import Any
 
 from .results import Row
 
+LEAST_LOSS = 1.0
+"""Points that compression alone must cost a data set for there to be a gap."""
 Spread = tuple[float, float | None]
 """A mean over seeds and their sample standard deviation; None with a single seed."""
-
-
-def mean_spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of at least one value."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -30,54 +29,50 @@ class Pair:
     gain: Spread | None
     """ToCom above compression alone; its spread is that of the differences, seed by seed."""
     reference: Spread | None
-    throughput: float | None
+    throughput: Spread | None
 
 
-def pairs(rows: Iterable[Row]) -> list[Pair]:
-    """Rows of one method and one variant by pair of degrees, in rising order.
+def average_pairs(rows: Iterable[Row]) -> list[Pair]:
+    """Rows of one method and one bank by pair of degrees, in rising order.
 
-    A value that one of the pair's data sets lacks is None: an average over the others would
-    compare different data sets with each other.
+    A value that one of the pair's data sets lacks is None. Rows of schedules, which have no
+    target degree, are passed over, as everywhere here.
     """
-    grouped: dict[tuple[int, int], dict[str, list[Row]]] = {}
+    pairs = []
+    targeted = group_rows((row for row in rows if row.target is not None), "source", "target")
+    for (source, target), own in sorted(targeted.items()):
+        datasets = group_rows(own, "dataset")
+        baseline = average(datasets.values(), "baseline")
+        assert baseline is not None  # every row has one
+        names = ("tocom", "gain", "reference", "throughput")
+        more = (average(datasets.values(), name) for name in names)
+        pairs.append(Pair(source, target, tuple(datasets), baseline, *more))
+    return pairs
+
+
+def group_rows(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
+    """Rows by a field, or by several as a tuple, in the order that each value comes first."""
+    groups: dict[Any, list[Row]] = {}
     for row in rows:
-        group = grouped.setdefault((row.source, row.target), {})
-        group.setdefault(row.dataset, []).append(row)
-    return [_pair(*degrees, grouped[degrees]) for degrees in sorted(grouped)]
+        groups.setdefault(attrgetter(*names)(row), []).append(row)
+    return groups
 
 
-def _pair(source: int, target: int, groups: Mapping[str, Sequence[Row]]) -> Pair:
-    baseline = _averaged(groups, lambda row: row.baseline)
-    assert baseline is not None  # every row has one
-    throughput = _averaged(groups, lambda row: row.throughput)
-    return Pair(
-        source,
-        target,
-        tuple(groups),
-        baseline,
-        tocom=_averaged(groups, lambda row: row.tocom),
-        gain=_averaged(groups, _gain),
-        reference=_averaged(groups, lambda row: row.reference),
-        throughput=throughput[0] if throughput else None,
-    )
+def average(datasets: Collection[Sequence[Row]], name: str) -> Spread | None:
+    """Mean of a field over data sets, each given by its rows, and its spread over seeds.
 
-
-def _gain(row: Row) -> float | None:
-    return None if row.tocom is None else row.tocom - row.baseline
-
-
-def _averaged(
-    groups: Mapping[str, Sequence[Row]], value: Callable[[Row], float | None]
-) -> Spread | None:
+    None where a data set lacks it: an average over the others would compare different ones.
+    """
     runs = [
-        {row.seed: number for row in group if (number := value(row)) is not None}
-        for group in groups.values()
+        {row.seed: value for row in rows if (value := getattr(row, name)) is not None}
+        for rows in datasets
     ]
     if not all(runs):
         return None
-    if all(run.keys() == runs[0].keys() for run in runs):
-        return mean_spread([fmean(run[seed] for run in runs) for seed in sorted(runs[0])])
-    return fmean(fmean(run.values()) for run in runs), None  # no seed is one sample of them all
+    if any(run.keys() != runs[0].keys() for run in runs):  # no seed is one sample of them all
+        return fmean(fmean(run.values()) for run in runs), None
+    means = [fmean(run[seed] for run in runs) for seed in sorted(runs[0])]
+    return fmean(means), stdev(means) if len(means) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -97,76 +92,59 @@ class GapShare:
         return bool(self.gains) and all(gain > 0 for gain in self.gains.values())
 
 
-def gap_share(
-    rows: Iterable[Row],
-    source: int = 0,
-    target: int = 16,
-    least_loss: float = 1.0,
-    *,
-    method: str = "tome",
-    variant: str = "tocom",
-) -> GapShare:
-    """Σ (tocom - baseline) / Σ (reference - baseline), over the data sets with a gap to close.
+def measure_gap_share(rows: Iterable[Row]) -> GapShare:
+    """Σ (tocom - baseline) / Σ (reference - baseline) at 0 → 16 with ToMe.
 
-    A data set counts where the target degree alone costs its model at least ``least_loss`` points
-    against the source degree, which is the row source → source. Seeds are averaged first; those
-    that lack one of the four accuracies are passed over.
+    A data set counts where degree 16 alone costs its model at least :data:`LEAST_LOSS` points
+    against degree 0, which is the row 0 → 0. Seeds are averaged first; those that lack one of
+    the four accuracies are passed over.
     """
-    rows = list(rows)
-    measured = [r for r in rows if (r.source, r.target) == (source, target)]
-    measured = [r for r in measured if (r.method, r.variant) == (method, variant)]
-    plain = {
-        (r.dataset, r.seed): r.baseline
-        for r in rows
-        if r.source == r.target == source and (r.method == method or source == 0)
-    }  # at degree 0 the methods are one and the same
-    gained = missing = 0.0
+    rows = [row for row in rows if row.target is not None]
+    # At degree 0 the methods are one and the same.
+    whole = {(r.dataset, r.seed): r.baseline for r in rows if r.source == r.target == 0}
+    gaps: list[float] = []
     gains: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for dataset in dict.fromkeys(r.dataset for r in rows if r.method == method):
-        own = [r for r in measured if r.dataset == dataset]
-        known = [r for r in own if (dataset, r.seed) in plain]
+    for dataset, merged in group_rows((r for r in rows if r.method == "tome"), "dataset").items():
+        own = _select(merged, 0, 16)
+        known = [row for row in own if (dataset, row.seed) in whole]
         complete = [
-            (plain[dataset, r.seed], r.baseline, r.tocom, r.reference)
+            (whole[dataset, r.seed], r.baseline, r.tocom, r.reference)
             for r in known
             if r.tocom is not None and r.reference is not None
         ]
         if not complete:
-            lacking = f"{source} → {target}" if not own else f"{source} → {source}"
-            lacking = "ToCom or the reference" if known else lacking
+            lacking = "ToCom or the reference" if known else "0 → 0" if own else "0 → 16"
             left_out[dataset] = f"{lacking} is not measured"
             continue
-        whole, baseline, tocom, reference = map(fmean, zip(*complete, strict=True))
-        loss = round(whole - baseline, 9)  # 80.3 - 79.3 is a whole point
-        if loss < least_loss:
+        trained, baseline, tocom, reference = map(fmean, zip(*complete, strict=True))
+        loss = round(trained - baseline, 9)  # 80.3 - 79.3 is a whole point
+        if loss < LEAST_LOSS:
             left_out[dataset] = f"compression alone costs it {loss:.2f} points"
             continue
         gains[dataset] = tocom - baseline
-        gained += tocom - baseline
-        missing += reference - baseline
-    return GapShare(gained / missing if missing > 0 else None, gains, left_out)
+        gaps.append(reference - baseline)
+    share = sum(gains.values()) / sum(gaps) if sum(gaps) > 0 else None
+    return GapShare(share, gains, left_out)
 
 
-def sum_of_gains(
-    rows: Iterable[Row], source: int, target: int, *, method: str = "tome", variant: str = "tocom"
-) -> float | None:
-    """Points that ToCom adds at one pair of degrees, seeds averaged, summed over the data sets.
-
-    None where no data set has the pair with ToCom.
-    """
-    gains: dict[str, list[float]] = {}
-    for row in rows:
-        key = (row.source, row.target, row.method, row.variant)
-        if key == (source, target, method, variant) and (gain := _gain(row)) is not None:
-            gains.setdefault(row.dataset, []).append(gain)
-    return sum(map(fmean, gains.values())) if gains else None
+def measure_gains(rows: Iterable[Row], source: int, target: int) -> dict[str, float]:
+    """Data set → points that ToCom adds at a pair of degrees with ToMe, seeds averaged."""
+    datasets = group_rows(_select(rows, source, target), "dataset").items()
+    return {name: gain[0] for name, own in datasets if (gain := average([own], "gain"))}
 
 
-def compared(rows: Iterable[Row], source: int, target: int) -> dict[str, Pair]:
-    """The variants of one method at one pair of degrees, each over the runs that all share.
+def _select(rows: Iterable[Row], source: int, target: int) -> list[Row]:
+    """A pair of degrees with ToMe and ToCom."""
+    wanted = source, target, "tome", "tocom"
+    return [row for row in rows if (row.source, row.target, row.method, row.variant) == wanted]
 
-    A run is a data set and a seed: an average over others would tell the data sets apart rather
-    than the variants. Empty where they share none; variants without the pair are not in it.
+
+def compare_banks(rows: Iterable[Row], source: int, target: int) -> dict[str, Pair]:
+    """The banks of one method at one pair of degrees, each over the runs that all share.
+
+    An average over other runs would tell the data sets apart rather than the banks. Empty where
+    they share none; banks without the pair are not in it.
     """
     runs: dict[str, dict[tuple[str, int], Row]] = {}
     for row in rows:
@@ -175,4 +153,4 @@ def compared(rows: Iterable[Row], source: int, target: int) -> dict[str, Pair]:
     shared = [run for run in next(iter(runs.values()), ()) if all(run in r for r in runs.values())]
     if not shared:
         return {}
-    return {variant: pairs(own[run] for run in shared)[0] for variant, own in runs.items()}
+    return {bank: average_pairs(own[run] for run in shared)[0] for bank, own in runs.items()}

@@ -1,0 +1,83 @@
+"""What a bundle's manifest says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+from ..compression.method import Method
+from ..errors import InputError
+from ..graph.precision import Precision
+from ..model.preprocess import Preprocess
+from ..model.spec import VitSpec
+from ..variant import Variant
+from .file_hashes import FileRecord
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = 2
+LARGEST = 10_000_000
+"""Bytes of a manifest."""
+
+
+def graph_name(variant: str) -> str:
+    """File name of a variant's graph."""
+    return f"{variant}.onnx"
+
+
+def weights_name(variant: str) -> str:
+    """File name of the tensors in which a variant differs."""
+    return f"{variant}.safetensors"
+
+
+def plan_name(variant: str) -> str:
+    """File name of a variant's plan; what it is stands in ``<name>.json``."""
+    return f"{variant}.plan"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    Raises:
+        InputError: fields contradict each other.
+    """
+
+    spec: VitSpec
+    method: Method
+    precision: Precision
+    variants: Mapping[str, Variant]
+    """By their names."""
+    files: Mapping[str, FileRecord]
+    preprocess: Preprocess
+    tools: Mapping[str, str]
+    """Version of each tool that wrote it."""
+    classes: tuple[str, ...] | None = None
+    plans: tuple[str, ...] = ()
+    """Variants that have a TensorRT plan, which lies with its own record beside the graph."""
+    refitted: tuple[str, ...] = ()
+    """Variants whose weights were exchanged since the bundle was built."""
+    accuracy: Mapping[str, Annotated[float, Meta(ge=0, le=100)]] = field(default_factory=dict)
+    """Top-1 accuracy in percent of the variants where it was measured (``evaluate --record``)."""
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise InputError(f"{name!r} is not a plain file name.")
+        if not self.variants:
+            raise InputError("variants: there is none.")
+        for name, variant in self.variants.items():
+            if variant.name != name:
+                raise InputError(f"variants: {name} calls itself {variant.name}.")
+            variant.check(self.spec)
+        for name in (WEIGHTS, *map(graph_name, self.variants)):
+            if name not in self.files:
+                raise InputError(f"files: {name} is not listed.")
+        if self.classes is not None and len(self.classes) != self.spec.classes:
+            raise InputError(f"classes: {len(self.classes)} names of {self.spec.classes} classes.")
+        if unknown := {*self.plans, *self.refitted, *self.accuracy} - {*self.variants}:
+            raise InputError(f"{min(unknown)} is no variant.")

@@ -1,0 +1,299 @@
+"""From a model and some variants to a bundle: what ``tocom-export build`` calls.
+
+Looks up at ``engines`` and ``training``, where they are installed, to build plans, to measure
+ranges for int8, and to hold what was written against the PyTorch model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bundle.opening import Bundle
+from .bundle.weights import ModelWeights
+from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
+from .compression.bank import ToComBank
+from .errors import InputError
+from .graph.precision import TYPES, Precision
+from .loading import is_installed, load_compensation, load_model
+from .model.preprocess import find_images
+from .variant import Variant
+
+if TYPE_CHECKING:
+    from tocom_export.engines.tensorrt.building import PlanOptions
+    from tocom_export.engines.tensorrt.library import Library
+    from tocom_export.engines.verify import Comparison, Oracle
+
+TARGETS = (0, 4, 8, 12, 16)
+CALIBRATION_IMAGES, FEW_IMAGES = 512, 32  # at the most, and below how many that is said
+Tell = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+"""A title and a number of steps → a context that yields what is called before each step."""
+
+
+def export(
+    model: str | Any | None = None,
+    out: Path | str | None = None,
+    *,
+    checkpoint: Path | str | None = None,
+    targets: Iterable[int] = TARGETS,
+    schedules: Mapping[str, Sequence[int]] | None = None,
+    source: int | None = None,
+    bank: ToComBank | Path | str | None = None,
+    scale: float = 0.1,
+    method: str | None = None,
+    proportional: bool | None = None,
+    precision: Precision = "fp32",
+    calibrate: Path | str | None = None,
+    verify: bool | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle: a variant for each target degree and each schedule.
+
+    Args:
+        model: a timm model name, ``reference``, or a live timm model; default: what the
+            checkpoint's metadata say, else ``reference``.
+        out: the bundle's folder; default: ``<model>-source<source>``.
+        checkpoint: .safetensors, .pth, .pt or .bin; default: timm's pretrained weights, those of
+            the live model, or those inside the package.
+        targets: degrees for all layers; they become the variants r00, r04, ...
+        schedules: a variant's name → a degree for each layer.
+        source: degree that the weights were trained at; default: what their metadata say, else 0.
+        bank: a bank or its file; ``none`` for no compensation; default: for the model inside the
+            package its own.
+        scale: what the bank's gap is multiplied by.
+        method: ``tome`` or ``evit``; default: the bank's, else the checkpoint's.
+        proportional: whether a merged token weighs as much as those it stands for.
+        precision: fp32, fp16, bf16 or int8.
+        calibrate: for int8, a folder of images like those that it will see.
+        verify: run the engines against the PyTorch model; default where torch is installed.
+        force: replace an existing bundle.
+
+    Raises:
+        TocomError: the input can't be used, or an engine fails its check; nothing is written.
+    """
+    blueprint = prepare(
+        model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision
+    )
+    out = Path(out) if out else default_out(blueprint)
+    return write(blueprint, out, calibrate=calibrate, verify=verify, force=force)
+
+
+def prepare(
+    model: str | Any | None = None,
+    checkpoint: Path | str | None = None,
+    targets: Iterable[int] = TARGETS,
+    schedules: Mapping[str, Sequence[int]] | None = None,
+    source: int | None = None,
+    bank: ToComBank | Path | str | None = None,
+    scale: float = 0.1,
+    method: str | None = None,
+    proportional: bool | None = None,
+    precision: Precision = "fp32",
+) -> Blueprint:
+    """What :func:`export` would write, everything about it checked; writes nothing."""
+    if precision not in TYPES:
+        raise InputError(f"`precision` {precision!r}: it is {', '.join(TYPES)}.")
+    loaded = load_model(model, checkpoint)
+    spec, info = loaded.spec, loaded.checkpoint.info
+    trained = loaded.checkpoint.choose_source(source)
+    steps, chosen = load_compensation(bank, spec, info, method, proportional)
+    variants: dict[str, Variant] = {}
+    named: list[tuple[str | None, int | Sequence[int]]] = [(None, degree) for degree in targets]
+    for name, degrees in [*named, *(schedules or {}).items()]:
+        try:
+            variant = Variant.of(
+                spec, degrees, name, source=trained, scale=scale, compensated=steps is not None
+            )
+        except InputError as error:
+            raise type(error)(f"`schedules` {name}: {error}" if name else str(error)) from None
+        if variant.name.lower() in map(str.lower, variants):  # some file systems don't tell them
+            raise InputError(f"{variant.name} is asked for twice; choose another name.")
+        variants[variant.name] = variant
+    if not variants:
+        raise InputError("no variant: name a degree in `targets`, or a schedule.")
+    weights = ModelWeights(spec, loaded.checkpoint, steps, precision)
+    return Blueprint(weights, chosen, variants, loaded.preprocess, info.classes)
+
+
+def default_out(blueprint: Blueprint) -> Path:
+    """The folder of a bundle that isn't told another."""
+    source = next(iter(blueprint.variants.values())).source
+    return Path(f"{blueprint.weights.spec.model}-source{source}")
+
+
+def check_write(
+    blueprint: Blueprint,
+    out: Path,
+    *,
+    calibrate: Path | str | None = None,
+    verify: bool | None = None,
+    force: bool = False,
+    plans: tuple[Library, PlanOptions] | None = None,
+) -> None:
+    """Raise InputError for what :func:`write` would refuse on any machine."""
+    if verify and not is_installed("torch", "timm", "onnxruntime"):
+        raise InputError(
+            "`verify` needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
+        )
+    precision = blueprint.weights.precision
+    if (precision == "int8") != (calibrate is not None):
+        raise InputError(
+            "`precision` int8 needs `calibrate`, a folder of images like those it will see."
+            if precision == "int8"
+            else f"`calibrate` is for `precision` int8 alone; this is {precision}."
+        )
+    check_out(out, force)
+    if plans:
+        from tocom_export.engines.tensorrt.building import check_options
+
+        check_options(*plans)
+
+
+def write(
+    blueprint: Blueprint,
+    out: Path,
+    *,
+    calibrate: Path | str | None = None,
+    verify: bool | None = None,
+    force: bool = False,
+    plans: tuple[Library, PlanOptions] | None = None,
+    progress: Progress = lambda title, steps: nullcontext(lambda step: None),
+    tell: Tell = lambda _: None,
+    detail: Tell = lambda _: None,
+    checked: Callable[[Comparison], None] = lambda _: None,
+) -> Bundle:
+    """Write a bundle, with plans if asked for, and check it before it gets its name.
+
+    Args:
+        plans: also build a plan for each variant, by that backend.
+        tell: called with a line that a person would want to know.
+        detail: called with a line that a person may want to know.
+        checked: called with each comparison with the PyTorch model.
+
+    Raises:
+        TocomError: it can't be written, or an engine fails its check; nothing is left behind.
+    """
+    check_write(blueprint, out, calibrate=calibrate, verify=verify, force=force, plans=plans)
+    if plans:  # what is missing is to be said before the work
+        from tocom_export.engines.tensorrt.building import check_can_build
+        from tocom_export.engines.tensorrt.library import open_library
+
+        check_can_build(open_library(plans[0]), plans[1])
+
+    def extend(bundle: Bundle) -> Bundle:
+        assert plans is not None
+        return _add_plans(bundle, *plans, verify is not False, progress, tell, detail)
+
+    with progress("writing", len(blueprint.files())) as advance:
+
+        def step(name: str) -> None:
+            advance(name)
+            detail(f"writing {out / name}")
+
+        return write_bundle(
+            blueprint,
+            out,
+            force=force,
+            progress=step,
+            extend=extend if plans else None,
+            check=lambda bundle: _check(blueprint, bundle, verify, progress, tell, checked),
+            calibrate=_calibrate(blueprint, Path(calibrate), tell) if calibrate else None,
+        )
+
+
+def _calibrate(blueprint: Blueprint, folder: Path, tell: Tell) -> Calibrate:
+    """What measures the ranges of int8 on the images in a folder."""
+    from tocom_export.engines.onnx.calibration import measure_input_scales
+
+    files = find_images(folder)
+    chosen = files[:: -(-len(files) // CALIBRATION_IMAGES)]  # spread over all classes
+    if len(chosen) < FEW_IMAGES:
+        tell(
+            f"{folder} has {len(chosen)} images to calibrate on: what others need may be cut off; "
+            "some hundreds are better."
+        )
+    images = blueprint.preprocess.load_batch(chosen, blueprint.weights.spec.image_size)
+    return lambda bundle, variant: measure_input_scales(bundle, variant.name, images)
+
+
+def _check(
+    blueprint: Blueprint,
+    bundle: Bundle,
+    wanted: bool | None,
+    progress: Progress,
+    tell: Tell,
+    checked: Callable[[Comparison], None],
+) -> None:
+    """Run every engine once; against the PyTorch model where that can be had.
+
+    Raises:
+        CheckFailed: an engine differs from the model, or its logits are NaN or Inf.
+    """
+    if wanted is False:
+        return
+    if not is_installed("onnxruntime"):
+        tell("Not checked: onnxruntime is not installed (pip install 'tocom-export[cpu]').")
+        return
+    from tocom_export.engines.verify import sample_images, verify
+
+    oracle: Oracle | None = None
+    if is_installed("torch", "timm"):
+        from tocom_export.training.torch_engine import make_oracle
+
+        oracle = make_oracle(bundle, blueprint.weights.bank)
+    comparisons = []
+    with progress("checking", len(bundle.variants)) as advance:
+        for comparison in verify(bundle, sample_images(bundle.spec), oracle):
+            advance(comparison.variant)
+            comparisons.append(comparison)
+            checked(comparison)
+    for comparison in comparisons:
+        comparison.require("the PyTorch model", "no bundle was written. Please report this.")
+
+
+def _add_plans(
+    bundle: Bundle,
+    backend: Library,
+    options: PlanOptions,
+    check: bool,
+    progress: Progress,
+    tell: Tell,
+    detail: Tell,
+) -> Bundle:
+    from tocom_export.engines.tensorrt.add_plans import add_plans, count_hundredths
+    from tocom_export.engines.tensorrt.cuda import find_gpu
+    from tocom_export.engines.verify import sample_images
+
+    gpu = find_gpu()
+    name, oracle = _choose_oracle(bundle) if check and gpu else ("", None)
+    images = sample_images(bundle.spec) if check and gpu else None
+    with progress("building plans", 100 * len(bundle.variants)) as advance:
+        follow = partial(count_hundredths, advance)
+        extended = add_plans(
+            bundle, backend, options, images, oracle, name, tell=detail, progress=follow
+        )
+    if images is not None and oracle:
+        tell(f"The plans were run, and agree with {name}.")
+    elif images is not None:
+        tell("The plans were run, and their logits are finite; there was nothing to compare them "
+             "with: neither torch and timm nor onnxruntime is installed.")  # fmt: skip
+    else:
+        tell(f"The plans were not run: {'verify is off' if gpu else 'there is no GPU here'}.")
+    return extended
+
+
+def _choose_oracle(bundle: Bundle) -> tuple[str, Oracle | None]:
+    """What plans are compared with, the model or the same graphs elsewhere; its name first."""
+    if is_installed("torch", "timm"):
+        from tocom_export.training.torch_engine import make_oracle
+
+        return "the PyTorch model", make_oracle(bundle)
+    if is_installed("onnxruntime"):
+        return "ONNX Runtime on the same graph", lambda variant, images: bundle.engine(
+            variant.name
+        ).run(images)
+    return "", None

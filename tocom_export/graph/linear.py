@@ -1,0 +1,34 @@
+"""Linear layers on PyTorch's own weights, in floating point or int8.
+
+Tokens travel as ``[batch · tokens, C]``: ``Gemm(transB=1)`` then reads PyTorch's ``[out, in]``
+weights as they are, under their own names, and the reshapes cost nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .builder import GraphBuilder
+from .quantising import scale_name
+
+
+def linear(builder: GraphBuilder, x: ir.Value, name: str, bias: bool) -> ir.Value:
+    """``x Wᵀ + b`` on (M, in) → (M, out); computed → computed."""
+    weight = builder.weight(f"{name}.weight")
+    if name in builder.input_scales:
+        x = round_trip(builder, x, name, builder.input_scales[name])
+        scale = builder.weight(scale_name(f"{name}.weight"))
+        weight = builder.op("DequantizeLinear", weight, scale, axis=0)
+    inputs = [x, weight]
+    if bias:
+        inputs.append(builder.weight(f"{name}.bias"))
+    return builder.op("Gemm", *inputs, transB=1)
+
+
+def round_trip(builder: GraphBuilder, x: ir.Value, name: str, scale: float) -> ir.Value:
+    """x in steps of ``scale``, through int8; a runtime multiplies the int8 numbers."""
+    step = builder.constant(f"{name}.input_scale", np.array(scale, np.float32))
+    zero = builder.constant("int8_0", np.array(0, np.int8))
+    quantized = builder.op("QuantizeLinear", x, step, zero)
+    return builder.op("DequantizeLinear", quantized, step, zero)

@@ -1,0 +1,45 @@
+"""Pruning tokens (EViT) in a graph.
+
+The same arithmetic as :mod:`tocom_export.training.pruning`. Tokens are of the stream; attention
+is ranked in float32 in every precision.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .builder import FLOAT, GraphBuilder
+
+
+def prune(
+    builder: GraphBuilder,
+    x: ir.Value,
+    probabilities: ir.Value,
+    tokens: int,
+    remove: int,
+    prefix: int,
+) -> ir.Value:
+    """Drop the ``remove`` patch tokens that the class token attends to least.
+
+    What is left stands in the order of its attention, not of its position: nothing that
+    follows depends on the order.
+
+    Args:
+        x: tokens (B, N, C).
+        probabilities: attention (B, H, N, N).
+        tokens: N.
+        prefix: number of protected tokens.
+
+    Returns:
+        Tokens (B, N - remove, C).
+    """
+    row = builder.cut(probabilities, 2, 0, 1)  # (B, H, 1, N)
+    row = builder.cut(row, 3, prefix, tokens)  # (B, H, 1, patches)
+    row = builder.cast(row, builder.types.compute, FLOAT)
+    score = builder.op("ReduceMean", row, builder.ints(1), keepdims=0)  # (B, 1, patches)
+    count = tokens - prefix - remove
+    _, kept = builder.ops("TopK", score, builder.ints(count), outputs=2, axis=2)
+    kept = builder.reshape(kept, -1, count, 1)
+    patches = builder.cut(x, 1, prefix, tokens)
+    patches = builder.op("GatherND", patches, kept, batch_dims=1)  # (B, count, C)
+    return builder.op("Concat", builder.cut(x, 1, 0, prefix), patches, axis=1)

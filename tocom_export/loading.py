@@ -1,0 +1,191 @@
+"""From what a user names to a model, its weights and its bank.
+
+Asks timm, where that is installed, for what the package doesn't list itself; so this file, as
+``exporting.py``, may look up at ``training``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compression.bank import ToComBank
+from .compression.checkpoint import Checkpoint
+from .compression.metadata import ModelInfo
+from .compression.method import Method
+from .errors import BankError, InputError
+from .model.catalogue import (
+    REFERENCE,
+    REFERENCE_BANKS,
+    REFERENCE_CHECKPOINT,
+    is_known,
+    known_model,
+)
+from .model.from_timm import preprocess_from_cfg, spec_from_timm
+from .model.preprocess import Preprocess
+from .model.spec import VitSpec
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's architecture, its weights, and how its images are prepared."""
+
+    spec: VitSpec
+    checkpoint: Checkpoint
+    preprocess: Preprocess
+
+
+def is_installed(*packages: str) -> bool:
+    """Whether all of these can be imported, without importing them."""
+    try:
+        return all(importlib.util.find_spec(package) for package in packages)
+    except ModuleNotFoundError:  # of a dotted name, the outer package
+        return False
+
+
+def load_spec(model: str) -> tuple[VitSpec, Preprocess]:
+    """Spec and image statistics of a model name; asks timm for one that we don't list.
+
+    Raises:
+        UnknownModelError, UnsupportedModelError: no such model, or one that can't be expressed.
+    """
+    if model == REFERENCE:
+        info = Checkpoint.open(REFERENCE_CHECKPOINT).info
+        if info.spec is None or info.preprocess is None:
+            raise InputError(f"{REFERENCE_CHECKPOINT} has lost its metadata; install again.")
+        return info.spec, info.preprocess
+    if not is_known(model) and is_installed("torch", "timm"):
+        from tocom_export.training.timm_models import preprocess_of_name, spec_of_name
+
+        return spec_of_name(model), preprocess_of_name(model)
+    return known_model(model)
+
+
+def load_model(model: str | Any | None = None, checkpoint: Path | str | None = None) -> Model:
+    """A model and its weights, checked against each other.
+
+    Args:
+        model: a timm model name, ``reference``, or a live timm model; default: what the
+            checkpoint's metadata say, else ``reference``.
+        checkpoint: a .safetensors, .pth, .pt or .bin file; default: timm's pretrained weights,
+            those of the live model, or those inside the package.
+
+    Raises:
+        InputError: the two contradict each other, or one can't be opened.
+    """
+    if model is not None and not isinstance(model, str):
+        return _load_live(model, checkpoint)
+    if checkpoint is None and model not in (None, REFERENCE):
+        return _load_pretrained(model)
+    opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT)
+    info = opened.info
+    if info.spec is None:
+        spec, preprocess = load_spec(model or REFERENCE)
+    elif model and model.split(".")[0] != info.spec.model:
+        raise InputError(
+            f"`model` {model}, but {checkpoint} says it is {info.spec.model}; leave `model` out."
+        )
+    else:
+        spec, preprocess = info.spec, Preprocess()
+        if info.preprocess is None and is_known(spec.model):
+            preprocess = known_model(spec.model)[1]
+    advice = "Does `model` say which model it is?"
+    return Model(opened.check(spec, advice), opened, info.preprocess or preprocess)
+
+
+def _load_pretrained(name: str) -> Model:
+    spec, preprocess = load_spec(name)
+    if not is_installed("torch", "timm"):
+        raise InputError(
+            f"`model` {name}: give its weights with `checkpoint`; downloading timm's pretrained "
+            "ones needs torch and timm (pip install 'tocom-export[torch]')."
+        )
+    from tocom_export.training.timm_models import pretrained_tensors
+
+    opened = Checkpoint(Path(name), pretrained_tensors(name), ModelInfo())
+    return Model(opened.check(spec), opened, preprocess)
+
+
+def _load_live(vit: Any, checkpoint: Path | str | None) -> Model:
+    """A timm model as it stands in memory."""
+    if checkpoint is not None:
+        raise InputError("`checkpoint`: a live model has its weights; load them into it.")
+    spec = spec_from_timm(vit)
+    state = vit.state_dict().items()  # copied, so that the model may go on training
+    tensors = {name: np.array(t.detach().float().cpu().numpy()) for name, t in state}
+    opened = Checkpoint(Path(spec.model), tensors, ModelInfo())
+    preprocess = preprocess_from_cfg(getattr(vit, "pretrained_cfg", None) or {})
+    return Model(opened.check(spec), opened, preprocess)
+
+
+def load_bank(
+    bank: ToComBank | Path | str | None, spec: VitSpec, method: Method
+) -> ToComBank | None:
+    """The bank that is asked for, once it fits the model and the method; None for ``none``.
+
+    Args:
+        bank: a bank or its file; ``none`` for no compensation; default: of the model inside the
+            package its own.
+
+    Raises:
+        BankError: none was given and the model has none of its own, or it doesn't fit.
+    """
+    opened = _open_bank(bank, spec, method.name)
+    if opened is not None:
+        opened.check(spec, method, _origin(bank))
+    return opened
+
+
+def load_compensation(
+    bank: ToComBank | Path | str | None,
+    spec: VitSpec,
+    info: ModelInfo,
+    method: str | None = None,
+    proportional: bool | None = None,
+) -> tuple[ToComBank | None, Method]:
+    """A bank as :func:`load_bank` has it, and the method that it and the checkpoint ask for."""
+    opened = _open_bank(bank, spec, choose_method(method, None, info).name)
+    chosen = choose_method(method, opened, info, proportional)
+    if opened is not None:
+        opened.check(spec, chosen, _origin(bank))
+    return opened, chosen
+
+
+def _open_bank(bank: ToComBank | Path | str | None, spec: VitSpec, method: str) -> ToComBank | None:
+    if bank == "none" or isinstance(bank, ToComBank):
+        return bank if isinstance(bank, ToComBank) else None
+    if bank is None and spec.model != REFERENCE:
+        raise BankError(
+            f"`bank`: {spec.model} has no bank of its own; give a file (tocom-export train makes "
+            "one), or 'none' to go without."
+        )
+    return ToComBank.load(bank or REFERENCE_BANKS[method])
+
+
+def _origin(bank: ToComBank | Path | str | None) -> str:
+    """What to call a bank in a message."""
+    if isinstance(bank, ToComBank):
+        return "`bank`"
+    return f"`bank` {bank or 'of the package'}"
+
+
+def choose_method(
+    name: str | None,
+    bank: ToComBank | None,
+    info: ModelInfo,
+    proportional: bool | None = None,
+) -> Method:
+    """The method that is asked for, else the bank's, else the checkpoint's, else ToMe.
+
+    Whether attention is proportional follows the argument, then the checkpoint, then the bank.
+    """
+    known = [m for m in (info.method, bank and bank.method) if m]
+    if name is None:
+        name = bank.method.name if bank else known[0].name if known else "tome"
+    if proportional is not None:
+        return Method(name, proportional)  # type: ignore[arg-type]
+    return next((m for m in known if m.name == name), Method(name))  # type: ignore[arg-type]
