@@ -21,15 +21,13 @@ class AdaptedMlp(Mlp):
         LN(x) ─┬─ fc1 ── act ── fc2 ──────────────────────────┬─ + ─
                └─ adapter_down ── ReLU ── adapter_up ── · s ──┘
 
-    ``FFN(LN(x)) + s·(ReLU(LN(x) W_down + b_down) W_up + b_up)``, to which the block adds x
-    (the paper's appendix on VTAB-1k). The branch lies inside ``block.mlp``, hence inside the
-    block's LayerScale and drop path where a model has them.
+    The block adds x to it (the paper's appendix on VTAB-1k). The branch lies inside
+    ``block.mlp``, hence inside the block's LayerScale and drop path where a model has them.
 
     Args:
         mlp: whose parts it takes over, under the names they had.
-        width: the branch's bottleneck, ``A``.
-        scale: ``s``; kept out of the weights while they are trained, and out of the state
-            dict. :func:`merged_state` is what to save.
+        width: the branch's bottleneck.
+        scale: ``s``; not in the state dict. :func:`merge_adapter_scale` is what to save.
     """
 
     def __init__(self, mlp: Mlp, width: int, scale: float) -> None:
@@ -41,7 +39,7 @@ class AdaptedMlp(Mlp):
         # nn.Linear's own initial weight, Kaiming-uniform with a = √5, is AdaptFormer's.
         self.adapter_down = nn.Linear(channels, width, device=like.device, dtype=like.dtype)
         self.adapter_up = nn.Linear(width, channels, device=like.device, dtype=like.dtype)
-        for zero in (self.adapter_down.bias, self.adapter_up.weight, self.adapter_up.bias):
+        for zero in (self.adapter_down.bias, *self.adapter_up.parameters()):
             nn.init.zeros_(zero)  # at first the model is as it was without the branch
         self.scale = scale
         self.train(mlp.training)
@@ -53,30 +51,28 @@ class AdaptedMlp(Mlp):
         return out + branch * self.scale
 
 
-def add_adapters(vit: nn.Module, width: int = 32, scale: float = 0.1) -> None:
+def add_adapters(vit: nn.Module, adapter_width: int = 32, scale: float = 0.1) -> None:
     """Give each MLP of a timm ViT an AdaptFormer branch, in place.
 
     The model's outputs stay what they are. A model that has adapters goes on with them: a
     checkpoint holds them with their scale merged, so they are divided by ``scale`` again.
 
     Args:
-        width: the branch's bottleneck.
         scale: ``s``, positive; the paper takes it from {0.01, 0.1, 1, 10, 100}.
 
     Raises:
-        UnsupportedModelError: a part of the model that a spec can't express.
-        InputError: the model's adapters are of another width.
+        InputError: the model's adapters are of another width, or a spec can't express it.
     """
     has = spec_from_timm(vit).adapter_width
-    if has not in (0, width):
+    if has not in (0, adapter_width):
         raise InputError(
-            f"--adapter-width {width}: the model's adapters have a bottleneck of {has}; give "
-            f"--adapter-width {has}, or start from a checkpoint without adapters."
+            f"`adapter_width` {adapter_width}: the model's adapters have a bottleneck of {has}; "
+            f"choose `adapter_width` {has}, or start from a checkpoint without adapters."
         )
     model: Any = vit
     for block in model.blocks:
         if not has:
-            block.mlp = AdaptedMlp(block.mlp, width, scale)
+            block.mlp = AdaptedMlp(block.mlp, adapter_width, scale)
             continue
         with torch.no_grad():
             for up in block.mlp.adapter_up.parameters():
@@ -91,16 +87,11 @@ def freeze_all_but_adapters(vit: nn.Module) -> None:
         parameter.requires_grad_(trained)
 
 
-def merged_state(vit: nn.Module) -> dict[str, Tensor]:
-    """A timm ViT's state dict as a checkpoint holds it: the scale is in ``adapter_up``.
-
-    The model is left as it is, so that training can go on. Without adapters it is the plain
-    state dict.
-    """
+def merge_adapter_scale(vit: nn.Module) -> dict[str, Tensor]:
+    """A timm ViT's state dict as a checkpoint holds it: the scale is in ``adapter_up``."""
     state: dict[str, Tensor] = vit.state_dict()
     for name, module in vit.named_modules():
         if isinstance(module, AdaptedMlp):
-            for part in ("weight", "bias"):
-                up = f"{name}.adapter_up.{part}"
+            for up in (f"{name}.adapter_up.weight", f"{name}.adapter_up.bias"):
                 state[up] = state[up] * module.scale
     return state

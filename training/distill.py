@@ -13,11 +13,13 @@ from torch import Tensor
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.schedule import MAX_DEGREE
 from tocom_export.errors import InputError
+from tocom_export.io.json_codec import encode
 
 from .data.train import TrainData
-from .loop.distributed import ALONE, Placement
-from .loop.loop import Recipe, Report, fit
-from .loop.state import digest, state_of
+from .loop.distributed import SINGLE_PROCESS, Process
+from .loop.loop import ReportStep, train
+from .loop.optimizer import Hyperparameters
+from .loop.state import hash_weights, locate_state
 from .lora import TrainableBank
 from .model import CompressedVit
 
@@ -42,7 +44,6 @@ def distill_loss(
     model at the source degree, without drop path. ``kl`` is in nats.
 
     Args:
-        images: (B, C, H, W).
         labels: (B,), or (B, classes) where images are mixed; read by ``classes`` alone.
     """
     side = bank.side(source, target)
@@ -75,48 +76,46 @@ def distill(
     model: CompressedVit,
     bank: TrainableBank,
     data: TrainData,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     out: Path,
     *,
     loss: Loss = "kl",
-    placement: Placement = ALONE,
+    process: Process = SINGLE_PROCESS,
     accumulate: int = 1,
-    report: Report | None = None,
+    report: ReportStep | None = None,
 ) -> ToComBank:
     """Train the bank of a frozen model; write it to ``out`` (.safetensors).
 
     Its training state lies beside it until then, and is continued by the next call.
 
     Raises:
-        InputError: the loss needs a head that the model hasn't got, or classes that the data
-            hasn't got; and whatever :func:`~tocom_export.training.loop.loop.fit` raises.
+        InputError: the loss needs a head, or classes, that aren't there; or see ``train``.
     """
     check_loss(loss, model, data)
-    model.requires_grad_(False).to(placement.device).train()
-    bank.to(placement.device)
+    model.requires_grad_(False).to(process.device).train()
+    bank.to(process.device)
 
     def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
-        return distill_loss(
-            model, bank, images, *draw_degrees(recipe.seed, step), loss=loss, labels=labels
-        )
+        degrees = draw_degrees(hyperparameters.seed, step)
+        return distill_loss(model, bank, images, *degrees, loss=loss, labels=labels)
 
     identity = {
-        "spec": model.spec.to_json(),
+        "spec": encode(model.spec, defaults=False),
         "method": str(model.method),
         "drop-path": model.drop_path,
         "loss": loss,
         "arithmetic": bank.arithmetic,
         "scale": bank.scale,
         "dropout": bank.dropout,
-        "weights": digest(model.vit),
+        "weights": hash_weights(model.vit),
     }
-    state_file = state_of(out)
-    fit(
-        bank, loss_of, data, recipe, state_file,
-        identity=identity, placement=placement, accumulate=accumulate, report=report,
+    state_file = locate_state(out)
+    train(
+        bank, loss_of, data, hyperparameters, state_file,
+        identity=identity, process=process, accumulate=accumulate, report=report,
     )  # fmt: skip
     trained = bank.to_bank()
-    if placement.first:
+    if process.first:
         trained.save(out)
         state_file.unlink()
     return trained
@@ -127,11 +126,10 @@ def check_loss(loss: Loss, model: CompressedVit, data: TrainData) -> None:
     classes = model.spec.classes
     if loss != "features" and not classes:
         raise InputError(
-            f"{model.spec.model} has no head, so --loss {loss} has nothing to compare; "
-            "use --loss features."
+            f"{model.spec.model} has no head, which `loss` {loss} compares; use `loss` features."
         )
     if loss == "classes" and len(data.classes) != classes:
         raise InputError(
-            f"--loss classes: the data has {len(data.classes)} classes, the model {classes}; give "
-            "the images it was trained on, or use --loss kl, which needs no labels."
+            f"`loss` classes: the data has {len(data.classes)} classes, the model {classes}; give "
+            "the images it was trained on, or use `loss` kl, which needs no labels."
         )

@@ -2,117 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tocom_export.compression.metadata import ModelInfo
-from tocom_export.errors import InputError
-from tocom_export.io.atomic import replaced
+from tocom_export.compression.metadata import ModelInfo, to_metadata
+from tocom_export.io.atomic import replace_file
+from tocom_export.io.json_codec import encode
 from tocom_export.model.preprocess import Preprocess
-from tocom_export.model.spec import VitSpec
 
-from .adaptformer import merged_state
+from .adaptformer import merge_adapter_scale
 from .data.train import TrainData
-from .loop.distributed import ALONE, Placement
-from .loop.loop import Recipe, Report, fit
-from .loop.state import digest, state_of
+from .loop.distributed import SINGLE_PROCESS, Process
+from .loop.loop import ReportStep, train
+from .loop.optimizer import Hyperparameters
+from .loop.state import hash_weights, locate_state
 from .model import CompressedVit
 
 
 def finetune(
     model: CompressedVit,
     data: TrainData,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     out: Path,
     *,
     source: int = 0,
     preprocess: Preprocess,
     label_smoothing: float = 0.1,
-    placement: Placement = ALONE,
+    process: Process = SINGLE_PROCESS,
     accumulate: int = 1,
-    report: Report | None = None,
+    report: ReportStep | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """Train ``model`` with token reduction at degree ``source``; write a checkpoint.
+    """Train ``model`` with token reduction at degree ``source``; write ``out`` (.safetensors).
 
-    The checkpoint's metadata say what it is, so that ``build`` needs no further options.
-    Its training state lies beside it until the checkpoint is written. Weights that don't
-    require a gradient stay as they are.
-
-    Args:
-        out: the ``.safetensors`` file to write.
-        source: the degree that the model runs at while it is trained.
+    Its metadata say what it is, so that ``build`` needs no further options. Its training state
+    lies beside it until it is written. Weights that don't require a gradient stay as they are.
     """
-    state_file = state_of(out)
-    model.to(placement.device)
+    state_file = locate_state(out)
+    model.to(process.device)
 
     def loss_of(images: Tensor, labels: Tensor, _: int) -> Tensor:
         return F.cross_entropy(model(images, source), labels, label_smoothing=label_smoothing)
 
     trained = [name for name, p in model.vit.named_parameters() if p.requires_grad]
     identity = {
-        "spec": model.spec.to_json(),
+        "spec": encode(model.spec, defaults=False),
         "method": str(model.method),
         "drop-path": model.drop_path,
-        "weights": digest(model.vit),
+        "weights": hash_weights(model.vit),
         "trained": trained,
         "adapter-scale": getattr(model.vit.blocks[0].mlp, "scale", None),
         "source": source,
         "label-smoothing": label_smoothing,
     }
-    fit(
-        model, loss_of, data, recipe, state_file,
-        identity=identity, placement=placement, accumulate=accumulate,
+    train(
+        model, loss_of, data, hyperparameters, state_file,
+        identity=identity, process=process, accumulate=accumulate,
         report=report, after_epoch=after_epoch,
     )  # fmt: skip
-    if placement.first:
+    if process.first:
         info = ModelInfo(model.spec, source, model.method, data.classes, preprocess)
-        tensors = {name: t.cpu().contiguous() for name, t in merged_state(model.vit).items()}
-        with replaced(out) as beside:
-            save_file(tensors, beside, info.to_metadata())
+        tensors = {name: t.cpu().contiguous() for name, t in merge_adapter_scale(model.vit).items()}
+        with replace_file(out) as beside:
+            save_file(tensors, beside, to_metadata(info))
         state_file.unlink()
-
-
-def read_spec(file: Path) -> VitSpec:
-    """A model spec from a JSON file.
-
-    Raises:
-        InputError: the file is missing, or is no spec.
-    """
-    try:
-        return VitSpec.from_json(json.loads(file.read_text("utf-8")))
-    except OSError as error:
-        raise InputError(f"{file}: can't be read: {error.strerror}.") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is not JSON ({error}).") from None
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-
-
-def with_classes(
-    spec: VitSpec,
-    tensors: Mapping[str, npt.NDArray[Any]] | None,
-    known: Sequence[str] | None,
-    wanted: Sequence[str],
-) -> tuple[VitSpec, Mapping[str, npt.NDArray[Any]] | None]:
-    """Spec and weights for other classes: a head of others is left out.
-
-    Args:
-        known: names of the head's classes, where the checkpoint says them.
-        wanted: names of the data's classes.
-    """
-    same = tuple(known) == tuple(wanted) if known else spec.classes == len(wanted)
-    if same:
-        return spec, tensors
-    spec = dataclasses.replace(spec, classes=len(wanted))
-    if tensors is not None:
-        tensors = {n: t for n, t in tensors.items() if not n.startswith(("head.", "head_dist."))}
-    return spec, tensors

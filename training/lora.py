@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.bank_groups import Arithmetic, groups_of, terms
+from tocom_export.compression.bank_groups import Arithmetic, coefficients, groups_of
 from tocom_export.compression.method import Method
 from tocom_export.model.spec import VitSpec
+
+from .model import SidePaths
 
 
 class TrainableBank(nn.Module):
@@ -19,7 +24,7 @@ class TrainableBank(nn.Module):
     untrained bank changes nothing.
 
     Args:
-        rank: rank of each group.
+        rank: of each group.
         scale: ``s``, while training (paper, section 5.1).
         dropout: on the low-rank activation, while training.
     """
@@ -42,9 +47,38 @@ class TrainableBank(nn.Module):
         self.down = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))  # (L, q|v, G, h, C)
         self.up = nn.Parameter(torch.zeros(*shape[:3], spec.width, rank))  # (L, q|v, G, C, h)
 
-    def side(self, source: int, target: int, scale: float | None = None) -> BankSide | None:
-        """The side paths from source to target; None where the two are equal."""
-        return BankSide(self, source, target, scale) if source != target else None
+    def side(
+        self, source: int, target: float | Sequence[float], scale: float | None = None
+    ) -> SidePaths | None:
+        """The gap from source to target as a sum of steps; None where there is none.
+
+        Args:
+            target: one for all layers, or one per layer.
+            scale: ``s``; default: that of training.
+        """
+        targets = target if isinstance(target, Sequence) else (target,) * len(self.down)
+        if all(t == source for t in targets):
+            return None
+        rows = {t: coefficients(self.arithmetic, source, t) for t in set(targets)}
+        shares = np.stack([rows[t] for t in targets])  # (L, G)
+        (used,) = np.nonzero(shares.any(axis=0))
+        groups = slice(int(used[0]), int(used[-1]) + 1)  # all others are zero in every layer
+        down, up = self.down[:, :, groups], self.up[:, :, groups]
+        width = down.shape[2] * down.shape[3]  # channels of each projection's path, n·h
+        signed = torch.as_tensor(shares[:, groups]) * (self.scale if scale is None else scale)
+        signed = signed.repeat_interleave(down.shape[3], dim=1).repeat(1, 2)  # (L, 2·n·h)
+        signed = signed.to(down)
+        down = down.flatten(1, 3)  # (L, 2·n·h, C): both projections in one product
+        up = up.transpose(2, 3).flatten(3)  # (L, 2, C, n·h)
+        dropout = self.dropout if self.training else 0.0
+
+        def paths(layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = F.dropout(x @ down[layer].T, dropout)
+            hidden = hidden * signed[layer]  # (B, N, 2·n·h); float32, or bfloat16 rounds s
+            q, v = hidden.split(width, dim=-1)
+            return q @ up[layer, 0].T, v @ up[layer, 1].T
+
+        return paths
 
     def to_bank(self) -> ToComBank:
         """The factors as NumPy arrays."""
@@ -54,11 +88,7 @@ class TrainableBank(nn.Module):
 
     @classmethod
     def from_bank(cls, bank: ToComBank, spec: VitSpec) -> TrainableBank:
-        """The inverse of :meth:`to_bank`, in evaluation mode.
-
-        Raises:
-            BankError: the bank doesn't fit the spec.
-        """
+        """The inverse of :meth:`to_bank`, in evaluation mode, once the bank fits the spec."""
         bank.check(spec, bank.method)
         self = cls(spec, bank.method, rank=bank.rank, arithmetic=bank.arithmetic)
         with torch.no_grad():
@@ -66,24 +96,3 @@ class TrainableBank(nn.Module):
                 self.down[:, side] = torch.tensor(down)
                 self.up[:, side] = torch.tensor(up)
         return self.eval()
-
-
-class BankSide:
-    """One (source, target)'s sum of steps: a :class:`~tocom_export.training.model.SidePaths`."""
-
-    def __init__(
-        self, bank: TrainableBank, source: int, target: int, scale: float | None = None
-    ) -> None:
-        groups, sign = terms(bank.arithmetic, source, target)
-        self._signed = sign * (bank.scale if scale is None else scale)
-        self._dropout = bank.dropout if bank.training else 0.0
-        down, up = bank.down[:, :, groups], bank.up[:, :, groups]
-        self._width = down.shape[2] * down.shape[3]  # channels of each projection's path, n·h
-        self._down = down.flatten(1, 3)  # (L, 2·n·h, C): both projections in one product
-        self._up = up.transpose(2, 3).flatten(3)  # (L, 2, C, n·h)
-
-    def __call__(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From normalised tokens (B, N, C) to what q and v gain, each (B, N, C)."""
-        hidden = F.dropout(x @ self._down[layer].T, self._dropout) * self._signed  # (B, N, 2·n·h)
-        q, v = hidden.split(self._width, dim=-1)
-        return q @ self._up[layer, 0].T, v @ self._up[layer, 1].T

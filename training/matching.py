@@ -1,21 +1,49 @@
-"""Removing tokens from a layer: merging (ToMe) and pruning (EViT).
+"""Merging tokens (ToMe): which tokens go where, as a value; applied and undone.
 
-Both leave the ``prefix`` protected tokens (class, distillation, registers) alone and in front.
+The ``prefix`` protected tokens (class, distillation, registers) stay alone and in front.
 Positions count the prefix, so which patch tokens are set A (even positions) and which set B
 (odd) depends on it::
 
     position   0    1   2   3   4   5   6          prefix = 1
                cls  B   A   B   A   B   A
     after      cls  kept A, in order   B, each with the A tokens merged into it
+
+Where 2 goes into 5, the map of tokens has the same place for both, and unmerging copies what
+stands there back to both::
+
+    after      cls  4   6   1   3   2+5
+    position   0    1   2   3   4   5   6
+    map        0    3   5   4   1   5   2
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def match(metric: Tensor, remove: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Which of N tokens go where when r of them are merged.
+
+    The order after the merge is ``[prefix, kept A, B]``.
+    """
+
+    kept: Tensor
+    """Positions of the A tokens that stay, in order (B, A - r), int64."""
+    merged: Tensor
+    """Positions of the A tokens that go, the best match first (B, r), int64."""
+    into: Tensor
+    """The B token of each, as an index into set B (B, r), int64."""
+    tokens: int
+    """N."""
+    prefix: int
+    """Protected tokens."""
+
+
+def match(metric: Tensor, remove: int, prefix: int) -> Matching:
     """Bipartite soft matching: which A tokens go, and into which B token.
 
     Every A token proposes to the B token most like it (cosine similarity); the ``remove``
@@ -23,74 +51,66 @@ def match(metric: Tensor, remove: int, prefix: int) -> tuple[Tensor, Tensor, Ten
 
     Args:
         metric: what similarity is measured on, keys averaged over heads, (B, N, D).
-        remove: number of tokens to merge away, at most ``(N - prefix) // 2``.
+        remove: number of tokens to merge away, r, at most ``(N - prefix) // 2``.
         prefix: number of protected tokens.
-
-    Returns:
-        Positions of the kept A tokens in order (B, A - remove), positions of the merged A
-        tokens (B, remove), and each one's B token as an index into set B (B, remove).
     """
-    first_a, first_b = _first(prefix)
+    first_a, first_b = prefix + prefix % 2, _first_b(prefix)
     # Autocast would compare in bfloat16, where near 1 all similarities are alike: a model would be
     # trained on other merges than those its engines make.
     with torch.autocast(metric.device.type, enabled=False):
         metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
         metric = metric / metric.norm(dim=-1, keepdim=True)
         scores = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)  # (B, A, B)
-    best, into = scores.max(dim=-1)
+    best, into = scores.max(dim=-1)  # (B, A)
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, kept = order[:, :remove], order[:, remove:].sort(dim=-1).values
-    return first_a + 2 * kept, first_a + 2 * merged, into.gather(1, merged)
+    kept, into = first_a + 2 * kept, into.gather(1, merged)
+    return Matching(kept, first_a + 2 * merged, into, metric.shape[1], prefix)
 
 
-def merge(
-    x: Tensor, size: Tensor, metric: Tensor, remove: int, prefix: int
-) -> tuple[Tensor, Tensor]:
-    """Merge the ``remove`` most similar pairs into averages weighted by token size.
-
-    Args:
-        x: tokens (B, N, C).
-        size: how many original tokens each one stands for (B, N, 1).
-
-    Returns:
-        Tokens (B, N - remove, C) and sizes (B, N - remove, 1).
-    """
-    kept, merged, into = match(metric, remove, prefix)
-    _, first_b = _first(prefix)
-    weighted = x * size
-
-    def pool(tokens: Tensor) -> Tensor:
-        b = tokens[:, first_b::2]
-        b = b.scatter_add(1, _wide(into, tokens), _take(tokens, merged))
-        return torch.cat([tokens[:, :prefix], _take(tokens, kept), b], dim=1)
-
-    size = pool(size)
-    return pool(weighted) / size, size
-
-
-def prune(x: Tensor, attention: Tensor, remove: int, prefix: int) -> Tensor:
-    """Drop the ``remove`` patch tokens that the class token attends to least.
+def merge(matching: Matching, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge tokens (B, N, C) into averages (B, N - r, C) weighted by their sizes.
 
     Args:
-        x: tokens (B, N, C).
-        attention: the class token's attention, averaged over heads (B, N).
-
-    Returns:
-        Tokens (B, N - remove, C), in their original order.
+        size: how many original tokens each one stands for (B, N, 1); returned as (B, N - r, 1).
     """
-    patches = attention[:, prefix:]
-    kept = patches.topk(patches.shape[1] - remove, dim=-1).indices.sort(dim=-1).values
-    return torch.cat([x[:, :prefix], _take(x, prefix + kept)], dim=1)
+    total = merge_sum(matching, size)
+    return merge_sum(matching, tokens * size) / total, total
 
 
-def _first(prefix: int) -> tuple[int, int]:
-    """Positions of the first A (even) and the first B (odd) patch token."""
-    return prefix + prefix % 2, prefix + 1 - prefix % 2
+def merge_sum(matching: Matching, tokens: Tensor) -> Tensor:
+    """Add merged tokens up: (B, N, C), of any dtype → (B, N - r, C)."""
+    b = tokens[:, _first_b(matching.prefix) :: 2]
+    b = b.scatter_add(1, widen(matching.into, tokens), take(tokens, matching.merged))
+    return torch.cat([tokens[:, : matching.prefix], take(tokens, matching.kept), b], dim=1)
 
 
-def _wide(index: Tensor, like: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, like.shape[-1])  # (B, n, C)
+def unmerge(matching: Matching, tokens: Tensor) -> Tensor:
+    """Copy to every original position the token it went into: (B, N - r, C) → (B, N, C)."""
+    return take(tokens, token_map(matching))
 
 
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    return tokens.gather(1, _wide(index, tokens))  # (B, n, C)
+def token_map(matching: Matching) -> Tensor:
+    """Position of each token after the merge, (B, N) int64."""
+    kept, merged = matching.kept, matching.merged
+    places = torch.arange(matching.tokens, device=kept.device).expand(len(kept), -1)  # (B, N)
+    prefix, b = places[:, : matching.prefix], places[:, _first_b(matching.prefix) :: 2]
+    before = torch.cat([prefix, kept, b, merged], dim=1)  # (B, N), each position once
+    left = matching.tokens - merged.shape[1]
+    after = torch.cat([places[:, :left], left - b.shape[1] + matching.into], dim=1)  # (B, N)
+    return torch.empty_like(before).scatter(1, before, after)
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, N, C) at some positions (B, n) of each image → (B, n, C)."""
+    return tokens.gather(1, widen(positions, tokens))
+
+
+def widen(positions: Tensor, like: Tensor) -> Tensor:
+    """Positions (B, n) → (B, n, C), once for each channel of ``like``, for gather and scatter."""
+    return positions[..., None].expand(-1, -1, like.shape[-1])
+
+
+def _first_b(prefix: int) -> int:
+    """The first odd position behind the prefix."""
+    return prefix + 1 - prefix % 2

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tocom_export.compression.method import Method
-from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
 
-from .matching import merge, prune
+from .matching import match, merge
+from .pruning import prune
+
+Degrees = int | Sequence[int]
+"""A degree for all layers, or one per layer."""
 
 
-class SidePaths(Protocol):
-    """What a bank adds to a layer's queries and values: ``ΔW x`` as a low-rank path."""
-
-    def __call__(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From the layer's normalised input (B, N, C) to what q and v gain, each (B, N, C)."""
-        ...
+SidePaths = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""What a bank adds: a layer and its normalised input (B, N, C) → what q and v gain (B, N, C)."""
 
 
 class CompressedVit(nn.Module):
@@ -34,13 +34,13 @@ class CompressedVit(nn.Module):
 
     Args:
         vit: a timm ``VisionTransformer`` or ``VisionTransformerDistilled``.
-        method: how tokens are removed, and whether attention is proportional to token size.
         name: what to call the model; default: timm's name for it.
 
     Raises:
         UnsupportedModelError: a part of the model that can't be exported either.
     """
 
+    match = staticmethod(match)
     merge = staticmethod(merge)
 
     def __init__(self, vit: nn.Module, method: Method | None = None, name: str | None = None):
@@ -51,26 +51,11 @@ class CompressedVit(nn.Module):
             raise UnsupportedModelError(self.spec.model, "EViT without a class token")
         self.vit: Any = vit
 
-    def forward(
-        self,
-        images: Tensor,
-        degree: int | Sequence[int] = 0,
-        side: SidePaths | None = None,
-    ) -> Tensor:
-        """Logits (B, classes) of images (B, channels, height, width).
-
-        Args:
-            degree: one for all layers, or one per layer.
-            side: the bank's low-rank paths; None runs the weights as they are.
-        """
+    def forward(self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W); without ``side`` uncompensated."""
         return self.head(*self.features(images, degree, side))
 
-    def pooled(
-        self,
-        images: Tensor,
-        degree: int | Sequence[int] = 0,
-        side: SidePaths | None = None,
-    ) -> Tensor:
+    def pooled(self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None) -> Tensor:
         """What the head reads (B, C): the features of a backbone without one."""
         return self.head(*self.features(images, degree, side), pre_logits=True)
 
@@ -85,47 +70,37 @@ class CompressedVit(nn.Module):
         return round(float(probability), 6)  # timm spaces them in float32
 
     def compile(self) -> None:
-        """Compile the MLPs, whose activations a compiler can fuse.
+        """Compile the MLPs, once for any number of tokens.
 
-        Compiled for any number of tokens: distillation draws another degree at each step, and
-        a graph of the whole model would have to be compiled for each pair.
+        A graph of the whole model would be another for each degree that distillation draws.
         """
         for block in self.vit.blocks:
             block.mlp.compile(dynamic=True)
 
     def features(
-        self,
-        images: Tensor,
-        degree: int | Sequence[int] = 0,
-        side: SidePaths | None = None,
+        self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The last layer's normalised tokens (B, N', C), and their sizes (B, N', 1) if merged."""
         vit = self.vit
-        schedule = TokenSchedule.of(self.spec, degree)
+        schedule = Schedule.of(self.spec, degree)
         x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # (B, N, C)
         size: Tensor | None = None
         for layer, (block, remove) in enumerate(zip(vit.blocks, schedule.removed, strict=True)):
             normed = block.norm1(x)
             gain = side(layer, normed) if side else None
-            out, keys, class_attention = self._attention(block.attn, normed, size, gain, remove)
+            out, metric = self._attention(block.attn, normed, size, gain, remove)
             x = x + block.drop_path1(block.ls1(out))
-            if remove and self.method.name == "tome":
-                if size is None:
-                    size = torch.ones_like(x[..., :1])
-                assert keys is not None
-                x, size = self.merge(x, size, keys, remove, self.spec.prefix)  # (B, N - r, C)
-            elif remove:
-                assert class_attention is not None
-                x = prune(x, class_attention, remove, self.spec.prefix)  # (B, N - r, C)
+            if metric is not None and self.method.name == "tome":
+                size = torch.ones_like(x[..., :1]) if size is None else size
+                matching = self.match(metric, remove, self.spec.prefix)
+                x, size = self.merge(matching, x, size)  # (B, N - r, C)
+            elif metric is not None:
+                x = prune(x, metric, remove, self.spec.prefix)  # (B, N - r, C)
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         return vit.norm(x), size
 
     def head(self, x: Tensor, size: Tensor | None, pre_logits: bool = False) -> Tensor:
-        """From the features to logits; averages weigh a merged token by its size.
-
-        Args:
-            pre_logits: stop before the last layer, at (B, C).
-        """
+        """Logits, or (B, C) before them; averages weigh a merged token by its size."""
         vit = self.vit
         if self.spec.pool == "token" or size is None:
             logits: Tensor = vit.forward_head(x, pre_logits=pre_logits)
@@ -142,11 +117,10 @@ class CompressedVit(nn.Module):
         size: Tensor | None,
         gain: tuple[Tensor, Tensor] | None,
         remove: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Attention's output (B, N, C), and what removing tokens needs of it.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention's output (B, N, C), and by what tokens are removed, averaged over heads.
 
-        That is the keys averaged over heads (B, N, D) for merging, the class token's
-        attention averaged over heads (B, N) for pruning, None for what isn't needed.
+        That is the keys (B, N, D) for merging, the class token's attention (B, N) for pruning.
         """
         batch, tokens, width = x.shape
         heads = (batch, tokens, attn.num_heads, attn.head_dim)
@@ -165,11 +139,10 @@ class CompressedVit(nn.Module):
         out = attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(batch, tokens, width)))
 
         if not remove:
-            return out, None, None
+            return out, None
         if self.method.name == "tome":
-            return out, k.mean(dim=1), None
+            return out, k.mean(dim=1)
         with torch.autocast(q.device.type, enabled=False):  # tokens are ranked in float32
-            scores = (q[:, :, :1].float() * attn.scale) @ k.float().transpose(
-                -2, -1
-            )  # (B, H, 1, N)
-        return out, None, scores.softmax(dim=-1).mean(dim=1)[:, 0]  # from (B, H, 1, N)
+            scaled = q[:, :, :1].float() * attn.scale
+            scores = scaled @ k.float().transpose(-2, -1)  # (B, H, 1, N)
+        return out, scores.softmax(dim=-1).mean(dim=1)[:, 0]

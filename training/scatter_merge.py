@@ -5,46 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .matching import Matching, take, widen
 from .model import CompressedVit
 
 
-def usual_merge(
-    x: Tensor, size: Tensor, metric: Tensor, remove: int, prefix: int
-) -> tuple[Tensor, Tensor]:
-    """What :func:`~tocom_export.training.matching.merge` does, by slices, gathers and a scatter.
+def scatter_match(metric: Tensor, remove: int, prefix: int) -> Matching:
+    """What :func:`~tocom_export.training.matching.match` does, by slices and a mask.
 
-    Tokens are taken in turns from the first on, a class token among them, whose similarity is
-    then put out of reach.
-
-    Args:
-        x: tokens (B, N, C).
-        size: how many original tokens each one stands for (B, N, 1).
-        metric: (B, N, D).
-        prefix: number of protected tokens, 0 or 1.
-
-    Returns:
-        Tokens (B, N - remove, C) and sizes (B, N - remove, 1).
+    Tokens are taken in turns from the first on, a class token among them (``prefix`` is 0 or
+    1), whose similarity is then put out of reach.
     """
     scores = torch.nn.functional.normalize(metric.float(), dim=-1)
     scores = scores[:, ::2] @ scores[:, 1::2].transpose(1, 2)  # (B, A, B)
     scores[:, :prefix] = -torch.inf
     best, into = scores.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True)[..., None]
+    order = best.argsort(dim=-1, descending=True)
     kept, merged = order[:, remove:].sort(dim=1).values, order[:, :remove]
-    into = into[..., None].gather(1, merged)
+    into = into.gather(1, merged)  # (B, r)
+    return Matching(2 * kept[:, prefix:], 2 * merged, into, metric.shape[1], prefix)
 
-    def pool(tokens: Tensor) -> Tensor:
-        wide = tokens.shape[-1]
-        first, second = tokens[:, ::2], tokens[:, 1::2]
-        source = first.gather(1, merged.expand(-1, -1, wide))
-        second = second.scatter_reduce(1, into.expand(-1, -1, wide), source, reduce="sum")
-        return torch.cat([first.gather(1, kept.expand(-1, -1, wide)), second], dim=1)
 
-    weighted, size = pool(x * size), pool(size)
+def scatter_merge(matching: Matching, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`~tocom_export.training.matching.merge` does, by gathers and a scatter."""
+
+    def pool(x: Tensor) -> Tensor:
+        source, into = take(x, matching.merged), widen(matching.into, x)
+        b = x[:, 1::2].scatter_reduce(1, into, source, reduce="sum")
+        return torch.cat([x[:, : matching.prefix], take(x, matching.kept), b], dim=1)
+
+    weighted, size = pool(tokens * size), pool(size)
     return weighted / size, size
 
 
-class UsualVit(CompressedVit):
-    """The compressed ViT with :func:`usual_merge`."""
+class ScatterMergeVit(CompressedVit):
+    """The compressed ViT with :func:`scatter_match` and :func:`scatter_merge`."""
 
-    merge = staticmethod(usual_merge)
+    match = staticmethod(scatter_match)
+    merge = staticmethod(scatter_merge)

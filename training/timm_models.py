@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom_export.errors import CheckpointError, InputError, UnknownModelError, brief
-from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.from_timm import preprocess_from_cfg, spec_from_timm
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 
@@ -27,11 +27,7 @@ from .adaptformer import add_adapters
 
 
 def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
-    """A freshly initialised timm model of that architecture.
-
-    The inverse of :func:`~tocom_export.model.from_timm.spec_from_timm`. Adapters have scale 1, as
-    a checkpoint holds them.
-    """
+    """A freshly initialised timm model; adapters have scale 1, as a checkpoint holds them."""
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
     model: Any = kind(
         img_size=spec.image_size,
@@ -67,18 +63,17 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
     return vit
 
 
-def spec_of_name(name: str) -> VitSpec:
+def spec_of_name(model: str) -> VitSpec:
     """The spec of a timm model, without making its weights.
 
     Raises:
-        UnknownModelError: timm has no such model.
-        UnsupportedModelError: it has, but a spec can't express it.
+        UnknownModelError, UnsupportedModelError: timm has none, or a spec can't express it.
     """
-    architecture = name.split(".")[0]
+    architecture = model.split(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownModelError(f"--model {name}: timm has no model of that name.{hint}")
+        raise UnknownModelError(f"`model` {model}: timm has no model of that name.{hint}")
     with torch.device("meta"):
         return spec_from_timm(timm.create_model(architecture, pretrained=False), name=architecture)
 
@@ -86,29 +81,18 @@ def spec_of_name(name: str) -> VitSpec:
 def preprocess_of_name(name: str) -> Preprocess:
     """The image statistics that timm keeps for a model, ``name`` or ``name.tag``."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        return Preprocess()
-    return Preprocess(
-        mean=tuple(cfg.mean),
-        std=tuple(cfg.std),
-        crop_pct=cfg.crop_pct,
-        interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",
-    )
+    return preprocess_from_cfg(cfg.to_dict() if cfg else {})
 
 
 def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
-    """timm's pretrained weights for a model, downloaded or from its cache.
-
-    Raises:
-        CheckpointError: they can't be had; says how to go on without them.
-    """
+    """timm's pretrained weights for a model, downloaded or from its cache."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # hub, network and cache errors share no base class
         raise CheckpointError(
             f"the pretrained weights of {name} can't be downloaded ({brief(error)}). "
-            "Give a file with --checkpoint FILE."
+            "Give its weights as `checkpoint` FILE."
         ) from None
     return {key: tensor.numpy() for key, tensor in model.state_dict().items()}
 
@@ -119,11 +103,8 @@ def resize_positions(
     """Spec and weights for another image size: timm's bicubic positions, the rest as it is.
 
     Args:
-        tensors: PyTorch name → array of a checkpoint that fits ``spec``; empty for none.
-        image_size: height and width, pixels.
-
-    Raises:
-        InputError: the patches don't fill the image.
+        tensors: PyTorch name → array, as ``spec`` has it; empty for none.
+        image_size: height and width, pixels, that patches must fill.
     """
     if image_size == spec.image_size:
         return spec, dict(tensors)
@@ -134,7 +115,7 @@ def resize_positions(
     if image_size != filled:
         asked, patch, near = ("×".join(map(str, s)) for s in (image_size, spec.patch_size, filled))
         raise InputError(
-            f"--image-size {asked}: {spec.model} cuts images into patches of {patch}, which must "
+            f"`image_size` {asked}: {spec.model} cuts images into patches of {patch}, which must "
             f"fill them; {near} would do."
         )
     resized = dataclasses.replace(spec, image_size=image_size)

@@ -1,78 +1,129 @@
-"""The PyTorch model of a checkpoint or a bundle: what an engine's outputs are held against."""
+"""The PyTorch model of a checkpoint or a bundle: what engines are held against."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
 from tocom_export.graph.quantising import dequantize
 from tocom_export.model.spec import VitSpec
+from tocom_export.study.accuracy import Run, measure_accuracy
+from tocom_export.variant import Variant
 
 from .lora import TrainableBank
-from .model import CompressedVit
+from .model import CompressedVit, Degrees
 from .timm_models import vit_from_spec
 
+Tensors = Mapping[str, npt.NDArray[Any]]
+Images = npt.NDArray[np.float32]
 
-def load_model(
-    spec: VitSpec,
-    tensors: Mapping[str, npt.NDArray[Any]],
-    method: Method,
-    *,
-    drop_path: float = 0.0,
-) -> CompressedVit:
+
+def load_model(spec: VitSpec, tensors: Tensors, method: Method) -> CompressedVit:
     """A compressed ViT with those weights, float32, in evaluation mode."""
-    vit = vit_from_spec(spec, drop_path)
-    load_weights(vit, tensors)
+    with torch.device("meta"):  # without weights of its own
+        vit = vit_from_spec(spec)
+    vit.load_state_dict(_to_torch(tensors), assign=True)
     return CompressedVit(vit, method, spec.model).eval()
 
 
-def load_weights(
-    vit: nn.Module, tensors: Mapping[str, npt.NDArray[Any]], *, strict: bool = False
-) -> None:
-    """Copy weights into a model; unless strict, a tensor that isn't given stays as it is."""
-    state = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in tensors.items()}
-    vit.load_state_dict(state, strict=strict)
+def load_shared(bundle: Bundle) -> CompressedVit:
+    """The model with the weights that all variants of a bundle share, uncompensated."""
+    return load_model(bundle.spec, dequantize(load_file(bundle.path / WEIGHTS)), bundle.method)
 
 
-class Reference:
-    """The logits that a bundle's engines should give.
+def load_weights(vit: nn.Module, tensors: Tensors) -> None:
+    """Copy weights into a model; a tensor that isn't given stays as it is."""
+    vit.load_state_dict(_to_torch(tensors), strict=False)
+
+
+def _to_torch(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(t, np.float32)) for name, t in tensors.items()}
+
+
+def make_runner(model: nn.Module, *arguments: Any) -> Run:
+    """A model, in evaluation mode: images (B, C, H, W) → logits (B, classes) float32, as arrays.
 
     Args:
-        bundle: whose uncompensated weights, method and targets to use. The model is float32;
-            int8 weights are what they stand for.
-        bank: adds the gap as low-rank side paths, which checks the baking too; without it
-            the bundle's own baked weights are loaded into the model.
+        arguments: what it takes beside the images: of a compressed ViT degrees and side paths.
     """
-
-    def __init__(self, bundle: Bundle, bank: ToComBank | None = None) -> None:
-        self._bundle = bundle
-        self._model = CompressedVit(vit_from_spec(bundle.spec), bundle.method, bundle.spec.model)
-        self._model.eval()
-        self._bank = TrainableBank.from_bank(bank, bundle.spec) if bank else None
-        self._loaded: int | None = None
+    device = next(model.eval().parameters()).device
 
     @torch.inference_mode()
-    def __call__(self, target: int, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Logits (B, classes) of normalised images (B, C, H, W) at a target of the bundle."""
-        bundle = self._bundle
-        if self._loaded is None or (self._loaded != target and self._bank is None):
-            shared, *own = bundle.weight_files(target)
-            stored = load_file(shared)
-            for file in own if self._bank is None else ():
-                stored.update(load_file(file))
-            load_weights(self._model.vit, dequantize(stored), strict=True)
-            self._loaded = target
-        side = self._bank.side(bundle.source, target, bundle.scale) if self._bank else None
-        logits: npt.NDArray[np.float32] = self._model(
-            torch.from_numpy(images), target, side
-        ).numpy()
-        return logits
+    def run(images: Images) -> Images:
+        logits = model(torch.from_numpy(images).to(device), *arguments)
+        found: Images = logits.float().cpu().numpy()
+        return found
+
+    return run
+
+
+class BankOracle:
+    """The logits that variants of a checkpoint should have, compensated by a bank, if any.
+
+    The gap is added as low-rank side paths, so that engines held against it show whether the
+    baking is right, too.
+    """
+
+    def __init__(self, model: CompressedVit, bank: ToComBank | None) -> None:
+        self.model = model
+        device = next(model.parameters()).device
+        self._bank = TrainableBank.from_bank(bank, model.spec).to(device) if bank else None
+
+    def runner(self, variant: Variant) -> Run:
+        """One variant's run."""
+        side = None
+        if self._bank is not None and variant.baked:
+            side = self._bank.side(variant.source, variant.targets, variant.scale)
+        return make_runner(self.model, variant.degrees, side)
+
+    def __call__(self, variant: Variant, images: Images) -> Images:
+        """Logits (B, classes) of normalised images (B, C, H, W)."""
+        return self.runner(variant)(images)
+
+
+class StoredOracle:
+    """The logits that a bundle's own weights should give; int8 is what it stands for."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._runs: dict[str, Run] = {}
+
+    def runner(self, variant: Variant) -> Run:
+        """One variant's run; it keeps the weights, so that several can take turns."""
+        tensors = dequantize(self._bundle.tensors(variant.name))
+        model = load_model(self._bundle.spec, tensors, self._bundle.method)
+        return make_runner(model, variant.degrees)
+
+    def __call__(self, variant: Variant, images: Images) -> Images:
+        """Logits (B, classes) of normalised images (B, C, H, W)."""
+        if variant.name not in self._runs:
+            self._runs.clear()  # one variant's weights at a time
+            self._runs[variant.name] = self.runner(variant)
+        return self._runs[variant.name](images)
+
+
+def make_oracle(bundle: Bundle, bank: ToComBank | None = None) -> StoredOracle | BankOracle:
+    """What a bundle's engines are held against.
+
+    Args:
+        bank: added as side paths to the weights that the variants share; None takes each
+            variant's own weights as they are stored.
+    """
+    return StoredOracle(bundle) if bank is None else BankOracle(load_shared(bundle), bank)
+
+
+def evaluate_model(
+    model: CompressedVit, batches: Iterable[tuple[Tensor, Tensor]], degree: Degrees = 0
+) -> float:
+    """Top-1 accuracy in percent over batches of images (B, C, H, W) and labels (B,)."""
+    return measure_accuracy([make_runner(model, degree)], batches)[0].accuracy

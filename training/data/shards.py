@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tarfile
-from array import array
 from collections.abc import Iterator
 from glob import glob
 from io import BytesIO
@@ -15,10 +14,14 @@ from PIL import Image
 
 from tocom_export.errors import DataError, brief
 
-from .images import UnreadableImage, decode
-from .shard_index import Sample, index_shard
+from .images import name_unreadable
+from .shard_index import index_shard
 
 _ARCHIVE = re.compile(r"\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+_ENTRY = np.dtype(
+    [("shard", "i4"), ("header", "i8"), ("offset", "i8"), ("size", "i4"), ("label", "i4")]
+)
+"""An image in the index: which shard, where its tar header and its bytes begin, how many."""
 
 
 def is_shards(data: str) -> bool:
@@ -42,52 +45,37 @@ class Shards:
 
     Args:
         data: a folder, a file, or a pattern with ``{000..146}``, ``*``, ``?`` or ``[...]``.
-
-    Raises:
-        DataError: a shard is missing, damaged or compressed, or a sample has no image or label.
     """
 
     def __init__(self, data: str) -> None:
         self.name = data
         self._shards = [str(shard) for shard in find_shards(data)]
-        names = _class_names(Path(self._shards[0]).with_name("classes.txt"))
-        shard, header, offset, size, label = (array("q") for _ in range(5))
-        for number, path in enumerate(self._shards):
-            for sample in index_shard(Path(path)):
-                _check_label(path, sample, names)
-                shard.append(number)
-                header.append(sample.header)
-                offset.append(sample.offset)
-                size.append(sample.size)
-                label.append(sample.label)
-        if not label:
+        names = _read_class_names(Path(self._shards[0]).with_name("classes.txt"))
+        self._index = np.fromiter(_read_entries(self._shards, names), _ENTRY)
+        if not len(self._index):
             raise DataError(f"{data}: the shards hold no samples.")
-        self._shard, self._size = np.array(shard, np.int32), np.array(size, np.int32)
-        self._header, self._offset = np.array(header), np.array(offset)
-        self._label = np.array(label, np.int32)
-        self.classes = names or tuple(map(str, range(int(self._label.max()) + 1)))
+        self.classes = names or tuple(map(str, range(int(self._index["label"].max()) + 1)))
 
     def __len__(self) -> int:
-        return len(self._label)
+        return len(self._index)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """One image (RGB) and its label; opens the shard each time, so that any process can."""
-        size = int(self._size[index])
-        try:
-            with Path(self._shards[self._shard[index]]).open("rb", buffering=0) as file:
-                file.seek(int(self._offset[index]))
-                raw = file.read(size)
-        except OSError:
-            raise UnreadableImage(f"{self.where(index)}: can't be read.") from None
-        image = decode(BytesIO(raw), lambda: self.where(index))
-        return image, int(self._label[index])
+        entry = self._index[index]
+        with name_unreadable(self, index):
+            with Path(self._shards[entry["shard"]]).open("rb", buffering=0) as file:
+                file.seek(entry["offset"])
+                raw = file.read(entry["size"])
+            with Image.open(BytesIO(raw)) as image:
+                return image.convert("RGB"), int(entry["label"])
 
     def where(self, index: int) -> str:
         """The shard and the image's name in it."""
-        shard = self._shards[self._shard[index]]
+        entry = self._index[index]
+        shard = self._shards[entry["shard"]]
         try:
             with Path(shard).open("rb") as file:
-                file.seek(int(self._header[index]))
+                file.seek(entry["header"])
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     first = tar.next()
                     return f"{shard}: {first.name if first else index}"
@@ -96,11 +84,7 @@ class Shards:
 
 
 def find_shards(data: str) -> list[Path]:
-    """The shards that ``data`` means, in the order of their names or of the pattern.
-
-    Raises:
-        DataError: one is missing, or none is found.
-    """
+    """The shards that ``data`` means, in the order of their names or of the pattern."""
     if "://" in data or data.startswith("pipe:"):
         raise DataError(f"{data}: shards are read from local files; fetch them first.")
     path = Path(data)
@@ -123,13 +107,12 @@ def _expand(pattern: str) -> Iterator[str]:
     if not match:
         yield pattern
         return
-    first, last = match.groups()
-    for number in range(int(first), int(last) + 1):
-        filled = f"{number:0{len(first)}d}"
-        yield from _expand(pattern[: match.start()] + filled + pattern[match.end() :])
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    for number in range(int(match[1]), int(match[2]) + 1):
+        yield from _expand(f"{before}{number:0{len(match[1])}d}{after}")
 
 
-def _class_names(file: Path) -> tuple[str, ...]:
+def _read_class_names(file: Path) -> tuple[str, ...]:
     """The lines of ``classes.txt``; none where there is no such file."""
     if not file.exists():
         return ()
@@ -142,9 +125,13 @@ def _class_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _check_label(shard: str, sample: Sample, names: tuple[str, ...]) -> None:
-    if names and sample.label >= len(names):
-        raise DataError(
-            f"{shard}: {sample.key} has label {sample.label}, but classes.txt names "
-            f"{len(names)} classes; labels count from 0."
-        )
+def _read_entries(shards: list[str], names: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
+    """The rows of the index; raises DataError for a label that ``names`` don't reach."""
+    for number, shard in enumerate(shards):
+        for key, *place, label in index_shard(Path(shard)):
+            if names and label >= len(names):
+                raise DataError(
+                    f"{shard}: {key} has label {label}, but classes.txt names {len(names)} "
+                    "classes; labels count from 0."
+                )
+            yield number, *place, label

@@ -1,8 +1,9 @@
-"""Where a training run computes: its device, its precision, its part among processes."""
+"""The processes of a training run: device, precision, and what they tell each other."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Placement:
-    """One process of a run; alone on the CPU unless said otherwise."""
+class Process:
+    """One process of a run; the only one, on the CPU in float32, unless said otherwise."""
 
     device: torch.device = _CPU
     amp: torch.dtype | None = None
@@ -40,21 +41,21 @@ class Placement:
         """The context that a forward pass runs in."""
         return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
 
-    def distributed(self, module: nn.Module) -> nn.Module:
+    def synchronize_gradients(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over all processes."""
         if self.world == 1:
             return module
         return DistributedDataParallel(module, broadcast_buffers=False)
 
-    def mean(self, *values: float) -> list[float]:
-        """Each value averaged over all processes; all get the same numbers."""
+    def average(self, value: float) -> float:
+        """The value averaged over all processes; all get the same number."""
         if self.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return [float(total / self.world) for total in tensor]
+        return float(tensor / self.world)
 
-    def agree(self, value: int, what: str) -> None:
+    def require_same(self, value: int, what: str) -> None:
         """Raise InputError in every process unless all of them have the same value."""
         if self.world > 1:
             values: list[Any] = [None] * self.world
@@ -63,52 +64,55 @@ class Placement:
                 raise InputError(f"processes differ in {what}.")
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Return when every process is here."""
         if self.world > 1:
             dist.barrier()
 
 
-ALONE = Placement()
-"""One process on the CPU, in float32."""
+SINGLE_PROCESS = Process()
 
 
 @contextmanager
-def placed(device: str | None = None, amp: Amp = "none") -> Iterator[Placement]:
-    """The placement of this process; one of several where ``torchrun`` started it.
-
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:1``; default: CUDA where there is one.
+def join_processes(device: str | None = None, amp: Amp = "none") -> Iterator[Process]:
+    """Join the processes that ``torchrun`` started, if it did; leave them at the end.
 
     Raises:
-        InputError: no such device, or fp16 on the CPU.
+        InputError: no such device (see :func:`choose_device`), or fp16 on the CPU.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: cpu, cuda or cuda:N is expected.") from None
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"--device {name}: torch {torch.__version__} sees no CUDA device; use cpu."
-            )
-        index = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else (place.index or 0)
-        if index >= (count := torch.cuda.device_count()):
-            raise InputError(f"--device cuda:{index}: there are {count} CUDA devices.")
-        place = torch.device("cuda", index)
-        torch.cuda.set_device(place)
-    elif place.type != "cpu":
-        raise InputError(f"--device {name}: cpu, cuda or cuda:N is expected.")
+    place = choose_device(device)
     if amp == "fp16" and place.type == "cpu":
-        raise InputError("--amp fp16 needs a CUDA device; the CPU takes bf16 or none.")
+        raise InputError("`amp` fp16 needs a CUDA device; the CPU takes bf16 or none.")
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     if world > 1:
+        backend = "nccl" if place.type == "cuda" else "gloo"
         # The first process may measure accuracy for long while the others wait.
-        dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=4)
-        )
+        dist.init_process_group(backend, timeout=timedelta(hours=4))
     try:
-        yield Placement(place, _DTYPES[amp], rank, world)
+        yield Process(place, _DTYPES[amp], rank, world)
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:1``; default: CUDA where there is one.
+
+    Under ``torchrun`` it is the CUDA device of this process's number.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"`device` {name}: expected cpu, cuda or cuda:N.")
+    if name == "cpu":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        version = torch.__version__
+        raise InputError(f"`device` {name}: torch {version} sees no CUDA device; use cpu.")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    index = int(os.environ.get("LOCAL_RANK", 0) if several else name[5:] or 0)
+    if index >= (count := torch.cuda.device_count()):
+        raise InputError(
+            f"`device` cuda:{index}: this machine has {count} CUDA devices, counted from 0."
+        )
+    return torch.device("cuda", index)

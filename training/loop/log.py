@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tocom_export.errors import OutputError
-from tocom_export.io.atomic import replaced
-
-COLUMNS = ("step", "loss", "lr")
+from tocom_export.io.atomic import replace_file
 
 
-class RunLog:
+class RunLog(AbstractContextManager["RunLog"]):
     """A CSV file with a line per step, and TensorBoard's events where that is installed.
 
     Lines of steps that the resumed state hasn't seen are dropped, so that the file reads as
@@ -23,20 +20,16 @@ class RunLog:
     Args:
         file: the CSV file; events go into a folder of the same stem, ``.tensorboard``.
         step: number of steps that the run has done.
-
-    Raises:
-        OutputError: the file can't be written.
     """
 
     def __init__(self, file: Path, step: int) -> None:
         try:
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-            with replaced(file) as beside:
-                beside.write_text("".join(lines[: step + 1]) or ",".join(COLUMNS) + "\n")
-            self._stream = file.open("a", newline="")
+            with replace_file(file) as beside:
+                beside.write_text("".join(lines[: step + 1]) or "step,loss,lr\n")
+            self._stream = file.open("a")
         except OSError as error:
             raise OutputError(f"{file}: can't be written: {error.strerror}.") from error
-        self._csv = csv.writer(self._stream, lineterminator="\n")
         self._board: Any = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
@@ -46,7 +39,7 @@ class RunLog:
 
     def step(self, step: int, loss: float, lr: float) -> None:
         """Note one step."""
-        self._csv.writerow([step, f"{loss:.6f}", f"{lr:.3e}"])
+        self._stream.write(f"{step},{loss:.6f},{lr:.3e}\n")
         if self._board is not None:
             self._board.add_scalar("loss", loss, step)
             self._board.add_scalar("lr", lr, step)
@@ -57,15 +50,7 @@ class RunLog:
         if self._board is not None:
             self._board.flush()
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
         if self._board is not None:
             self._board.close()

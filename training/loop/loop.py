@@ -7,64 +7,41 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tocom_export.errors import InputError, Stopped, TocomError
+from tocom_export.errors import Stopped, TocomError
 
-from ..data.train import Share, TrainData, seed_all
-from .distributed import ALONE, Placement
+from ..data.seeding import seed_all
+from ..data.train import Share, TrainData
+from .distributed import SINGLE_PROCESS, Process
 from .log import RunLog
-from .out_of_memory import explained
+from .optimizer import Hyperparameters, Optimizer
+from .out_of_memory import explain_out_of_memory
 from .state import StateFile
 
 LossOf = Callable[[Tensor, Tensor, int], Tensor]
 """Images (B, C, H, W), labels (B,) or (B, classes), and the step's number → scalar loss."""
-Report = Callable[[int, int, float, float], None]
+ReportStep = Callable[[int, int, float, float], None]
 """Called after each step with step, total steps, loss and learning rate."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast to train. Cosine decay to zero after a linear warm-up."""
-
-    epochs: int
-    batch: int
-    lr: float
-    weight_decay: float = 0.05
-    warmup_epochs: int = 0
-    """Of the ``epochs``, those in which the learning rate rises to ``lr``."""
-    clip: float | None = None
-    """Largest norm of the gradient; None leaves it as it is."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs >= self.epochs:
-            raise InputError(
-                f"--warmup {self.warmup_epochs}: fewer than the {self.epochs} --epochs are needed."
-            )
-
-
-def fit(
+def train(
     module: nn.Module,
     loss_of: LossOf,
     data: TrainData,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     state_file: Path,
     *,
     identity: Mapping[str, object],
-    placement: Placement = ALONE,
+    process: Process = SINGLE_PROCESS,
     accumulate: int = 1,
-    report: Report | None = None,
+    report: ReportStep | None = None,
     after_epoch: Callable[[int], None] | None = None,
     save_seconds: float = 60.0,
 ) -> None:
@@ -76,129 +53,145 @@ def fit(
     step and the part of the batch alone.
 
     Args:
-        module: what is trained, on ``placement.device``; parameters that don't require a
+        module: what is trained, on ``process.device``; parameters that don't require a
             gradient stay as they are.
         identity: what else decides the outcome, as JSON; a state of another is refused.
         accumulate: parts that a process cuts its share of a batch into.
         after_epoch: called with the number of epochs done, in the first process.
+        save_seconds: the least time between two saves within an epoch.
 
     Raises:
-        CheckpointError: ``state_file`` is of another recipe or model.
-        InputError: out of memory; says what to lower.
+        InputError: ``state_file`` is of another recipe or model, a batch can't be cut into equal
+            parts, too many images can't be read, or memory isn't enough.
         Stopped: on SIGTERM, once the state is saved.
-        TocomError: the loss is no longer finite; names the step and the last good state.
+        TocomError: loss or weights are NaN or Inf; names the step and the last good state.
     """
-    share = Share(placement.rank, placement.world, accumulate)
-    per_epoch = data.steps_per_epoch
-    optimizer, scheduler = _schedule(module, recipe, per_epoch)
-    scaler = torch.amp.GradScaler(
-        placement.device.type, enabled=placement.amp is torch.float16
-    )  # bf16 has float32's range and needs no scaling
-    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-    state = StateFile(
-        state_file,
-        {"module": module, "optimizer": optimizer, "scaler": scaler},
-        {**asdict(recipe), **data.identity, **identity, "amp": str(placement.amp), "model": shapes},
-    )
-    step = state.resume()
-    placement.agree(step, f"the number of steps in {state_file}; every machine must see that file")
-    total = recipe.epochs * per_epoch
-    loss_module = placement.distributed(_Loss(module, loss_of))
-
-    def save() -> None:
-        if not _finite(module):  # in all processes, which hold the same weights
-            raise _not_finite("weights that are not finite", step, total, state_file)
-        if placement.first:
-            state.save(step)
-
-    def take(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """One optimizer step; the loss averaged over its whole batch."""
-        optimizer.zero_grad()
-        value = 0.0
-        for part in range(accumulate):
-            images, labels = (t.to(placement.device, non_blocking=True) for t in next(batches))
-            seed_all(recipe.seed, step, placement.rank + part * placement.world)
-            if data.mix is not None:
-                images, labels = data.mix(images, labels)
-            with _unsynced(loss_module, part + 1 < accumulate):
-                with placement.autocast():
-                    loss = loss_module(images, labels, step) / accumulate
-                scaler.scale(loss).backward()
-            value += loss.item()
-        (value,) = placement.mean(value)
-        if not math.isfinite(value):
-            raise _not_finite(f"loss {value}", step + 1, total, state_file)
-        if recipe.clip is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        return value
-
+    run = _Run(module, loss_of, data, hyperparameters, state_file, identity, process, accumulate)
     with (
-        RunLog(state_file.with_suffix(".csv"), step) if placement.first else nullcontext() as log,
-        _terminated() as terminated,
-        explained(
-            f"--batch {recipe.batch} --accumulate {accumulate}",
-            f"lower --batch, or give --accumulate {2 * accumulate}, which computes the same in "
-            "smaller parts; on CUDA --amp bf16 halves activations",
+        RunLog(state_file.with_suffix(".csv"), run.step) if process.first else nullcontext() as log,
+        _catch_sigterm() as terminated,
+        explain_out_of_memory(
+            f"`batch` {hyperparameters.batch} and `accumulate` {accumulate}",
+            f"lower `batch`, or raise `accumulate` to {2 * accumulate}, which computes the same in "
+            "smaller parts; on CUDA `amp` bf16 halves activations",
         ),
     ):
-        saved, cost = time.monotonic(), 0.0
-        while step < total:
-            epoch, within = divmod(step, per_epoch)
-            batches = data.epoch(epoch, within, share)
-            module.train()
-            while step < (epoch + 1) * per_epoch:
-                scheduler.step_update(step)
-                value = take(batches)
-                step += 1
-                lr = optimizer.param_groups[0]["lr"]
-                if log is not None:
-                    log.step(step, value, lr)
+        for epoch in range(run.step // data.steps_per_epoch, hyperparameters.epochs):
+            for loss in run.take_steps(epoch):
+                if log:
+                    log.step(run.step, loss, run.optimizer.lr)
                 if report:
-                    report(step, total, value, lr)
-                (stop,) = placement.mean(float(terminated()))
-                due = time.monotonic() - saved > max(save_seconds, 50 * cost)
-                # A large model takes a while to save; training gets the better part of the time,
-                # and the end of an epoch is a good moment only where saving is cheap.
-                ended = step == (epoch + 1) * per_epoch
-                if stop or due or step == total or (ended and cost < 0.2):
-                    if log is not None:
+                    report(run.step, run.total, loss, run.optimizer.lr)
+                stop = process.average(float(terminated())) > 0  # whichever process it was sent to
+                if stop or run.is_save_due(save_seconds):
+                    if log:
                         log.flush()
-                    began = time.monotonic()
-                    save()
-                    saved = time.monotonic()
-                    cost = saved - began
+                    run.save()
                 if stop:
-                    raise Stopped(f"Stopped after step {step} of {total}; saved in {state_file}.")
-            if after_epoch and placement.first:
+                    raise Stopped(
+                        f"Stopped after step {run.step} of {run.total}; saved in {state_file}."
+                    )
+            if after_epoch and process.first:
                 after_epoch(epoch + 1)
-            placement.wait()
+            process.wait()
 
 
-def _schedule(module: nn.Module, recipe: Recipe, per_epoch: int) -> tuple[Any, Any]:
-    """AdamW, and its learning rate over the steps."""
-    optimizer = create_optimizer_v2(
-        module, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs - recipe.warmup_epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.lr / 100,
-        warmup_prefix=True,  # the decay starts from the peak, not from where it would be by then
-        min_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=per_epoch,
-    )
-    return optimizer, scheduler
+class _Run:
+    """A run and how far it is: ``step`` of ``total`` steps are done, at first those resumed."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_of: LossOf,
+        data: TrainData,
+        hyperparameters: Hyperparameters,
+        state_file: Path,
+        identity: Mapping[str, object],
+        process: Process,
+        accumulate: int,
+    ) -> None:
+        self._module, self._data, self._seed = module, data, hyperparameters.seed
+        self._process, self._accumulate = process, accumulate
+        self.total = hyperparameters.epochs * data.steps_per_epoch
+        self.optimizer = Optimizer(module, hyperparameters, data.steps_per_epoch, process)
+        # Of a recipe, which says more, the data and the identity tell the rest.
+        settings = {f.name: getattr(hyperparameters, f.name) for f in fields(Hyperparameters)}
+        shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+        self._state = StateFile(
+            state_file,
+            {"module": module, **self.optimizer.parts},
+            {**settings, **data.identity, **identity, "amp": str(process.amp), "model": shapes},
+        )
+        self.step = self._state.resume()
+        process.require_same(
+            self.step, f"the number of steps in {state_file}; every machine must see that file"
+        )
+        # After the weights are loaded, since it hands the first process's to all others.
+        self._loss = process.synchronize_gradients(_Loss(module, loss_of))
+        self._saved, self._cost = time.monotonic(), 0.0
 
-def _finite(module: nn.Module) -> bool:
-    """Whether all weights are numbers; waits for the device once."""
-    return bool(torch.stack([p.isfinite().all() for p in module.parameters()]).all())
+    def take_steps(self, epoch: int) -> Iterator[float]:
+        """Take the steps left of an epoch; yield each one's loss, once it is known to be finite."""
+        end = (epoch + 1) * self._data.steps_per_epoch
+        share = Share(self._process.rank, self._process.world, self._accumulate)
+        batches = self._data.epoch(epoch, self.step % self._data.steps_per_epoch, share)
+        self._module.train()
+        while self.step < end:
+            self.optimizer.begin(self.step)
+            loss = self._process.average(
+                sum(self._add_gradients(part, *next(batches)) for part in range(self._accumulate))
+            )
+            if not math.isfinite(loss):
+                raise self._explain_not_finite(f"loss {loss}", self.step + 1)
+            self.optimizer.update()
+            self.step += 1
+            yield loss
+
+    def _add_gradients(self, part: int, images: Tensor, labels: Tensor) -> float:
+        """Forward and backward pass of one of this process's parts of a batch; its loss."""
+        device, rank, world = self._process.device, self._process.rank, self._process.world
+        images, labels = (t.to(device, non_blocking=True) for t in (images, labels))
+        seed_all(self._seed, self.step, rank + part * world)
+        if self._data.mix is not None:
+            images, labels = self._data.mix(images, labels)  # labels: (B, classes)
+        exchange: AbstractContextManager[None] = nullcontext()
+        if part + 1 < self._accumulate and isinstance(self._loss, DistributedDataParallel):
+            exchange = self._loss.no_sync()  # processes exchange gradients with the last part
+        with exchange:
+            with self._process.autocast():
+                loss = self._loss(images, labels, self.step) / self._accumulate
+            self.optimizer.backward(loss)
+        return float(loss.item())
+
+    def is_save_due(self, save_seconds: float) -> bool:
+        """Whether to save now: at the end, and now and then.
+
+        A large model takes a while to save; training gets the better part of the time, and the
+        end of an epoch is a good moment only where saving is cheap.
+        """
+        waited = time.monotonic() - self._saved
+        if self.step == self.total or waited > max(save_seconds, 50 * self._cost):
+            return True
+        return self.step % self._data.steps_per_epoch == 0 and self._cost < 0.2
+
+    def save(self) -> None:
+        """Write the state, in the first process, unless a weight is NaN or Inf in all of them."""
+        began = time.monotonic()
+        finite = [p.isfinite().all() for p in self._module.parameters()]
+        if not torch.stack(finite).all():  # waits for the device once
+            raise self._explain_not_finite("weights are NaN or Inf", self.step)
+        if self._process.first:
+            self._state.save(self.step)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def _explain_not_finite(self, what: str, step: int) -> TocomError:
+        file = self._state.file
+        last = f"is in {file}" if file.exists() else "was the start"
+        return TocomError(
+            f"{what} at step {step} of {self.total}; the last good state {last}. "
+            "Lower `lr`, or limit the gradient's norm with `clip`."
+        )
 
 
 class _Loss(nn.Module):
@@ -212,33 +205,14 @@ class _Loss(nn.Module):
         return self._loss_of(images, labels, step)
 
 
-def _unsynced(module: nn.Module, unsynced: bool) -> Any:
-    """Gradients stay in this process while parts of a batch are still to come."""
-    if unsynced and isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return nullcontext()
-
-
-def _not_finite(what: str, step: int, total: int, state_file: Path) -> TocomError:
-    last = f"is in {state_file}" if state_file.exists() else "was the start"
-    return TocomError(
-        f"{what} at step {step} of {total}; the last good state {last}. "
-        "Lower --lr, or limit the gradient's norm with --clip."
-    )
-
-
 @contextmanager
-def _terminated() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came since; until then it only leaves a note, so a step is finished."""
+def _catch_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM came, so that a step can be finished first."""
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set  # only the main thread may handle signals
         return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        came.set()
-
-    before = signal.signal(signal.SIGTERM, handle)
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     try:
         yield came.is_set
     finally:

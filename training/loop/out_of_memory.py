@@ -1,4 +1,4 @@
-"""Running out of memory, said in a way that helps."""
+"""Running out of memory, and what to do about it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from tocom_export.errors import InputError
 
 
 @contextmanager
-def explained(used: str, advice: str) -> Iterator[None]:
-    """Say what to lower where the memory doesn't suffice.
+def explain_out_of_memory(used: str, advice: str) -> Iterator[None]:
+    """Raise InputError in place of torch's error.
 
     Args:
-        used: the options that it wasn't enough for.
+        used: the parameters that the memory wasn't enough for.
         advice: what to do about it.
-
-    Raises:
-        InputError: in place of torch's error.
     """
     try:
         yield
     except RuntimeError as error:  # the CPU's allocator has no class of its own
-        known = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not known:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise InputError(f"out of memory with {used}; {advice}.") from error

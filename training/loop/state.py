@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tocom_export.errors import CheckpointError, brief
-from tocom_export.io.atomic import replaced
+from tocom_export.io.atomic import replace_file
 
 
 class StateFile:
@@ -34,23 +34,19 @@ class StateFile:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         stream = io.BytesIO()  # torch reports a full disk as an error of its own
         torch.save({**state, "step": step, "recipe": json.dumps(self._recipe)}, stream)
-        with replaced(self.file) as beside:
+        with replace_file(self.file) as beside:
             beside.write_bytes(stream.getbuffer())
 
     def resume(self) -> int:
-        """Load the state, if there is one; the number of steps done.
-
-        Raises:
-            CheckpointError: the file is broken, or of another run; says what differs.
-        """
+        """Load the state, if there is one of this recipe; the number of steps done."""
         if not self.file.exists():
             return 0
         try:
             state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
-            if differences := self._differences(json.loads(state["recipe"])):
+            if differences := self._describe_differences(json.loads(state["recipe"])):
                 raise CheckpointError(
                     f"{self.file} is of a run with another recipe ({'; '.join(differences)}). "
-                    "Give the options it was started with, remove it, or name another --out."
+                    "Give the options it was started with, remove it, or name another `out`."
                 )
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])
@@ -62,23 +58,18 @@ class StateFile:
                 f"{self.file} is not a training state ({brief(error)}); remove it to start anew."
             ) from error
 
-    def _differences(self, theirs: dict[str, Any]) -> list[str]:
+    def _describe_differences(self, theirs: dict[str, Any]) -> list[str]:
         """What the recipes don't have in common, in words; values only where they are short."""
-
-        def word(recipe: dict[str, Any], key: str) -> str:
-            text = json.dumps(recipe.get(key))
-            return text if len(text) <= 40 else "other"
-
-        keys = [k for k in {**theirs, **self._recipe} if theirs.get(k) != self._recipe.get(k)]
-        return [
-            key
-            if "other" in (was := word(theirs, key), now := word(self._recipe, key))
-            else f"{key} {was} there, {now} here"
-            for key in keys
-        ]
+        described = []
+        for key in {**theirs, **self._recipe}:
+            if theirs.get(key) != self._recipe.get(key):
+                was, now = (json.dumps(recipe.get(key)) for recipe in (theirs, self._recipe))
+                short = max(len(was), len(now)) <= 40
+                described.append(f"{key} {was} there, {now} here" if short else key)
+        return described
 
 
-def digest(module: nn.Module) -> str:
+def hash_weights(module: nn.Module) -> str:
     """SHA-256 of a module's weights: the part of a recipe that shapes don't tell."""
     sha = hashlib.sha256()
     for name, tensor in module.state_dict().items():
@@ -87,6 +78,6 @@ def digest(module: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def state_of(out: Path) -> Path:
-    """Where the training state of a result lies until the result is written."""
+def locate_state(out: Path) -> Path:
+    """The file that holds the training state of a result until the result is written."""
     return out.with_name(f"{out.name}.state")
