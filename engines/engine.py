@@ -1,57 +1,76 @@
-"""One engine with one set of weights, as a request sees it."""
+"""The one protocol of engines, and the one check of what goes into them and comes out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tocom_export.errors import ImageError
 from tocom_export.model.spec import VitSpec
+from tocom_export.variant import Variant
 
 Images = npt.NDArray[np.float32]
+"""Normalised images (B, C, H, W)."""
 Logits = npt.NDArray[np.float32]
+"""(B, classes); pooled features (B, width) of a model without a head."""
+Tensors = Mapping[str, npt.NDArray[Any]]
+"""PyTorch name → weight, in the types that the bundle stores."""
 
 
 class Engine(Protocol):
-    """What a pool needs of an engine, of whichever runtime."""
+    """A variant on one backend, ready to run. Safe to share among threads."""
 
     spec: VitSpec
-    target: int
+    variant: Variant
+
+    @property
+    def largest(self) -> int | None:
+        """Images in a batch at the most; None is any number."""
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of normalised images (B, C, H, W), from several threads at once."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What a request runs on, from its begin to its end: one engine with one set of weights."""
-
-    engine: Engine
-    target: int
-    source: int
-    """Degree that the weights were trained at."""
-    scale: float
-    """Of the compensation that is in them."""
-    bytes: int
-    """What the engine holds for itself: weights, or a whole plan."""
-
-    def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of normalised images (B, C, H, W), both float32.
+        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
 
         Raises:
-            ImageError: the array has another shape or dtype, is empty, or holds a NaN or an
-                infinite value.
+            ImageError: as :func:`check_images` says.
         """
-        logits = self.engine.run(images)
-        # Whatever enters an image reaches its logits, so that these alone need to be looked at.
-        if not np.isfinite(logits).all():
-            bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-            if not bad.any():
-                raise ImageError("the logits are no numbers, though all pixels are finite; are the "
-                                 "images normalised?")  # fmt: skip
-            which = ", ".join(map(str, np.flatnonzero(bad)))
-            raise ImageError(f"image {which} of the batch has pixels that are no finite numbers.")
-        return logits
+
+    def refit(self, weights: Tensors) -> None:
+        """Exchange the weights; runs under way end with the old ones, or a plan refuses meanwhile.
+
+        Args:
+            weights: all tensors of the variant (of a plan, all that it lets go of), of the shapes
+                and types that they have; they must not be changed later.
+        """
+
+
+def check_images(images: Images, spec: VitSpec, largest: int | None = None) -> None:
+    """Raise ImageError where an array is no batch of a model's images, or a too large one."""
+    expected = (spec.channels, *spec.image_size)
+    if images.ndim != 4 or images.shape[1:] != expected or not len(images):
+        raise ImageError(
+            f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) with B ≥ 1 "
+            "is expected."
+        )
+    if largest is not None and len(images) > largest:
+        raise ImageError(
+            f"a batch of {len(images)} images; the plan takes {largest} at most (tocom-export "
+            "build --batch MIN,OPT,MAX)."
+        )
+    if images.dtype != np.float32:
+        raise ImageError(f"images are {images.dtype}; float32 is expected.")
+
+
+def check_logits(logits: Logits, images: Images) -> None:
+    """Raise ImageError where an image has a NaN or infinite value, which reaches its logits."""
+    if np.isfinite(logits).all():
+        return
+    bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if not bad.any():
+        raise ImageError(
+            "logits are NaN or Inf, though all pixels are finite; are the images normalised?"
+        )
+    which = ", ".join(map(str, np.flatnonzero(bad)))
+    raise ImageError(f"image {which} of the batch has pixels that are NaN or Inf.")

@@ -1,24 +1,29 @@
-"""Engines held against the PyTorch model."""
+"""Engines held against the PyTorch model; the only place that judges."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tocom_export.bundle.manifest import graph_name, plan_name
 from tocom_export.bundle.opening import Bundle
+from tocom_export.errors import CheckFailed
 from tocom_export.graph.precision import Precision
 from tocom_export.model.spec import VitSpec
+from tocom_export.variant import Variant
 
-from .onnx.engine import OnnxEngine
+from .engine import Images, Logits
+from .opening import Backend, open_engine
 
-Images = npt.NDArray[np.float32]
+Run = Callable[[Images], Logits]
+Oracle = Callable[[Variant, Images], Logits]
+"""A variant and images → the logits that its engines should give."""
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
 """What |Δ| of a logit may be, over the largest logit: some five times what rounding alone gives."""
 _BATCH = 16
@@ -26,20 +31,22 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one engine's logits compare with the model's on the same images."""
+    """How one engine's logits compare with the oracle's on the same images."""
 
-    target: int
+    engine: str
+    """Its file: ``r08.onnx``."""
+    variant: str
     images: int
     max_difference: float | None
-    """Largest |Δ| of a logit; None where there was no model to compare with."""
+    """Largest |Δ| of a logit; None where there was no oracle to compare with."""
     tolerance: float | None
     """What |Δ| may be."""
     beyond: int
     """Images with a |Δ| beyond the tolerance."""
     agreement: float | None
-    """Share of images with the model's top-1 class, percent."""
+    """Share of images with the oracle's top-1 class, percent."""
     finite: bool
-    """Whether all logits are numbers."""
+    """Whether no logit is NaN or Inf."""
     strict: bool
     """Whether the tolerance was given, and so holds for every image."""
     precision: Precision = "fp32"
@@ -49,79 +56,91 @@ class Comparison:
         """Finite, and within the tolerance; where it wasn't given, on 19 images in 20.
 
         Two pairs of tokens can be equally similar to within rounding, and each side may then
-        merge another one: a rare image differs without either being wrong. Rounding to half the
-        digits or fewer makes that common, so half of the images may then differ; a wrong weight
-        or a lost bias would show on all.
+        merge another one. In half the digits or fewer that is common, so that half of the images
+        may differ; a wrong weight or a lost bias would show on all.
         """
         allowed = self.images // (20 if self.precision == "fp32" else 2)
         return self.finite and self.beyond <= (0 if self.strict else allowed)
 
-    @property
-    def difference(self) -> str:
-        """How far the two are apart, for a message; of a comparison with a model."""
-        return (
-            f"on {self.beyond} of {self.images} images (max |Δ| {self.max_difference:.1e}, "
-            f"{self.tolerance:.1e} allowed)"
+    def require(self, oracle: str, advice: str) -> None:
+        """Raise CheckFailed, which says what to do, unless the engine agrees with the oracle."""
+        if self.passed:
+            return
+        if not self.finite:
+            raise CheckFailed(f"{self.engine} gives logits that are NaN or Inf; {advice}")
+        raise CheckFailed(
+            f"{self.engine} differs from {oracle} on {self.beyond} of {self.images} images (max "
+            f"|Δ| {self.max_difference:.1e}, {self.tolerance:.1e} allowed); {advice}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of all fields and the verdict."""
         fields = dataclasses.asdict(self)
         for name in ("max_difference", "tolerance"):  # JSON has no NaN
-            if fields[name] is not None and not math.isfinite(fields[name]):
-                fields[name] = None
+            fields[name] = fields[name] if math.isfinite(fields[name] or 0) else None
         return {**fields, "passed": self.passed}
 
 
-def compare(
+def verify(
     bundle: Bundle,
     images: Images,
-    reference: Callable[[int, Images], Images] | None,
+    oracle: Oracle | None,
+    *,
+    backend: Backend = "onnx",
+    variants: Iterable[str] | None = None,
     atol: float | None = None,
+    **options: Any,
 ) -> Iterator[Comparison]:
-    """Run every engine of a bundle on images (B, C, H, W), one comparison each.
+    """Run a bundle's engines of one backend on images (B, C, H, W), one comparison each.
 
     Args:
-        reference: (target, images) → the model's logits; None checks for NaN alone.
+        oracle: gives the model's logits; None checks for NaN and Inf alone.
+        variants: names; default: all of the bundle.
         atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times max |logit|.
+        options: of :func:`~tocom_export.engines.opening.open_engine`.
+
+    Raises:
+        TocomError: what opening an engine raises.
     """
-    for target in bundle.targets:
-        judge = None if reference is None else partial(reference, target)
-        run = OnnxEngine(bundle, target).run
-        yield compare_engine(run, target, bundle.precision, images, judge, atol)
+    file_name = graph_name if backend == "onnx" else plan_name
+    for name in bundle.variants if variants is None else variants:
+        variant = bundle.variant(name)
+        engine = open_engine(bundle, variant, backend=backend, **options)
+        judge = None if oracle is None else partial(oracle, variant)
+        yield compare(
+            engine.run, images, judge, file_name(variant.name), variant.name, bundle.precision,
+            atol=atol, batch=engine.largest or _BATCH,
+        )  # fmt: skip
 
 
-def compare_engine(
-    run: Callable[[Images], Images],
-    target: int,
-    precision: Precision,
+def compare(
+    run: Run,
     images: Images,
-    reference: Callable[[Images], Images] | None,
+    oracle: Run | None,
+    engine: str,
+    variant: str,
+    precision: Precision,
+    *,
     atol: float | None = None,
     batch: int = _BATCH,
 ) -> Comparison:
-    """One engine on images (B, C, H, W), so many at a time; see :func:`compare`."""
+    """One engine on images (B, C, H, W), ``batch`` at a time; see :func:`verify`."""
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     got = np.concatenate([run(part) for part in batches])
     finite = bool(np.isfinite(got).all())
-    if reference is None:
-        nothing = (None, None, 0, None)
-        return Comparison(target, len(images), *nothing, finite, False, precision)
-    wanted = np.concatenate([reference(part) for part in batches])
-    largest = float(np.abs(wanted).max())
-    tolerance = TOLERANCES[precision] * largest if atol is None else atol
+    found = Comparison(engine, variant, len(images), None, None, 0, None, finite, False, precision)
+    if oracle is None:
+        return found
+    wanted = np.concatenate([oracle(part) for part in batches])
     difference = np.abs(got - wanted).max(axis=1)
-    agree = got.argmax(axis=1) == wanted.argmax(axis=1)
-    return Comparison(
-        target=target,
-        images=len(images),
+    tolerance = TOLERANCES[precision] * float(np.abs(wanted).max()) if atol is None else atol
+    return dataclasses.replace(
+        found,
         max_difference=float(difference.max()),
         tolerance=tolerance,
         beyond=int((~(difference <= tolerance)).sum()),
-        agreement=100 * float(agree.mean()),
-        finite=finite,
+        agreement=100 * float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
         strict=atol is not None,
-        precision=precision,
     )
 
 

@@ -1,70 +1,65 @@
-"""A picture of a benchmark: throughput, and accuracy where it is known, against degree."""
+"""A picture of a benchmark: throughput, and accuracy where it is known, against cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tocom_export.study.plot_style import COLORS, MARKERS, look, save
+from tocom_export.study.plot_style import COLORS, MARKERS, apply_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Throughputs = Mapping[int, Mapping[int, float]]
-"""Batch → degree → images a second."""
+Speeds = Mapping[int, Mapping[str, float]]
+"""Batch → variant → images a second."""
 
 
-def speed_picture(
-    engines: Throughputs, accuracy: Mapping[int, float], peers: Mapping[str, float], file: Path
-) -> None:
-    """Write :func:`speed_figure` to a PNG or SVG file.
-
-    Raises:
-        InputError: another suffix.
-        MissingPackageError: matplotlib is not installed.
-        OutputError: the file can't be written.
-    """
-    save(partial(speed_figure, engines, accuracy, peers), file)
-
-
-def speed_figure(
-    engines: Throughputs, accuracy: Mapping[int, float], peers: Mapping[str, float]
+def draw_speeds(
+    speeds: Speeds,
+    macs: Mapping[str, float],
+    accuracy: Mapping[str, float],
+    peers: Mapping[str, float],
 ) -> Figure:
-    """Images a second against degree, a line a batch; beside it accuracy, where it is known.
+    """Images a second of the variants, the costliest first, a line a batch; beside it accuracy.
 
     Args:
-        accuracy: degree → top-1 accuracy in percent.
+        macs: variant → multiply-adds per image; those of ``speeds``.
+        accuracy: variant → top-1 accuracy in percent, of those where it is known.
         peers: what else was timed at the largest batch → images a second; broken lines.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
     """
-    with look():
+    order = sorted(macs, key=lambda name: -macs[name])
+    unit, size = ("G", 1e9) if macs[order[0]] >= 1e9 else ("M", 1e6)
+    labels = [f"{name}\n{macs[name] / size:.3g} {unit}" for name in order]
+
+    def draw_line(axes: Axes, values: Mapping[str, float], **style: Any) -> None:
+        places = [place for place, name in enumerate(order) if name in values]
+        axes.plot(places, [values[order[place]] for place in places], **style)
+
+    with apply_style():
         from matplotlib.figure import Figure
 
         panels = 1 + bool(accuracy)
-        figure = Figure(figsize=(4.6 * panels, 3.4), layout="constrained")
-        axes = figure.add_subplot(1, panels, 1)
-        for index, (batch, found) in enumerate(sorted(engines.items())):
-            axes.plot(
-                sorted(found),
-                [found[degree] for degree in sorted(found)],
-                color=COLORS[index % 6],
-                marker=MARKERS[index % 6],
-                label=f"batch {batch}",
-            )
-        for index, (name, throughput) in enumerate(peers.items()):
-            color = COLORS[(len(engines) + index) % 6]
+        width = max(4.6, 0.45 * len(order))
+        figure = Figure(figsize=(width * panels, 3.4), layout="constrained")
+        axes = figure.add_subplot(1, panels, 1, title="images per second")
+        for index, (batch, found) in enumerate(sorted(speeds.items())):
+            color, marker = COLORS[index % 6], MARKERS[index % 6]
+            draw_line(axes, found, color=color, marker=marker, label=f"batch {batch}")
+        for index, (name, throughput) in enumerate(peers.items(), len(speeds)):
+            color = COLORS[index % 6]
             axes.axhline(throughput, color=color, linestyle=(0, (4, 2)), label=name)
-        degrees = sorted({degree for found in engines.values() for degree in found})
-        axes.set_xticks(degrees)
         axes.set_ylim(bottom=0)
-        axes.set_title("images per second")
         axes.legend(fontsize=7)
         if accuracy:
-            other = figure.add_subplot(1, 2, 2)
-            known = sorted(accuracy)
-            other.plot(known, [accuracy[degree] for degree in known], color="#222222", marker="o")
-            other.set_xticks(degrees)
-            other.set_title("accuracy, %")
-        figure.supxlabel("degree: tokens removed in each layer", fontsize=9)
+            beside = figure.add_subplot(1, panels, 2, title="accuracy, %")
+            draw_line(beside, accuracy, color="#222222", marker="o")
+        for axes in figure.axes:
+            slanted = max(map(len, order)) > 8
+            axes.set_xticks(range(len(order)), labels, rotation=30 if slanted else 0)
+            axes.set_xlim(-0.5, len(order) - 0.5)
+        figure.supxlabel("variant, and its MACs per image", fontsize=9)
     return figure

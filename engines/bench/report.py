@@ -1,30 +1,40 @@
-"""What ``bench`` found, as a table, a document and a picture."""
+"""What was measured of a bundle, and what follows from it."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tocom_export.cli.output import Output, megabytes
-from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.schedule import Schedule
+
+from .timing import Timing
 
 if TYPE_CHECKING:
-    from tocom_export.bundle.opening import Bundle
-
-    from ..serving.simulation import Arrivals, Outcome
+    from ..serving.simulation import Arrivals, Comparison
     from ..tensorrt.trtexec import LayerTime
-    from .timing import Timing
 
 SLOWEST = 5
 """Layers of a plan that are named."""
-TRACE_SECONDS, TRACE_REQUESTS = 8, 2000
-"""Least length of the traces that steering is shown on, in pretended seconds and in requests that
-the lowest degree could serve."""
-Timings = Mapping[tuple[int, int], "Timing"]
-"""(target, batch) → how fast."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How fast one engine, or a peer that one would run instead, is at one batch."""
+
+    name: str
+    """Of the variant, or of the peer."""
+    backend: str
+    """``onnx``, ``tensorrt``, ``tensorrt-rtx``, ``trtexec``; of a peer also ``torch``."""
+    precision: str
+    variant: str
+    """Of a peer, the one whose tokens it keeps: ``r00`` is the dense model."""
+    timing: Timing
+    peer: bool = False
+    memory: int | None = None
+    """Bytes of a process that runs it alone, at the largest batch; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -32,155 +42,98 @@ class Report:
     """All that was measured of one bundle."""
 
     bundle: Bundle
-    runner: str
-    timings: Timings
-    layers: Mapping[int, Sequence[LayerTime]] = field(default_factory=dict)
-    peers: Mapping[tuple[str, int], Timing] = field(default_factory=dict)
-    """(name, batch) → how fast."""
-    missing: Sequence[str] = ()
+    device: str
+    """The processor or GPU."""
+    rows: Sequence[Row]
+    not_timed: Sequence[str] = ()
     """Peers that weren't timed, and why."""
-    memory: Mapping[str, int | None] = field(default_factory=dict)
-    """Engine (``r08``) or peer → bytes of a process that runs it alone."""
-    steering: Mapping[str, Mapping[str, Outcome]] = field(default_factory=dict)
-    """Trace → degree (``r08``) or ``steered`` → what became of its requests."""
+    layers: Mapping[str, Sequence[LayerTime]] = field(default_factory=dict)
+    """Variant → where its plan spends its time, the slowest layer first."""
+    steering: Mapping[str, Comparison] = field(default_factory=dict)
+    """Trace → what became of its requests."""
 
-    def bound(self, target: int) -> float:
-        """What r = 0 costs over this target, multiply-adds alone."""
-        costs = [TokenSchedule.of(self.bundle.spec, r) for r in (0, target)]
-        dense, reduced = (cost.multiply_adds(self.bundle.spec) for cost in costs)
-        return dense / reduced
+    @property
+    def dense(self) -> str | None:
+        """The variant among the rows that removes no tokens."""
+        variants = (self.bundle.variant(row.variant) for row in self.rows if not row.peer)
+        return next((v.name for v in variants if v.degree == 0), None)
 
-    def speed_up(self, timing: Timing) -> float | None:
-        """Over the engine at degree 0, which the bundle may not have."""
-        dense = self.timings.get((0, timing.batch))
-        return timing.throughput / dense.throughput if dense else None
+    def macs(self, variant: str) -> int:
+        """Multiply-adds per image."""
+        return self.bundle.variant(variant).schedule(self.bundle.spec).macs(self.bundle.spec)
+
+    def bound(self, variant: str) -> float:
+        """The speed-up over the dense model that multiply-adds alone would give."""
+        return Schedule.of(self.bundle.spec, 0).macs(self.bundle.spec) / self.macs(variant)
+
+    def speed_up(self, row: Row) -> float | None:
+        """Over the dense variant at the same batch; None where that wasn't timed."""
+        dense = self._list_speeds(row.timing.batch).get(self.dense or "")
+        return row.timing.images_per_s / dense if dense else None
+
+    def describe(self, row: Row) -> dict[str, Any]:
+        """A row and what follows from it, unrounded."""
+        facts = asdict(row)
+        facts |= facts.pop("timing")
+        speed_up, macs, bound = self.speed_up(row), None, None
+        if not row.peer:
+            macs, bound = self.macs(row.variant), self.bound(row.variant)
+        of_bound = speed_up / bound if speed_up and bound else None
+        return {**facts, "speed_up": speed_up, "macs": macs, "bound": bound, "of_bound": of_bound}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, unrounded."""
-        timings = []
-        for (target, _), timing in self._ordered():
-            speed_up = self.speed_up(timing)
-            timings.append(
-                {
-                    "target": target,
-                    **timing.to_json(),
-                    "speed_up": speed_up,
-                    "bound": self.bound(target),
-                    "of_bound": speed_up and speed_up / self.bound(target),
-                    "memory": self.memory.get(f"r{target:02d}"),
-                }
-            )
-        peers = [
-            {
-                "name": name,
-                **timing.to_json(),
-                "speed_up": self.speed_up(timing),
-                "memory": self.memory.get(name),
-            }
-            for (name, _), timing in self.peers.items()
-        ]
+        """Everything."""
         return {
             "bundle": str(self.bundle.path),
-            "runner": self.runner,
-            "timings": timings,
-            "peers": peers,
-            "peers_missing": list(self.missing),
+            "device": self.device,
+            "rows": [self.describe(row) for row in self.rows],
+            "not_timed": list(self.not_timed),
             "layers": {
-                str(target): [asdict(layer) for layer in found[:SLOWEST]]
-                for target, found in self.layers.items()
+                name: [asdict(layer) for layer in found[:SLOWEST]]
+                for name, found in self.layers.items()
             },
-            "steering": {
-                trace: {name: found.to_json() for name, found in outcomes.items()}
-                for trace, outcomes in self.steering.items()
-            },
+            "steering": {name: asdict(found) for name, found in self.steering.items()},
         }
 
-    def show(self, output: Output) -> None:
-        """The tables, and a word on what they lack."""
-        columns = ["", "batch", "median ms", "10 to 90 %", "p99 ms", "images/s", "over r00"]
-        columns += ["of bound", "memory"]
-        rows = [self._row(f"r{target:02d}", timing, target) for (target, _), timing in
-                self._ordered()]  # fmt: skip
-        rows += [self._row(name, timing) for (name, _), timing in self.peers.items()]
-        output.table(columns, rows, f"{self.bundle.path}, {self.runner}, {self.bundle.precision}")
-        for target, found in self.layers.items():
-            slowest = [
-                [x.name[:60], f"{x.average_ms:.3f}", f"{x.share:.1f} %"] for x in found[:SLOWEST]
-            ]
-            output.table(["layer", "ms", "share"], slowest, f"r{target:02d}")
-        for trace, outcomes in self.steering.items():
-            shown = [
-                [name, f"{found.met:.1f} %", f"{found.mean_degree:.1f}", f"{found.p50_ms:.1f}",
-                 f"{found.p99_ms:.1f}", found.switches]
-                for name, found in outcomes.items()
-            ]  # fmt: skip
-            columns = ["", "in time", "mean degree", "median ms", "p99 ms", "switches"]
-            count = next(iter(outcomes.values())).requests
-            output.table(columns, shown, f"{trace}, {count} requests, simulated with these times")
-        for line in self.missing:
-            output.note(f"Not timed: {line}")
-        if 0 not in {target for target, _ in self.timings}:
-            output.note("No engine at degree 0 was timed to compare with.")
-        for (target, batch), timing in self._ordered():
-            if (self.speed_up(timing) or 1) < 1:
-                output.note(
-                    f"r{target:02d} is slower than r00 at batch {batch}: removing tokens pays when "
-                    "the batch fills the device."
-                )
-
-    def draw(self, file: Path) -> None:
-        """Write the picture."""
-        from .plot import speed_picture
-
-        engines: dict[int, dict[int, float]] = {}
-        for (target, batch), timing in self.timings.items():
-            engines.setdefault(batch, {})[target] = timing.throughput
-        largest = max(engines)
-        peers = {n: t.throughput for (n, batch), t in self.peers.items() if batch == largest}
-        accuracy = {t: a for t, a in self.bundle.accuracy.items() if t in engines[largest]}
-        speed_picture(engines, accuracy, peers, file)
-
-    def steered(self, slo: float, recorded: Mapping[str, Arrivals]) -> Report:
+    def steer(self, slo: float, traces: Mapping[str, Arrivals] | None = None) -> Report:
         """The same with what steering would do with the times at the smallest batch.
 
         Args:
             slo: latency wanted, seconds.
-            recorded: name → arrivals; where it is empty, made ones.
+            traces: name → arrivals; default: :func:`~..serving.simulation.draw_traces`.
         """
-        from ..serving.simulation import TRACES, simulate, synthetic
+        from ..serving.simulation import compare_steering, draw_traces
         from ..serving.steering import Steering
 
-        smallest = min(batch for _, batch in self.timings)
-        seconds = {t: x.median_ms / 1000 for (t, b), x in self.timings.items() if b == smallest}
-        choices = {"steered": Steering(seconds, slo, self.bundle.accuracy)}
-        for target in sorted(seconds):
-            fixed = Steering(seconds, slo, floor=target, ceiling=target)
-            choices[f"r{target:02d}"] = fixed
-        capacity = 1 / seconds[min(seconds)]
-        length = max(TRACE_SECONDS, TRACE_REQUESTS / capacity)
-        traces = recorded or {shape: synthetic(shape, capacity, length) for shape in TRACES}
+        smallest = min(row.timing.batch for row in self.rows)
+        own = (row for row in self.rows if not row.peer and row.timing.batch == smallest)
+        seconds = {row.variant: row.timing.median_ms / 1000 for row in own}
+        by_cost = sorted(seconds, key=self.macs, reverse=True)  # times scatter, MACs don't
+        steering = Steering(seconds, slo, self.bundle.accuracy, by_cost)
         found = {
-            name: {choice: simulate(arrivals, how) for choice, how in choices.items()}
-            for name, arrivals in traces.items()
+            name: compare_steering(steering, arrivals)
+            for name, arrivals in (traces or draw_traces(seconds)).items()
         }
-        return dataclasses.replace(self, steering=found)
+        return replace(self, steering=found)
 
-    def _ordered(self) -> list[tuple[tuple[int, int], Timing]]:
-        return sorted(self.timings.items(), key=lambda item: item[0][::-1])
+    def plot(self, file: Path) -> None:
+        """Write :func:`~.plot.draw_speeds` to a PNG or SVG file.
 
-    def _row(self, name: str, timing: Timing, target: int | None = None) -> list[object]:
-        speed_up, memory = self.speed_up(timing), self.memory.get(name)
-        share = None
-        if speed_up and target:
-            share = speed_up / self.bound(target)
-        return [
-            name,
-            timing.batch,
-            f"{timing.median_ms:.2f}",
-            f"{timing.low_ms:.2f} to {timing.high_ms:.2f}",
-            f"{timing.p99_ms:.2f}",
-            f"{timing.throughput:.1f}",
-            f"{speed_up:.2f}×" if speed_up else "-",
-            f"{100 * share:.0f} %" if share else "-",
-            megabytes(memory) if memory else "-",
-        ]
+        Raises:
+            MissingPackageError, InputError, OutputError: as drawing and saving do.
+        """
+        from tocom_export.study.plot_style import save
+
+        from .plot import draw_speeds
+
+        batches = sorted({row.timing.batch for row in self.rows})
+        speeds = {batch: self._list_speeds(batch) for batch in batches}
+        macs = {name: self.macs(name) for name in speeds[batches[-1]]}
+        accuracy = {name: a for name, a in self.bundle.accuracy.items() if name in macs}
+        peers = self._list_speeds(batches[-1], peer=True)
+        save(draw_speeds(speeds, macs, accuracy, peers), file)
+
+    def _list_speeds(self, batch: int, peer: bool = False) -> dict[str, float]:
+        """Variant, or peer → images a second."""
+        rows = (row for row in self.rows if (row.timing.batch, row.peer) == (batch, peer))
+        return {row.name: row.timing.images_per_s for row in rows}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,33 +16,29 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast one engine is at one batch."""
+    """How fast one engine is at one batch; times in milliseconds."""
 
     batch: int
     runs: int
     median_ms: float
+    min_ms: float
     low_ms: float
     """A tenth of the runs are faster."""
     high_ms: float
     """A tenth of the runs are slower."""
     p99_ms: float
-    throughput: float
-    """Images per second."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object of all fields."""
-        return asdict(self)
+    images_per_s: float
 
 
 def time_engines(
     runs: Mapping[Key, Callable[[], object]],
     batch: int,
     seconds: float,
-    tell: Callable[[Key], None] | None = None,
+    tell: Callable[[Key], None] = lambda name: None,
 ) -> dict[Key, Timing]:
     """Time some engines, taking turns, so that a machine that drifts is fair to all.
 
-    Times are from the call to its return, copies included; an engine's throughput is that of its
+    Times are from the call to its return, copies included; images a second are those of the
     median run.
 
     Args:
@@ -51,8 +47,7 @@ def time_engines(
         tell: called with a name when its warm-up begins.
     """
     for name, run in runs.items():
-        if tell:
-            tell(name)
+        tell(name)
         for _ in range(3):
             run()
     took: dict[Key, list[float]] = {name: [] for name in runs}
@@ -63,10 +58,10 @@ def time_engines(
             start = time.perf_counter()
             run()
             took[name].append(time.perf_counter() - start)
-    return {name: summary(times, batch) for name, times in took.items()}
+    return {name: summarise_times(times, batch) for name, times in took.items()}
 
 
-def summary(times: Sequence[float] | npt.NDArray[np.float64], batch: int) -> Timing:
+def summarise_times(times: Sequence[float] | npt.NDArray[np.float64], batch: int) -> Timing:
     """Seconds of each run → their median and spread in milliseconds."""
-    low, median, high, p99 = map(float, 1000 * np.quantile(times, (0.1, 0.5, 0.9, 0.99)))
-    return Timing(batch, np.size(times), median, low, high, p99, 1000 * batch / median)
+    least, low, median, high, p99 = map(float, 1000 * np.quantile(times, (0, 0.1, 0.5, 0.9, 0.99)))
+    return Timing(batch, np.size(times), median, least, low, high, p99, 1000 * batch / median)

@@ -12,11 +12,18 @@ _MOVES = {
 """Operators that a CPU has for bfloat16: they only move elements."""
 
 
+def widen_file(content: bytes) -> bytes:
+    """:func:`widen` for a graph that is serialized."""
+    model = onnx.load_from_string(content)
+    widen(model)
+    widened: bytes = model.SerializeToString()
+    return widened
+
+
 def widen(model: onnx.ModelProto) -> None:
     """Let a graph do its bfloat16 arithmetic in float32, rounded after each operator; in place.
 
-    What a processor with bfloat16 units does, slowly: each operator reads its operands as
-    float32 and its result is rounded to bfloat16. Weights stay where they lie.
+    It is what a processor with bfloat16 units does, slowly. Weights stay where they lie.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
@@ -29,14 +36,12 @@ def widen(model: onnx.ModelProto) -> None:
         if node.op_type not in _MOVES:
             for index, name in enumerate(node.input):
                 if types.get(name) == _BF16:
-                    wide = f"{node.name}/wide.{index}"
+                    node.input[index] = wide = f"{node.name}/wide.{index}"
                     before.append(onnx.helper.make_node("Cast", [name], [wide], wide, to=_FLOAT))
-                    node.input[index] = wide
             for index, name in enumerate(node.output):
                 if types.get(name) == _BF16:
-                    exact = f"{node.name}/exact.{index}"
+                    node.output[index] = exact = f"{node.name}/exact.{index}"
                     after.append(onnx.helper.make_node("Cast", [exact], [name], exact, to=_BF16))
-                    node.output[index] = exact
         nodes += [*before, node, *after]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -7,10 +7,9 @@ import numpy.typing as npt
 import onnx
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import MissingPackageError
 from tocom_export.graph.quantising import LARGEST, quantized_layers
 
-from .session import WEIGHTS_FOLDER
+from .session import open_session
 
 _BATCH = 32
 SHARE = 0.9999
@@ -18,23 +17,16 @@ SHARE = 0.9999
 them, 0.999 and 0.99999 (docs/precision.md)."""
 
 
-def input_scales(
-    bundle: Bundle, target: int, images: npt.NDArray[np.float32], share: float = SHARE
+def measure_input_scales(
+    bundle: Bundle, variant: str, images: npt.NDArray[np.float32], share: float = SHARE
 ) -> dict[str, float]:
-    """Layer → what one step of its int8 input stands for, at one target of an fp32 bundle.
+    """Layer → what one step of its int8 input stands for, in one variant of an fp32 bundle.
 
     Args:
         images: normalised (N, C, H, W); some hundreds are enough.
         share: of a layer's inputs in the batch where they are largest, those within its range.
-
-    Raises:
-        MissingPackageError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingPackageError("onnxruntime", "cpu") from None
-    model = onnx.load(bundle.graph(target), load_external_data=False)
+    model = onnx.load(bundle.graph(variant), load_external_data=False)
     weights = {f"{layer}.weight": layer for layer in quantized_layers(bundle.spec)}
     inputs = {
         weights[node.input[1]]: node.input[0]
@@ -43,12 +35,7 @@ def input_scales(
     }
     wanted = list(dict.fromkeys(inputs.values()))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session, _ = open_session(bundle, variant, "cpu", None, graph=model.SerializeToString())
     reach = dict.fromkeys(wanted, 0.0)
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]

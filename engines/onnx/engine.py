@@ -1,92 +1,80 @@
-"""One degree of a bundle in ONNX Runtime."""
+"""A variant in ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import ImageError
+from tocom_export.io.tensors import map_tensors, read_header
+from tocom_export.variant import Variant
 
-from .session import Provider, open_session
-
-__all__ = ["OnnxEngine", "Provider"]
+from ..engine import Images, Logits, Tensors, check_images
+from .session import Device, open_session
 
 
 class OnnxEngine:
-    """A bundle's graph at one target degree, ready to run. Safe to share among threads.
+    """A bundle's graph of one variant, ready to run. Safe to share among threads.
 
     The weights are mapped from the bundle's files and not repacked, so that engines of one
     bundle share them in memory. On a CPU, which has no bfloat16 operators, bf16 is computed in
     float32 and rounded after each operator: slow, and right.
 
     Args:
-        bundle: an opened bundle.
-        target: one of its degrees.
-        provider: where to run. One that the runtime does not give is an error; it would
-            otherwise fall back to the CPU in silence.
+        variant: one of the bundle's, its name or its bare degree.
+        device: where to run; one that the runtime does not give is an error.
         threads: threads within an operator; None leaves it to the runtime.
-        compensated: False runs the checkpoint's own weights at that degree: token reduction
-            alone, to compare with.
-        weights: the target's tensors, all of them and in the bundle's types, to run in place of
+        compensated: False runs the checkpoint's own weights: token reduction alone.
+        weights: the variant's tensors, all of them and in the bundle's types, to run in place of
             those in its files. A CPU reads them where they lie: engines that are given the same
             arrays share them, and an array must not be changed afterwards.
-        graph: the target's graph, in place of the file.
+        graph: the variant's graph, in place of the file.
 
     Raises:
-        DegreeError: the bundle has no such target.
-        MissingPackageError: ONNX Runtime is not installed.
-        ProviderError: the provider asked for is not what the session got.
+        DegreeError: the bundle has no such variant.
+        MissingPackageError, DeviceError: ONNX Runtime is not installed, or without the device.
         BundleError: ONNX Runtime can't open the files.
     """
+
+    largest = None
 
     def __init__(
         self,
         bundle: Bundle,
-        target: int,
+        variant: Variant | str | int,
         *,
-        provider: Provider = "cpu",
+        device: Device = "cpu",
         threads: int | None = None,
         compensated: bool = True,
-        weights: Mapping[str, npt.NDArray[Any]] | None = None,
+        weights: Tensors | None = None,
         graph: bytes | None = None,
     ) -> None:
-        self.spec = bundle.spec
-        self.target = target
-        self._open: Callable[[], tuple[Any, list[Any]]] = partial(
-            open_session, bundle, target, provider, threads, compensated, weights, graph
-        )
-        self._opened = self._open()
+        self.spec, self._path, self._compensated = bundle.spec, bundle.path, compensated
+        self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
+        self._open = partial(open_session, bundle, self.variant.name, device, threads, graph=graph)
+        self._opened = self._open(weights=weights or self._read_plain())
 
-    def reload(self) -> None:
-        """Read the weights again, after a refit of the bundle's files; given ones stay.
-
-        Runs that are under way end with the old weights, those that begin later have the new
-        ones.
-
-        Raises:
-            BundleError: the files can't be opened; the engine goes on with the old weights.
-        """
-        self._opened = self._open()
-
-    def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
-
-        Raises:
-            ImageError: the array has another shape or dtype, or is empty.
-        """
-        expected = (self.spec.channels, *self.spec.image_size)
-        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            raise ImageError(
-                f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) "
-                "with B ≥ 1 is expected."
-            )
-        if images.dtype != np.float32:
-            raise ImageError(f"images are {images.dtype}; float32 is expected.")
-        session, _held = self._opened  # both, for a reload may come while this one runs
-        logits: npt.NDArray[np.float32] = session.run(None, {"images": images})[0]
+    def run(self, images: Images) -> Logits:
+        """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
+        check_images(images, self.spec)
+        session, _held = self._opened  # both, for a refit may come while this one runs
+        logits: Logits = session.run(None, {"images": images})[0]
         return logits
+
+    def refit(self, weights: Tensors | None = None) -> None:
+        """Exchange the weights; None reads the bundle's files again, after a refit of theirs.
+
+        Raises:
+            BundleError: they can't be opened; the engine goes on with the old weights.
+        """
+        now = self.variant
+        if weights is None:
+            now = Bundle.open(self._path).variant(now.name)
+        self._opened = self._open(weights=weights or self._read_plain())
+        self.variant = now
+
+    def _read_plain(self) -> Tensors | None:
+        """The checkpoint's own weights in place of compensated ones."""
+        if self._compensated:
+            return None
+        return map_tensors(read_header(self._path / WEIGHTS)[0])

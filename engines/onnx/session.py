@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import BundleError, MissingPackageError, ProviderError, brief
-from tocom_export.io.tensors import read_header
+from tocom_export.errors import BundleError, DeviceError, InputError, MissingPackageError, brief
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
-_PROVIDERS: dict[Provider, str] = {
+from ..engine import Tensors
+
+Device = Literal["cpu", "cuda", "tensorrt"]
+"""What ONNX Runtime calls a provider."""
+DEVICES: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
 _ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int8": 3}
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""Where the weights lie of a graph that is given as bytes."""
 
 
 @cache
 def _share_allocator() -> None:
-    """One arena for the activations of all engines, made once in a process.
-
-    Engines that don't run at the same time then use the same memory. The arena grows by what
-    is asked for, not by powers of two.
-    """
+    """One arena for the activations of all engines; it grows by what is asked for, no more."""
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtArenaCfg
 
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu",
-        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-        0,
-        onnxruntime.OrtMemType.DEFAULT,
-    )
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
     try:
         onnxruntime.create_and_register_allocator(memory, OrtArenaCfg({"arena_extend_strategy": 1}))
     except Exception as error:  # a host application may have made one; releases differ in the type
@@ -49,122 +39,100 @@ def _share_allocator() -> None:
 
 def open_session(
     bundle: Bundle,
-    target: int,
-    provider: Provider,
+    variant: str,
+    device: Device,
     threads: int | None,
-    compensated: bool,
-    weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    *,
+    weights: Tensors | None = None,
     graph: bytes | None = None,
 ) -> tuple[Any, list[Any]]:
-    """An ``onnxruntime.InferenceSession`` of one target of a bundle, and what must outlive it.
+    """An ``onnxruntime.InferenceSession`` of a bundle's variant, and what must outlive it.
 
-    Args:
-        provider: where to run; one that the runtime does not give is an error.
-        threads: threads within an operator; None leaves it to the runtime.
-        compensated: False runs the checkpoint's own weights at that degree.
-        weights: all tensors of the target, as stored, in place of those in the bundle's files;
-            a CPU reads them where they lie.
-        graph: the target's graph, in place of the bundle's file.
-
-    Raises:
-        DegreeError, MissingPackageError, ProviderError, BundleError: as
-            :class:`~tocom_export.engines.onnx.engine.OnnxEngine` says.
+    Arguments and errors are those of :class:`~tocom_export.engines.onnx.engine.OnnxEngine`.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        extra = "cpu" if provider == "cpu" else "gpu"
-        raise MissingPackageError("onnxruntime", extra) from None
-    file = bundle.graph(target)
-    wanted = _PROVIDERS[provider]
-    if wanted not in onnxruntime.get_available_providers():
-        have = ", ".join(
-            n for n, full in _PROVIDERS.items() if full in onnxruntime.get_available_providers()
-        )
-        raise ProviderError(
-            f"--provider {provider}: this ONNX Runtime {onnxruntime.__version__} has {have}; "
-            "onnxruntime-gpu, in place of onnxruntime, brings cuda and tensorrt."
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Prepacking copies every weight into private memory; without it all engines of a
-    # bundle run from the same mapped pages, at the same speed.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # Each session has threads of its own, which spin a while after a run; on a machine
-    # where another engine runs next, they would take its processors (15 % of its speed).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if provider == "cpu":
-        _share_allocator()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    onnxruntime = _import_onnxruntime(device)
+    file = bundle.graph(variant)
+    options = _choose_options(onnxruntime, bundle, device, threads)
     content: str | bytes = graph or str(file)
-    narrow = bundle.precision == "bf16" and provider == "cpu"
-    if narrow or not compensated:
-        content = _altered(bundle, target, compensated, narrow, graph or file.read_bytes())
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
-    held = _hold(options, weights, provider) if weights else []
-    if narrow:  # optimised, the roundings between two operators might be taken for superfluous
+    if bundle.precision == "bf16" and device == "cpu":
+        from .bfloat16 import widen_file
+
+        content = widen_file(graph or file.read_bytes())
+        # Optimised, the roundings between two operators might be taken for superfluous.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    given = {"use_tf32": "0"} if provider == "cuda" else {}  # else float32 products are rounded
+    held = _hold(options, weights, device) if weights else []
+    given = {"use_tf32": "0"} if device == "cuda" else {}  # else float32 products are rounded
     try:
         session = onnxruntime.InferenceSession(
-            content, options, providers=[(wanted, given)], enable_fallback=0
+            content, options, providers=[(DEVICES[device], given)], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
         raise BundleError(f"{file}: ONNX Runtime can't open it ({brief(error)}).") from error
-    if wanted != session.get_providers()[0]:
-        raise ProviderError(
-            f"--provider {provider}: ONNX Runtime gave {session.get_providers()[0]} "
-            f"instead; are the libraries that {wanted} needs installed?"
+    if (got := session.get_providers()[0]) != DEVICES[device]:
+        raise DeviceError(
+            f"`device` {device}: ONNX Runtime gave {got} instead; are the libraries that "
+            f"{DEVICES[device]} needs installed?"
         )
-
     session.disable_fallback()  # else a failing run goes on, on the CPU
     return session, held
 
 
-def _hold(options: Any, weights: Mapping[str, npt.NDArray[Any]], provider: Provider) -> list[Any]:
+def _import_onnxruntime(device: Device) -> Any:
+    """The module, once it knows the device."""
+    if device not in DEVICES:
+        raise InputError(f"`device` {device!r}: it is {', '.join(DEVICES)}.")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingPackageError("onnxruntime", "cpu" if device == "cpu" else "gpu") from None
+    known = onnxruntime.get_available_providers()
+    if DEVICES[device] not in known:
+        have = ", ".join(name for name, provider in DEVICES.items() if provider in known)
+        raise DeviceError(
+            f"`device` {device}: this ONNX Runtime {onnxruntime.__version__} has {have}; "
+            "onnxruntime-gpu, in place of onnxruntime, brings cuda and tensorrt."
+        )
+    return onnxruntime
+
+
+def _choose_options(onnxruntime: Any, bundle: Bundle, device: Device, threads: int | None) -> Any:
+    entries = {
+        # Prepacking copies every weight into private memory; without it all engines of a
+        # bundle run from the same mapped pages, at the same speed.
+        "disable_prepacking": "1",
+        # Each session has threads of its own, which spin a while after a run; on a machine
+        # where another engine runs next, they would take its processors (15 % of its speed).
+        "force_spinning_stop": "1",
+        # Where the weights lie of a graph that is given as bytes.
+        "model_external_initializers_file_folder_path": str(bundle.path),
+    }
+    if device == "cpu":
+        _share_allocator()
+        entries["use_env_allocators"] = "1"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        options.add_session_config_entry(f"session.{name}", value)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _hold(options: Any, weights: Tensors, device: Device) -> list[Any]:
     """Have a session take its weights from arrays; what is returned must outlive it."""
     import onnxruntime
 
-    values = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            tensor.view(np.uint16) if tensor.dtype.name == "bfloat16" else tensor,
-            _ONNX_TYPES[tensor.dtype.name],
-        )
-        for name, tensor in weights.items()
-    }
+    make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+    values = {}
+    for name, tensor in weights.items():
+        kind = tensor.dtype.name
+        array = tensor.view(np.uint16) if kind == "bfloat16" else tensor
+        values[name] = make(array, _ONNX_TYPES[kind])
     # In the graph, which is optimised with them: a constant that is folded must not come from
     # the files. Beyond that each session would have its own copy; so on a CPU they are also
     # given as initializers that sessions share.
     options.add_external_initializers(list(values), list(values.values()))
-    if provider == "cpu":
+    if device == "cpu":
         for name, value in values.items():
             options.add_initializer(name, value)
     return list(values.values())
-
-
-def _altered(bundle: Bundle, target: int, compensated: bool, narrow: bool, graph: bytes) -> bytes:
-    """A target's graph with other weights or with bfloat16 widened, as the file would hold it.
-
-    What a target's weights file replaces is read from the shared file instead where the engine
-    is not to be compensated.
-    """
-    import onnx
-
-    model = onnx.load_from_string(graph)
-    if not compensated:
-        shared, *own = (read_header(file)[0] for file in bundle.weight_files(target))
-        names = {name for header in own for name in header}
-        for tensor in model.graph.initializer:
-            if tensor.name in names:
-                stored = shared[tensor.name]
-                place = {"location": stored.file.name, "offset": stored.offset}
-                for entry in tensor.external_data:
-                    entry.value = str({**place, "length": stored.length}[entry.key])
-    if narrow:
-        from .bfloat16 import widen
-
-        widen(model)
-    content: bytes = model.SerializeToString()
-    return content

@@ -1,49 +1,25 @@
-"""All degrees of a bundle, of which one serves: switched and refitted while it runs."""
+"""All variants of a bundle, of which one serves: switched and refitted while it runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any
 
 import numpy as np
 
-from tocom_export.bundle.opening import WEIGHTS, Bundle
+from tocom_export.bundle.manifest import WEIGHTS
+from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.checkpoint import Checkpoint
-from tocom_export.compression.schedule import MAX_DEGREE
-from tocom_export.errors import (
-    BankError,
-    BundleError,
-    CheckFailed,
-    CheckpointError,
-    DegreeError,
-    InputError,
-    PoolError,
-)
-from tocom_export.io.memory import give_back
-from tocom_export.model.catalogue import REFERENCE, REFERENCE_BANKS
-from tocom_export.model.spec import VitSpec
+from tocom_export.errors import BundleError, CheckFailed, InputError, PoolError
+from tocom_export.io.memory import release_memory
+from tocom_export.variant import find_variant
 
-from ..engine import Images, Logits, Serving
-from ..onnx.session import Provider
-from ..refit import NewWeights
+from ..engine import Images, Logits
+from ..opening import Backend
 from ..verify import sample_images
-from ..weights import (
-    WeightSet,
-    bundled,
-    compensated_anew,
-    exchanged_checkpoint,
-    identity,
-)
-
-Value = TypeVar("Value", int, float)
+from .loaded import Loaded, Serving
 
 
 class EnginePool:
@@ -52,19 +28,16 @@ class EnginePool:
     A request runs wholly on one engine and one set of weights, those that serve when it begins.
     Switching changes a pointer. A refit prepares engines with the new weights beside the old
     ones, then exchanges all of them at once; requests that are under way end on the old. The
-    weights are held in memory: what becomes of the bundle's files, or whether they can be written,
-    is of no matter. The lowest degree serves first.
+    weights are held in memory: what becomes of the bundle's files is of no matter to engines that
+    are open. The variant of the most MACs serves first.
 
     Args:
         path: the bundle's folder.
-        targets: degrees to hold; default: all of the bundle.
-        runner: ``onnx`` for ONNX Runtime, ``plan`` for the bundle's TensorRT plans.
-        provider: where ONNX Runtime runs.
-        threads: of ONNX Runtime within an operator; None leaves it to the runtime.
-        memory: opens a degree when it is first asked for, and closes those that were not used
-            for longest where all weights together are more than so many bytes; None opens every
-            degree at once.
-        host_code: see :class:`~tocom_export.engines.tensorrt.engine.TensorRtEngine`.
+        variants: those to hold, by name or bare degree; default: all of the bundle.
+        backend: what runs them.
+        memory: opens a variant when it is first asked for, and closes those that were not used
+            for longest where all weights together are more than so many bytes; None opens all.
+        options: device, threads and host_code, as of :meth:`Bundle.engine`.
 
     Raises:
         TocomError: what opening a bundle and its engines raises.
@@ -74,90 +47,60 @@ class EnginePool:
         self,
         path: Path | str,
         *,
-        targets: Iterable[int] | None = None,
-        runner: Literal["onnx", "plan"] = "onnx",
-        provider: Provider = "cpu",
-        threads: int | None = None,
+        variants: Iterable[str | int] | None = None,
+        backend: Backend = "onnx",
         memory: float | None = None,
-        host_code: bool = False,
+        **options: Any,
     ) -> None:
-        if runner not in ("onnx", "plan"):
-            raise InputError(f"runner {runner!r}: it is 'onnx' or 'plan'.")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads {threads}: there is one at least.")
         if memory is not None and not memory >= 0:
-            raise InputError(f"memory {memory}: a number of bytes is expected.")
-        self._path, self._chosen = Path(path), targets and tuple(targets)
-        self._runner, self._provider, self._threads = runner, provider, threads
-        self._memory, self._host_code = memory, host_code
-        self._used: dict[int, float] = defaultdict(float)
+            raise InputError(f"`memory` {memory}: a number of bytes is expected.")
+        self._chosen, self._memory = None if variants is None else tuple(variants), memory
         self._changing = threading.Lock()  # held while engines are opened: seconds
         self._pointing = threading.Lock()  # held while the pointer is moved: microseconds
-        self._bundle, self._weights = self._opened_bundle()
-        self._servings = self._prepared(
-            self._bundle, self._weights, self.targets if memory is None else self.targets[:1]
-        )
-        self._now: Serving | None = self._servings[self.targets[0]]
-
-    @property
-    def spec(self) -> VitSpec:
-        """The model's architecture."""
-        return self._bundle.spec
+        self._loaded = Loaded.of(Bundle.open(path), self._chosen, backend, options)
+        self.spec = self.bundle.spec
+        names = self.variants
+        # Those that are open, by their last use; never changed in place.
+        self._servings = self._prepare(self._loaded, names if memory is None else names[:1])
+        self._now: Serving | None = self._servings[names[0]]
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle, as it was when it was last opened."""
-        return self._bundle
+        """The bundle, with the variants as they are in the pool."""
+        return self._loaded.bundle
 
     @property
-    def targets(self) -> tuple[int, ...]:
-        """The degrees that the pool can serve, in ascending order."""
-        return tuple(sorted(self._chosen or self._bundle.targets))
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants that the pool can serve, by falling cost."""
+        return self._loaded.names
 
     @property
     def serving(self) -> Serving:
-        """What a request that begins now runs on; stays what it is when the pool moves on.
-
-        Raises:
-            PoolError: the pool is closed.
-        """
-        now = self._now
-        if now is None:
+        """What a request that begins now runs on; stays what it is when the pool moves on."""
+        if (now := self._now) is None:
             raise PoolError("the pool is closed.")
         return now
 
-    def run(self, images: Images) -> Logits:
+    def run(self, images: Images, variant: str | int | None = None) -> Logits:
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
 
+        Args:
+            variant: to run on, by name or bare degree; default: the one that serves.
+
         Raises:
-            ImageError: as :meth:`Serving.run` says.
-            PoolError: the pool is closed.
+            ImageError: the images are of another form, or a value is NaN or infinite.
+            TocomError: as :meth:`switch`; the pool is closed.
         """
-        return self.serving.run(images)
+        return (self.serving if variant is None else self._open(variant)).run(images)
 
-    def switch(self, target: int) -> Serving:
-        """Serve at another degree from now on.
+    def switch(self, variant: str | int) -> Serving:
+        """Serve another variant from now on.
 
         Raises:
-            DegreeError: the pool has no such degree.
+            DegreeError: the pool has no such variant.
             TocomError: its engine has to be opened, and can't be; the pool goes on as it was.
         """
-        if target not in self.targets:
-            raise DegreeError(
-                f"the pool has no degree {target}; it has {', '.join(map(str, self.targets))}."
-            )
-        self._used[target] = time.monotonic()
-        with self._pointing:
-            if target in self._servings:
-                return self._point(target)
-        with self._changing:
-            _ = self.serving
-            opened = self._prepared(self._bundle, self._weights, (target,))
-            with self._pointing:
-                self._servings |= opened
-                serving = self._point(target)
-                self._trim()
-                return serving
+        return self._open(variant, point=True)
 
     def refit(
         self,
@@ -167,78 +110,51 @@ class EnginePool:
         source: int | None = None,
         scale: float | None = None,
     ) -> None:
-        """Exchange the weights of every degree, in this process alone; no file is written.
+        """Exchange the weights of every variant, in this process alone; no file is written.
 
         Whatever fails, the pool goes on as it was.
 
         Args:
-            checkpoint: the new weights, of the same model and classes; default: those that the
-                pool has now.
-            bank: what they are compensated with, or its file; default: for the model inside the
-                package its own, none where the bundle has no compensation.
-            source: degree that they were trained at; default: what the checkpoint says, else as
-                before.
+            checkpoint: the new weights, of the same model and classes; default: those it has now.
+            bank: what all variants are compensated with, or its file, or ``none``; default: those
+                that are compensated stay so, for which the model inside the package has its own.
+            source: degree they were trained at; default: what the checkpoint says, else as before.
             scale: of the compensation; default: as before.
 
         Raises:
-            BankError: the bundle is compensated, and no bank was given.
-            CheckpointError: the checkpoint is broken, or of another model.
+            BankError, CheckpointError: one is missing, broken, or of another model.
+            DegreeError, InputError: source or scale is out of range.
             PlanError: a plan that doesn't let go of what would have to change.
-            PoolError: the degrees differ in what stays as before, or the pool is closed.
-            CheckFailed: with these weights the engine gives no numbers.
+            PoolError: the variants differ in what stays as before, or the pool is closed.
+            CheckFailed: with these weights an engine's logits are NaN or Inf.
         """
         with self._changing:
-            _ = self.serving
-            if source is not None and source not in range(MAX_DEGREE + 1):
-                raise DegreeError(f"source {source}: a degree is a number from 0 to {MAX_DEGREE}.")
-            if scale is not None and not 0 <= scale < math.inf:
-                raise InputError(f"scale {scale}: a finite number from 0 on is expected.")
-            steps = self._bank(bank)
-            origins = self._origins()
-            if scale is None:
-                scale = _common("scale", (scale for _, scale in origins))
-            if checkpoint is None:
-                chosen = source
-                if chosen is None:
-                    chosen = _common("source", (source for source, _ in origins))
-                weights = compensated_anew(self._bundle, self._weights, steps, chosen, scale)
-            else:
-                opened = Checkpoint.open(Path(checkpoint))
-                trained = opened.info.source
-                if None not in (source, trained) and source != trained:
-                    raise CheckpointError(
-                        f"source {source}, but {checkpoint} was trained at degree {trained} by its "
-                        "metadata; leave source out."
-                    )
-                chosen = trained if source is None else source
-                if chosen is None:
-                    chosen = _common("source", (source for source, _ in origins))
-                new = NewWeights(opened, steps, chosen, scale)
-                weights = exchanged_checkpoint(self._bundle, self._weights, new)
-            # What accuracy was measured, was that of other weights.
-            self._exchange(dataclasses.replace(self._bundle, accuracy={}), weights)
+            _ = self.serving  # it may be closed
+            found = {n: serving.variant for n, serving in self._servings.items()}
+            present = [found.get(name, self.bundle.variants[name]) for name in self.variants]
+            self._exchange(self._loaded.replace_weights(present, checkpoint, bank, source, scale))
 
     def reload(self) -> None:
-        """Open the bundle's files again, after ``tocom-export refit`` or a new build.
+        """Open the bundle's files, of whatever variants, again: after a refit or a new build.
 
-        Degrees that are new are served from now on, those that are gone no more. Whatever fails,
-        the pool goes on as it was.
+        Whatever fails, the pool goes on as it was.
 
         Raises:
-            BundleError: it is of another model now, or lacks the degree that serves.
+            BundleError: it is of another model now, or lacks the variant that serves.
             TocomError: what opening a bundle and its engines raises.
         """
         with self._changing:
-            serving = self.serving
-            bundle, weights = self._opened_bundle()
-            if bundle.spec != self.spec:
-                raise BundleError(f"{self._path} is of another model now; open a pool of it.")
-            if serving.target not in bundle.targets:
+            name, now = self.serving.variant.name, self._loaded
+            path = now.bundle.path
+            loaded = Loaded.of(Bundle.open(path), self._chosen, now.backend, now.options)
+            if loaded.bundle.spec != self.spec:
+                raise BundleError(f"{path} is of another model now; open a pool of it.")
+            if name not in loaded.names:
                 raise BundleError(
-                    f"{self._path} has no degree {serving.target} now, which serves; switch to one "
-                    f"that it has ({', '.join(map(str, bundle.targets))}) first."
+                    f"{path} has no variant {name} now, which serves; switch to one that it has "
+                    f"({', '.join(loaded.names)}) first."
                 )
-            self._exchange(bundle, weights)
+            self._exchange(loaded)
 
     def close(self) -> None:
         """Let the engines go; requests that are under way end, others are refused."""
@@ -248,117 +164,56 @@ class EnginePool:
     def __enter__(self) -> EnginePool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _opened_bundle(self) -> tuple[Bundle, WeightSet]:
-        bundle = Bundle.open(self._path)
-        return bundle, bundled(bundle, self._chosen or bundle.targets, self._runner)
-
-    def _origins(self) -> list[tuple[int, float]]:
-        """Source and scale of every degree."""
-        opened = {target: (s.source, s.scale) for target, s in self._servings.items()}
-        return [opened.get(target) or self._weights.origin(target) for target in self.targets]
-
-    def _exchange(self, bundle: Bundle, weights: WeightSet) -> None:
-        """Open the engines that are open once more, with other weights, and move the pointer."""
-        known = sorted(self._chosen or bundle.targets)
-        wanted = [t for t in known if self._memory is None or t in self._servings]
-        servings = self._prepared(bundle, weights, wanted)
+    def _open(self, variant: str | int, point: bool = False) -> Serving:
+        """A variant, opened if need be; also the one that serves from now on if asked for."""
         with self._pointing:
-            if (target := self.serving.target) not in servings:  # switched to meanwhile
-                raise BundleError(f"{self._path} has no degree {target} now, which serves.")
-            serving = servings[target]
-            self._bundle, self._weights = bundle, weights
-            self._servings, self._now = servings, serving
-        give_back()
+            if found := self._servings.get(self._find(variant)):
+                return self._use(found, point)
+        with self._changing:
+            _ = self.serving
+            name = self._find(variant)  # it may be gone by now, after a reload
+            found = self._servings.get(name) or self._prepare(self._loaded, (name,))[name]
+            with self._pointing:
+                return self._use(found, point)
 
-    def _point(self, target: int) -> Serving:
-        _ = self.serving  # it may be closed
-        self._now = self._servings[target]
-        return self._now
+    def _find(self, variant: str | int) -> str:
+        held = {name: self.bundle.variants[name] for name in self.variants}
+        return find_variant(held, variant, "the pool").name
 
-    def _trim(self) -> None:
-        """Close the degrees that were not used for longest, where there is no room for all."""
-        if self._memory is None:
-            return
-        shared = self._bundle.files[WEIGHTS].bytes if self._runner == "onnx" else 0
-        opened = dict(self._servings)
-        for degree in sorted(opened.keys() - {self.serving.target}, key=self._used.__getitem__):
-            if shared + sum(serving.bytes for serving in opened.values()) <= self._memory:
+    def _use(self, found: Serving, point: bool) -> Serving:
+        """Note the use; close the variants not used for longest where there is no room for all."""
+        if point:
+            self._now = found
+        name, serving = found.variant.name, self.serving.variant.name
+        left = {n: other for n, other in self._servings.items() if n != name} | {name: found}
+        shared = self.bundle.files[WEIGHTS].bytes if self._loaded.backend == "onnx" else 0
+        for other in [n for n in left if n not in (name, serving)]:
+            if self._memory is None or shared + sum(s.bytes for s in left.values()) <= self._memory:
                 break
-            del opened[degree]
-        self._servings = opened
+            del left[other]
+        self._servings = left
+        return found
 
-    def _prepared(
-        self, bundle: Bundle, weights: WeightSet, targets: Iterable[int]
-    ) -> dict[int, Serving]:
-        """Engines of some degrees, each of which has run."""
-        images = sample_images(bundle.spec, 1)
+    def _exchange(self, loaded: Loaded) -> None:
+        """Open the engines that are open once more, with other weights, and move the pointer."""
+        open_now = loaded.names if self._memory is None else tuple(self._servings)
+        servings = self._prepare(loaded, [name for name in open_now if name in loaded.names])
+        with self._pointing:
+            if (name := self.serving.variant.name) not in servings:  # switched to meanwhile
+                raise BundleError(f"{self.bundle.path} has no variant {name} now, which serves.")
+            self._loaded = loaded
+            self._servings, self._now = servings, servings[name]
+        release_memory()
+
+    def _prepare(self, loaded: Loaded, names: Iterable[str]) -> dict[str, Serving]:
+        """Engines of some variants, each of which has run."""
+        images = sample_images(loaded.bundle.spec, 1)
         servings = {}
-        for target in targets:
-            serving = self._onnx if self._runner == "onnx" else self._plan
-            servings[target] = found = serving(bundle, weights, target)
+        for name in names:
+            servings[name] = found = loaded.open(name)
             if not np.isfinite(found.engine.run(images)).all():
-                raise CheckFailed(f"the engine at degree {target} gives no numbers.")
+                raise CheckFailed(f"logits of {name} are NaN or Inf with these weights.")
         return servings
-
-    def _onnx(self, bundle: Bundle, weights: WeightSet, target: int) -> Serving:
-        from ..onnx.engine import OnnxEngine
-
-        own = weights.own(target)
-        engine = OnnxEngine(
-            bundle,
-            target,
-            provider=self._provider,
-            threads=self._threads,
-            weights={**weights.shared(), **own},
-            graph=weights.graphs[target],
-        )
-        size = sum(tensor.nbytes for tensor in own.values())
-        return Serving(engine, target, *weights.origin(target), size)
-
-    def _plan(self, bundle: Bundle, weights: WeightSet, target: int) -> Serving:
-        from ..refit import exchanged
-        from ..tensorrt.engine import TensorRtEngine
-
-        plan = bundle.plan(target)
-        if identity(plan) != weights.plans[target]:
-            raise BundleError(f"{plan} was changed since its bundle was opened; reload the pool.")
-        engine = TensorRtEngine(plan, host_code=self._host_code)
-        origin = (engine.record.source, engine.record.scale)
-        if weights.renewed or engine.record.stripped:
-            tensors = {**weights.shared(), **weights.own(target)}
-            engine.refit(exchanged(engine.record, tensors, plan))
-            origin = weights.origin(target)
-        return Serving(engine, target, *origin, plan.stat().st_size)
-
-    def _bank(self, bank: ToComBank | Path | str | None) -> ToComBank | None:
-        """The bank that weights are compensated with, once it fits the model."""
-        if isinstance(bank, str | Path):
-            bank = ToComBank.load(bank)
-        if bank is None and not self._bundle.compensated:
-            return None
-        if bank is None and self.spec.model == REFERENCE:
-            bank = ToComBank.load(REFERENCE_BANKS[self._bundle.method.name])
-        if bank is None:
-            raise BankError(
-                f"{self._path} is compensated: name the bank that new weights are compensated with "
-                "(refit(bank=ToComBank.load(...)))."
-            )
-        bank.check(self.spec, self._bundle.method, "refit(bank=...)")
-        return bank
-
-
-def _common(name: str, values: Iterable[Value]) -> Value:
-    """What all degrees have, to go on with it."""
-    found = sorted(set(values))
-    if len(found) > 1:
-        have = ", ".join(map(str, found))
-        raise PoolError(f"the degrees differ in {name} ({have}): refit({name}=...) must say which.")
-    return found[0]

@@ -11,19 +11,13 @@ from typing import Any
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import OutputError, PlanError
-from tocom_export.io.atomic import replaced
+from tocom_export.io.atomic import replace_file
+from tocom_export.variant import Variant
 
 from .cuda import Gpu, find_gpu, why_no_gpu
 from .interrupt import deferred_interrupt
 from .library import Library, Nvidia
-from .plan import (
-    Batch,
-    PlanRecord,
-    Refit,
-    Tensor,
-    fixed_digest,
-    refittable_names,
-)
+from .plan import Batch, PlanRecord, Refit, Tensor, digest_fixed, list_marked
 from .refitter import open_engine, open_refitter
 
 Progress = Callable[[str, int, int], None]
@@ -48,13 +42,11 @@ class PlanOptions:
 def build_plan(
     nvidia: Nvidia,
     bundle: Bundle,
-    target: int,
+    variant: Variant,
     options: PlanOptions,
     progress: Progress | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """Parse a target's graph and let the library build it.
-
-    The caller runs the plan before it relies on it.
+    """Parse a variant's graph and let the library build it; the caller runs what comes of it.
 
     Strongly typed: the types are the graph's. Of the refit flags only ``REFIT_INDIVIDUAL`` is
     ever set, with exactly the weights marked that a refit needs; ``REFIT_IDENTICAL``, which
@@ -62,58 +54,35 @@ def build_plan(
 
     Raises:
         PlanError: the library can't parse or build it.
-        DegreeError: the bundle has no such target.
         KeyboardInterrupt: Ctrl-C, once the library has stopped.
     """
-    trt, graph = nvidia.trt, bundle.graph(target)
-    gpu = check_can_build(nvidia, options)
-    builder = trt.Builder(nvidia.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, nvidia.logger)
-    with deferred_interrupt():
-        parsed = parser.parse_from_file(str(graph))
-    if not parsed:
-        said = parser.get_error(0).desc() if parser.num_errors else nvidia.reason("no reason given")
-        raise PlanError(f"{graph.name}: {nvidia.library}'s parser refuses it ({said[:200]}).")
-    stored = bundle.tensors(target)
-    names = refittable_names(bundle, list(stored), options.refit)
+    graph, gpu = bundle.graph(variant.name), check_can_build(nvidia, options)
+    builder = nvidia.trt.Builder(nvidia.logger)
+    network = _parse_graph(nvidia, builder, graph)
+    stored = bundle.tensors(variant.name)
+    names = list_marked(bundle, stored, options.refit)
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
         raise PlanError(
             f"{graph.name}: {nvidia.library} can't refit {unknown[0]}; please report this."
         )
-    config, flags = builder.create_builder_config(), []
-    # TF32, on unless it is cleared, rounds what goes into a float32 product to fp16's digits.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    for name in _flags(options):
-        config.set_flag(getattr(trt.BuilderFlag, name))
-        flags.append(name)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        flags.append("AMPERE_PLUS")
-    profile = builder.create_optimization_profile()
-    image = (bundle.spec.channels, *bundle.spec.image_size)
-    profile.set_shape("images", *((count, *image) for count in options.batch))
-    config.add_optimization_profile(profile)
-    # TensorRT-RTX has none: it chooses kernels on the machine that it runs on.
-    file = options.timing_cache if nvidia.library == "tensorrt" else None
-    cache = _read_cache(config, file) if file else None
+    config, flags = _configure(nvidia, builder, bundle, options)
+    # TensorRT-RTX has no timings: it chooses kernels on the machine that it runs on.
+    cache = options.timing_cache if nvidia.library == "tensorrt" else None
+    if cache:
+        _read_cache(config, cache)
     with deferred_interrupt() as interrupted:
-        config.progress_monitor = _monitor(trt, progress, interrupted)
+        config.progress_monitor = _monitor(nvidia.trt, progress, interrupted)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = nvidia.reason("no reason")
-        raise PlanError(f"{graph.name}: {nvidia.library} can't build it ({reason}).")
-    if cache is not None and file:
-        with suppress(OutputError), replaced(file) as beside:
+        raise PlanError(f"{graph.name}: {nvidia.library} can't build it ({nvidia.reason()}).")
+    if cache:
+        with suppress(OutputError), replace_file(cache) as beside:
             beside.write_bytes(bytes(config.get_timing_cache().serialize()))
     content = bytes(plan)
     if names:
-        names = _kept(nvidia, content, names, options)
+        names = _keep_refittable(nvidia, content, names, options)
     return content, PlanRecord(
-        target=target,
-        source=bundle.source,
-        scale=bundle.scale,
-        compensated=bundle.compensated and target != bundle.source,
+        variant=variant,
         spec=bundle.spec,
         method=bundle.method,
         precision=bundle.precision,
@@ -121,21 +90,55 @@ def build_plan(
         stripped=options.strip,
         batch=options.batch,
         refittable={name: Tensor(stored[name].shape, stored[name].dtype.name) for name in names},
-        fixed=fixed_digest(stored, names),
-        library=nvidia.library,
+        fixed=digest_fixed(stored, names),
+        backend=nvidia.library,
         version=nvidia.version,
         compute_capability=gpu.capability if gpu else None,
         gpu=gpu.name if gpu else None,
-        flags=tuple(flags),
+        flags=flags,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _parse_graph(nvidia: Nvidia, builder: Any, graph: Path) -> Any:
+    """The library's network of a graph; it keeps the parser alive, which holds its weights."""
+    trt = nvidia.trt
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, nvidia.logger)
+    with deferred_interrupt():
+        parsed = parser.parse_from_file(str(graph))
+    if not parsed:
+        said = parser.get_error(0).desc() if parser.num_errors else nvidia.reason()
+        raise PlanError(f"{graph.name}: {nvidia.library}'s parser refuses it ({said[:200]}).")
+    return network
+
+
+def _configure(
+    nvidia: Nvidia, builder: Any, bundle: Bundle, options: PlanOptions
+) -> tuple[Any, tuple[str, ...]]:
+    """The builder's configuration, and the names of the flags that were set."""
+    trt = nvidia.trt
+    config = builder.create_builder_config()
+    flags = tuple(_flags(options))
+    # TF32, on unless it is cleared, rounds what goes into a float32 product to fp16's digits.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for name in flags:
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        flags = (*flags, "AMPERE_PLUS")
+    profile = builder.create_optimization_profile()
+    image = (bundle.spec.channels, *bundle.spec.image_size)
+    profile.set_shape("images", *((count, *image) for count in options.batch))
+    config.add_optimization_profile(profile)
+    return config, flags
 
 
 def check_options(library: Library, options: PlanOptions) -> None:
     """Raise PlanError for an option that no version of a library has."""
     if options.version_compatible and library == "tensorrt-rtx":
         raise PlanError(
-            "--version-compatible is TensorRT's alone: TensorRT-RTX runs only plans of its own "
+            "`version_compatible` is TensorRT's alone: TensorRT-RTX runs only plans of its own "
             "version; leave it out."
         )
 
@@ -145,69 +148,63 @@ def check_can_build(nvidia: Nvidia, options: PlanOptions) -> Gpu | None:
 
     Raises:
         PlanError: there is none and it takes one, or the library lacks what an option asks for.
-        MissingPackageError: cuda-python is not installed.
     """
     library = nvidia.library
     check_options(library, options)
     for name, option in _flags(options).items():
         if not hasattr(nvidia.trt.BuilderFlag, name):
-            hint = " (10.2 has), or build with --refit none" if name == "REFIT_INDIVIDUAL" else ""
+            hint = " (10.2 has), or choose `refit` none" if name == "REFIT_INDIVIDUAL" else ""
             raise PlanError(
                 f"{option}: {library} {nvidia.version} has no {name}; install a later one{hint}."
             )
     gpu = find_gpu()
     if gpu is None and (options.refit != "none" or library == "tensorrt"):
+        why = f"`backend` {library}: no GPU that CUDA can use ({why_no_gpu()})."
+        if library == "tensorrt":
+            raise PlanError(f"{why} TensorRT builds on the machine that the plan will run on.")
         raise PlanError(
-            f"--engine {library}: no GPU that CUDA can use ({why_no_gpu()}). "
-            + (
-                "TensorRT-RTX builds ahead of time for other machines, with --refit none."
-                if library == "tensorrt-rtx"
-                else "TensorRT builds on the machine that the plan will run on."
-            )
+            f"{why} TensorRT-RTX builds ahead of time for other machines, with `refit` none."
         )
     return gpu
 
 
 def _flags(options: PlanOptions) -> dict[str, str]:
-    """The builder's flag → the option that asks for it."""
+    """The builder's flag → the parameter that asks for it."""
     asked = {
-        "REFIT_INDIVIDUAL": f"--refit {options.refit}" if options.refit != "none" else "",
-        "STRIP_PLAN": "--strip" if options.strip else "",
-        "VERSION_COMPATIBLE": "--version-compatible" if options.version_compatible else "",
+        "REFIT_INDIVIDUAL": f"`refit` {options.refit}" if options.refit != "none" else "",
+        "STRIP_PLAN": "`strip`" if options.strip else "",
+        "VERSION_COMPATIBLE": "`version_compatible`" if options.version_compatible else "",
     }
     return {name: option for name, option in asked.items() if option}
 
 
-def _kept(nvidia: Nvidia, content: bytes, marked: list[str], options: PlanOptions) -> list[str]:
-    """Of the marked weights, those that the plan can exchange: some may have been folded.
-
-    Raises:
-        PlanError: one that ToCom needs is not among them, or it asks for one that wasn't marked.
-    """
+def _keep_refittable(
+    nvidia: Nvidia, content: bytes, marked: list[str], options: PlanOptions
+) -> list[str]:
+    """Of the marked weights, those that the plan can exchange: some may have been folded."""
     engine = open_engine(nvidia, content, options.version_compatible)  # the code is our own
     asked = set(open_refitter(nvidia, engine).get_all_weights())
     if more := sorted(asked - set(marked)):
         raise PlanError(
             f"{nvidia.library} built a plan whose refits would need {more[0]}, too, which was not "
-            "marked; build with --refit none, and please report this."
+            "marked; build with `refit` none, and please report this."
         )
-    kept = [name for name in marked if name in asked]
-    if options.refit == "qkv" and len(kept) < len(marked):
-        lost = next(name for name in marked if name not in asked)
-        raise PlanError(f"{nvidia.library} built a plan that can't exchange {lost}; report this.")
-    return kept
+    lost = [name for name in marked if name not in asked]
+    if lost and options.refit == "qkv":
+        raise PlanError(
+            f"{nvidia.library} built a plan that can't exchange {lost[0]}; report this."
+        )
+    return [name for name in marked if name in asked]
 
 
-def _read_cache(config: Any, file: Path) -> Any:
-    """The timing cache in a file, or a new one; one of another device or version is not used."""
+def _read_cache(config: Any, file: Path) -> None:
+    """Use the timing cache in a file; a new one in place of another device's or version's."""
     content = b""
     with suppress(OSError):
         content = file.read_bytes()
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
-    return cache
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _monitor(trt: Any, progress: Progress | None, interrupted: Callable[[], bool]) -> Any:

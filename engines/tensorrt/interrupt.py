@@ -12,10 +12,9 @@ from contextlib import contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Ctrl-C is only noted within the block, and raised as KeyboardInterrupt at its end.
 
-    Python would raise it in the Python code that runs next. While a library works, that is a
-    function which it calls back, and through the library no exception gets out. What is yielded
-    says whether Ctrl-C came. Nothing changes outside the main thread, where signals don't
-    arrive, and where somebody else handles them.
+    Else Python would raise it in a function that the library calls back, and no exception gets
+    through the library. What is yielded says whether Ctrl-C came. Nothing changes outside the
+    main thread, where signals don't arrive, and where somebody else handles them.
     """
     came = False
 
@@ -25,13 +24,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     usual = signal.default_int_handler
     here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not usual:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, note)
+    ours = here and signal.getsignal(signal.SIGINT) is usual
+    if ours:
+        signal.signal(signal.SIGINT, note)
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGINT, usual)
+        if ours:
+            signal.signal(signal.SIGINT, usual)
         if came:
             raise KeyboardInterrupt

@@ -6,22 +6,18 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tocom_export.errors import MissingPackageError, PlanError, brief
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
-LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
-_MODULES: dict[Library, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+_KNOWN: dict[Library, tuple[str, str, tuple[int, int], int]] = {
+    "tensorrt": ("tensorrt", "tensorrt", (10, 0), 11),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx", (1, 7), 1),
 }
-"""Module, and the extra that installs it."""
-_SUPPORTED: dict[Library, tuple[tuple[int, int], int]] = {
-    "tensorrt": ((10, 0), 11),
-    "tensorrt-rtx": ((1, 7), 1),
-}
-"""First version, and last major one; earlier ones lack functions that we call."""
+"""Module, the extra that installs it, its first version that has what we call, its last major."""
+_LOGGERS: dict[Library, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -32,17 +28,16 @@ class Nvidia:
     trt: Any
     """The module."""
     logger: Any
-    errors: list[str]
-    """What the library called an error since it was opened."""
+    """Its ``errors`` are what the library called so since it was opened."""
 
     @property
     def version(self) -> str:
         """As the library gives it, such as 10.3.0."""
         return str(self.trt.__version__)
 
-    def reason(self, otherwise: str) -> str:
+    def reason(self, otherwise: str = "no reason given") -> str:
         """What the library last said was wrong, in a line."""
-        text = self.errors[-1] if self.errors else otherwise
+        text = next(reversed(self.logger.errors), otherwise)
         return re.sub(r"\s+", " ", text)[:200].rstrip(". ")
 
 
@@ -57,7 +52,7 @@ def open_library(library: Library, tell: Callable[[str], None] | None = None) ->
         MissingPackageError: it is not installed.
         PlanError: it can't be loaded, or its version is not one that we know.
     """
-    module, extra = _MODULES[library]
+    module, extra, first, last = _KNOWN[library]
     try:
         trt = importlib.import_module(module)
     except (ImportError, OSError) as error:
@@ -67,31 +62,22 @@ def open_library(library: Library, tell: Callable[[str], None] | None = None) ->
             f"{module} is installed, but can't be loaded ({brief(error)}); install it again with "
             f"what it needs: pip install --force-reinstall 'tocom-export[{extra}]'."
         ) from None
-    first, last = _SUPPORTED[library]
     version = str(trt.__version__)
-    if not (first <= version_of(version) < (last + 1, 0)):
+    number = tuple(map(int, re.findall(r"\d+", version)[:2]))  # 10.13.3, 1.7.1.116
+    if not first <= number < (last + 1, 0):
         wanted = f"{first[0]}.{first[1]} to {last}.x"
         raise PlanError(f"{module} {version} is installed; {wanted} are supported.")
     # A process has one logger for all: TensorRT goes on with the first that it is given.
-    if _LOGGERS.get(library, (None,))[0] is not trt:
-        _LOGGERS[library] = (trt, _logger(trt))
-    logger = _LOGGERS[library][1]
+    logger = _LOGGERS.get(library)
+    if not isinstance(logger, trt.ILogger):
+        logger = _LOGGERS[library] = _make_logger(trt)
     if tell:
         logger.tell = tell
     logger.errors.clear()
-    return Nvidia(library, trt, logger, logger.errors)
+    return Nvidia(library, trt, logger)
 
 
-def version_of(text: str) -> tuple[int, int]:
-    """Major and minor number of a version such as 10.13.3; zeros where it is none."""
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-_LOGGERS: dict[Library, tuple[Any, Any]] = {}
-
-
-def _logger(trt: Any) -> Any:
+def _make_logger(trt: Any) -> Any:
     """An ``ILogger`` that keeps errors and passes the rest on."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]

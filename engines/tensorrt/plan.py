@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bake import qkv_name
 from tocom_export.compression.method import Method
-from tocom_export.compression.schedule import MAX_DEGREE
-from tocom_export.errors import InputError, PlanError, brief
-from tocom_export.graph.precision import TYPES, Precision
+from tocom_export.errors import InputError, PlanError
+from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import scale_name
-from tocom_export.io.atomic import replaced
+from tocom_export.io.atomic import replace_file
+from tocom_export.io.json_codec import decode, encode, format_json, read_json
 from tocom_export.model.spec import VitSpec
+from tocom_export.variant import Variant
 
-from .library import LIBRARIES, Library
+from ..engine import Tensors
+from .library import Library
 
-FORMAT = 1
-_MAX_BYTES = 10_000_000
+FORMAT = 2
+_LARGEST = 10_000_000
 Refit = Literal["qkv", "all", "none"]
 Batch = tuple[int, int, int]
 """Smallest, optimal and largest batch."""
@@ -39,18 +35,14 @@ class Tensor:
     """One weight that can be refitted."""
 
     shape: tuple[int, ...]
-    dtype: str
-    """As NumPy spells it: float32, float16, bfloat16 or int8."""
+    dtype: Literal["float32", "float16", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
 class PlanRecord:
     """The JSON beside a plan (``r08.plan.json``)."""
 
-    target: int
-    source: int
-    scale: float
-    compensated: bool
+    variant: Variant
     spec: VitSpec
     method: Method
     precision: Precision
@@ -61,8 +53,9 @@ class PlanRecord:
     refittable: Mapping[str, Tensor]
     fixed: str
     """SHA-256 over the weights that can't be refitted: a refit must not need others."""
-    library: Library
+    backend: Library
     version: str
+    """Of the library."""
     compute_capability: tuple[int, int] | None
     """Of the GPU it was built on; None without one."""
     gpu: str | None
@@ -70,73 +63,11 @@ class PlanRecord:
     sha256: str
     """Of the plan."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The file's content."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            "format": FORMAT,
-            **fields,
-            "spec": self.spec.to_json(),
-            "method": self.method.name,
-            "proportional": self.method.proportional,
-            "refittable": {n: [list(t.shape), t.dtype] for n, t in self.refittable.items()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Any) -> PlanRecord:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            InputError, LookupError, TypeError, ValueError: it is not what it should be.
-        """
-        if data["format"] != FORMAT:
-            raise PlanError(f"format {data['format']}, this version reads {FORMAT}")
-        known = {name: data[name] for name in (f.name for f in dataclasses.fields(cls))}
-        for name, kinds in _KINDS.items():
-            _require(name, data[name], type(data[name]) in kinds)
-        for name, values in _CHOICES.items():
-            _require(name, data[name], data[name] in values)
-        _require("scale", data["scale"], 0 <= data["scale"] < math.inf)
-        known["spec"] = VitSpec.from_json(data["spec"])
-        known["method"] = Method(data["method"], data["proportional"])
-        known["refittable"] = {}
-        for name, (shape, dtype) in data["refittable"].items():
-            _require(name, dtype, dtype in _DTYPES)
-            known["refittable"][name] = Tensor(_listed(name, shape, int), dtype)
-        smallest, optimal, largest = known["batch"] = _listed("batch", data["batch"], int)
-        _require("batch", data["batch"], 1 <= smallest <= optimal <= largest)
-        if data["compute_capability"] is not None:
-            major, minor = _listed("compute_capability", data["compute_capability"], int)
-            known["compute_capability"] = (major, minor)
-        known["flags"] = _listed("flags", data["flags"], str)
-        return cls(**known)
-
-
-_DTYPES = ("float32", "float16", "bfloat16", "int8")
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("target", "source"), (int,)),
-    **dict.fromkeys(("compensated", "proportional", "stripped"), (bool,)),
-    **dict.fromkeys(("fixed", "version", "sha256"), (str,)),
-    "scale": (int, float),
-    "gpu": (str, type(None)),
-}
-_CHOICES: dict[str, Collection[Any]] = {
-    **dict.fromkeys(("target", "source"), range(MAX_DEGREE + 1)),
-    "precision": tuple(TYPES),
-    "refit": ("qkv", "all", "none"),
-    "library": LIBRARIES,
-}
-
-
-def _require(name: str, value: Any, fits: bool) -> None:
-    if not fits:
-        raise ValueError(f"{name}: {value!r}")
-
-
-def _listed(name: str, values: Any, kind: type) -> tuple[Any, ...]:
-    """A JSON list whose values are all of a type."""
-    _require(name, values, type(values) is list and all(type(v) is kind for v in values))
-    return tuple(values)
+    def __post_init__(self) -> None:
+        smallest, optimal, largest = self.batch
+        if not 1 <= smallest <= optimal <= largest:
+            raise InputError(f"batch: {self.batch} is no smallest, optimal and largest batch.")
+        self.variant.check(self.spec)
 
 
 def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
@@ -144,23 +75,35 @@ def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
 
     Two files can't be renamed at once. So an old record first learns of the one that follows
     it: whichever plan a broken-off write leaves, :func:`open_plan` finds what describes it.
-
-    Raises:
-        OutputError: they can't be written.
     """
-    file = record_path(plan)
+
+    def write_record(present: PlanRecord, **later: Any) -> None:
+        with replace_file(record_path(plan)) as beside:
+            data = {"format": FORMAT, **encode(present), **later}
+            beside.write_text(format_json(data), "utf-8")
+
     with suppress(PlanError):  # one that is damaged is of no use to anybody
         _, old = open_plan(plan)
-        with replaced(file) as beside:
-            beside.write_text(_text({**old.to_json(), "next": record.to_json()}), "utf-8")
-    with replaced(plan) as beside:
+        write_record(old, next=encode(record))
+    with replace_file(plan) as beside:
         beside.write_bytes(content)
-    with replaced(file) as beside:
-        beside.write_text(_text(record.to_json()), "utf-8")
+    write_record(record)
 
 
-def _text(data: Any) -> str:
-    return json.dumps(data, indent=2) + "\n"
+def check_plan(bundle: Bundle, name: str, record: PlanRecord) -> None:
+    """Raise PlanError for a plan of another variant; its source and scale may be other ones."""
+    ours, theirs = bundle.variant(name), record.variant
+    pairs = [
+        ("variant", (ours.name, ours.degrees), (theirs.name, theirs.degrees)),
+        ("model", bundle.spec, record.spec),
+        ("method", bundle.method, record.method),
+        ("precision", bundle.precision, record.precision),
+    ]
+    if differing := [what for what, our, their in pairs if our != their]:
+        raise PlanError(
+            f"{bundle.plan(name)} is of another {differing[0]} than the bundle's {ours.name}: it "
+            f"is {theirs.name} of degree {theirs.label}, {record.spec.model}; build it again."
+        )
 
 
 def record_path(plan: Path) -> Path:
@@ -177,32 +120,26 @@ def open_plan(plan: Path) -> tuple[bytes, PlanRecord]:
     file = record_path(plan)
     try:
         content = plan.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        data = read_json(file, _LARGEST)
+        if not isinstance(data, dict):
+            raise InputError("no JSON object.")
+        found, later = data.pop("format", None), data.pop("next", None)
+        if found != FORMAT:
+            raise InputError(f"format {found}, this version reads {FORMAT}.")
+        record = decode(PlanRecord, data)
+        if later is not None and (following := decode(PlanRecord, later)).sha256 == digest:
+            record = following
     except OSError as error:
-        raise PlanError(f"{plan}: can't be read: {error.strerror}.") from None
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ValueError("it is too large")
-        data = json.loads(file.read_text("utf-8"))
-        record = PlanRecord.from_json(data)
-        if "next" in data and data["next"]["sha256"] == digest:
-            record = PlanRecord.from_json(data["next"])
-    except FileNotFoundError:
-        raise PlanError(
-            f"{plan} has no {file.name} beside it, which says what it is; copy both, or build it "
-            "with tocom-export build --engine tensorrt."
-        ) from None
-    except OSError as error:
-        raise PlanError(f"{file}: can't be read: {error.strerror}.") from None
-    except (
-        InputError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise PlanError(f"{file} can't be understood ({brief(error)}); build it again.") from None
+        if isinstance(error, FileNotFoundError) and plan.exists():
+            raise PlanError(
+                f"{plan} has no {file.name} beside it, which says what it is; copy both, or build "
+                "it with tocom-export build --backend tensorrt."
+            ) from None
+        raise PlanError(f"{error.filename or plan}: can't be read: {error.strerror}.") from None
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise PlanError(f"{file} can't be understood ({reason}); build it again.") from None
     if digest != record.sha256:
         raise PlanError(f"{plan} is damaged, or {file.name} is another plan's; build it again.")
     return content, record
@@ -213,7 +150,7 @@ def check_host_code(plan: Path, record: PlanRecord, allowed: bool) -> None:
     if "VERSION_COMPATIBLE" in record.flags and not allowed:
         raise PlanError(
             f"{plan} is version-compatible and brings code along, which runs on the host; where "
-            "you trust it, allow that (--host-code, or TensorRtEngine(host_code=True))."
+            "you trust it, allow that with `host_code`."
         )
 
 
@@ -221,32 +158,58 @@ def check_batches(
     plan: Path, record: PlanRecord, batches: Iterable[int], *, least: int = 1
 ) -> None:
     """Raise InputError for a batch below ``least``, or beyond what the plan takes."""
-    for batch in batches:
-        if not least <= batch <= record.batch[2]:
-            raise InputError(
-                f"--batch {batch}: {plan} takes {least} to {record.batch[2]} images; name others, "
-                "or build it with another --batch."
+    if wrong := [batch for batch in batches if not least <= batch <= record.batch[2]]:
+        raise InputError(
+            f"`batch` {wrong[0]}: {plan} takes {least} to {record.batch[2]} images; choose others, "
+            "or build it for others."
+        )
+
+
+def list_marked(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:
+    """Of the tensors that a variant's graph reads, those that a plan is to have marked."""
+    qkv = set(map(qkv_name, range(bundle.spec.depth)))
+    marks = {"qkv": qkv | set(map(scale_name, qkv)), "all": set(names), "none": set()}[refit]
+    return [name for name in names if name in marks]  # an int8 weight goes with its scales
+
+
+def select_refittable(record: PlanRecord, weights: Tensors, plan: Path) -> Tensors:
+    """Of all tensors of a variant, those that its plan lets go of.
+
+    Raises:
+        PlanError: they are of another form, or others would have to change, too.
+    """
+    check_weights(record, weights)
+    if digest_fixed(weights, record.refittable) != record.fixed:
+        raise PlanError(
+            f"the weights differ from those of {plan} in more than it lets go of (refit: "
+            f"{record.refit}); build it with --refit all."
+        )
+    return {name: weights[name] for name in record.refittable}
+
+
+def check_weights(record: PlanRecord, weights: Tensors) -> None:
+    """Raise PlanError unless ``weights`` are what a refit of the plan needs, shape and dtype."""
+    if not record.refittable:
+        raise PlanError(
+            "the plan was built with --refit none; build it with --refit qkv, or --refit all to "
+            "exchange every weight."
+        )
+    if missing := [name for name in record.refittable if name not in weights]:
+        raise PlanError(f"weights for {missing[0]} are missing ({len(missing)} such tensors).")
+    for name, expected in record.refittable.items():
+        given = weights[name]
+        if (given.shape, given.dtype.name) != (expected.shape, expected.dtype):
+            raise PlanError(
+                f"{name} is {given.dtype.name} of shape {given.shape}; the plan takes "
+                f"{expected.dtype} of shape {expected.shape}."
             )
 
 
-def refittable_names(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:
-    """Those of a target's stored tensors that a plan is to have marked.
-
-    Args:
-        names: of all tensors that the graph reads.
-    """
-    if refit == "all":
-        return list(names)
-    marks = set(map(qkv_name, range(bundle.spec.depth))) if refit == "qkv" else set()
-    marks |= set(map(scale_name, marks))  # an int8 weight goes with its scales
-    return [name for name in names if name in marks]
-
-
-def fixed_digest(tensors: Mapping[str, npt.NDArray[Any]], refittable: Iterable[str]) -> str:
+def digest_fixed(tensors: Tensors, refittable: Iterable[str]) -> str:
     """SHA-256 over the names, types and bytes of the stored tensors that aren't refittable."""
     digest = hashlib.sha256()
     for name in sorted(tensors.keys() - set(refittable)):
-        tensor = np.ascontiguousarray(tensors[name])
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype.name} {tensor.shape}\n".encode())
-        digest.update(tensor.view(np.uint8).data if tensor.ndim else tensor.tobytes())
+        digest.update(tensor.tobytes())
     return digest.hexdigest()

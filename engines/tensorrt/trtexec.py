@@ -16,13 +16,11 @@ import numpy as np
 from tocom_export.errors import InputError, PlanError, brief
 from tocom_export.model.spec import VitSpec
 
-from ..bench.timing import Timing, summary
+from ..bench.timing import Timing, summarise_times
 from .plan import Batch
 
 WARM_UP = 500
 """Milliseconds; what ran before is in the report, too, and left out."""
-DURATION = 3
-"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,6 @@ class LayerTime:
     """Of the plan's time, percent."""
 
 
-def shape_of(spec: VitSpec, batch: int) -> str:
-    """trtexec's form of the input's shape."""
-    return "images:" + "x".join(map(str, (batch, spec.channels, *spec.image_size)))
-
-
 def bench_line(
     plan: Path,
     spec: VitSpec,
@@ -47,22 +40,19 @@ def bench_line(
     major: int,
     times: Path,
     profile: Path | None = None,
-    seconds: float = DURATION,
+    seconds: float = 3,
     host_code: bool = False,
 ) -> list[str]:
     """The line that times a plan.
 
-    Version 11 records CUDA graphs, waits by spinning and leaves copies out by itself; 10 is told
-    to, so that the two can be compared.
-
     Args:
-        major: trtexec's version, 10 or 11.
+        major: trtexec's version; 11 records CUDA graphs, waits by spinning and leaves copies out
+            by itself, 10 is told to.
         times: file for the time of each run.
         profile: file for the time of each layer, which a second run measures.
-        host_code: let a version-compatible plan run the code that it brings along; without,
-            trtexec doesn't open it.
+        host_code: let a version-compatible plan run the code that it brings along.
     """
-    line = ["trtexec", f"--loadEngine={plan}", f"--shapes={shape_of(spec, batch)}"]
+    line = ["trtexec", f"--loadEngine={plan}", f"--shapes={_format_shape(spec, batch)}"]
     if host_code:
         line.append("--versionCompatible")
     if major < 11:
@@ -86,7 +76,7 @@ def build_line(
     """The line that builds a graph as it is; a plan of trtexec's can't be refitted by us."""
     line = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}"]
     names = ("minShapes", "optShapes", "maxShapes")
-    line += [f"--{name}={shape_of(spec, n)}" for name, n in zip(names, batch, strict=True)]
+    line += [f"--{name}={_format_shape(spec, n)}" for name, n in zip(names, batch, strict=True)]
     if major < 11:
         line.append("--stronglyTyped")
     if version_compatible:
@@ -96,28 +86,25 @@ def build_line(
     return [*line, "--noTF32", "--profilingVerbosity=detailed", "--skipInference"]
 
 
+def _format_shape(spec: VitSpec, batch: int) -> str:
+    return "images:" + "x".join(map(str, (batch, spec.channels, *spec.image_size)))
+
+
 def find() -> tuple[Path, int] | None:
     """trtexec on the PATH and its major version; None where there is none."""
-    found = shutil.which("trtexec")
-    if not found:
+    if not (found := shutil.which("trtexec")):
         return None
     try:
         said = subprocess.run([found, "--help"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     number = re.search(r"TensorRT v(\d+)", said.stdout + said.stderr)
-    if not number:
-        return Path(found), 10
-    digits = number[1]  # v101303 is 10.13.3, v8601 is 8.6.1
-    return Path(found), int(digits[:2]) if len(digits) >= 5 else int(digits[0])
+    digits = number[1] if number else "100000"  # v101303 is 10.13.3, v8601 is 8.6.1
+    return Path(found), int(digits[: 2 if len(digits) > 4 else 1])
 
 
 def run(line: list[str]) -> None:
-    """Run a line.
-
-    Raises:
-        PlanError: it fails; with what trtexec said.
-    """
+    """Run a line; raise PlanError with what trtexec said where it fails."""
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
@@ -127,46 +114,35 @@ def run(line: list[str]) -> None:
 
 
 def read_times(file: Path, batch: int) -> Timing:
-    """What ``--exportTimes`` wrote, runs of the warm-up left out: GPU time, without copies.
-
-    The throughput is the pace at which runs followed each other.
+    """What ``--exportTimes`` wrote: GPU time without copies; images a second from the runs' pace.
 
     Raises:
         InputError: the file is not of that form, or holds no run.
     """
-    try:
-        entries = [e for e in _load(file) if e["startComputeMs"] >= WARM_UP]
-        times = np.array([float(e["computeMs"]) for e in entries])
-        began = [float(e["startComputeMs"]) for e in entries]
-        ended = [float(e["endComputeMs"]) for e in entries]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is no report of trtexec's ({brief(error)}).") from None
-    if not entries:
+    found = _read(file, "report", "computeMs", "startComputeMs", "endComputeMs")
+    took, began, ended = np.reshape([e for e in found if e[1] >= WARM_UP], (-1, 3)).T
+    if not len(took):
         raise InputError(f"{file} holds no run after {WARM_UP} ms of warm-up.")
-    seconds = max(max(ended) - min(began), 1e-6) / 1000
-    pace = batch * len(entries) / seconds
-    return dataclasses.replace(summary(times / 1000, batch), throughput=pace)
+    seconds = max(ended.max() - began.min(), 1e-6) / 1000
+    pace = float(batch * len(took) / seconds)
+    return dataclasses.replace(summarise_times(took / 1000, batch), images_per_s=pace)
 
 
 def read_profile(file: Path) -> list[LayerTime]:
-    """What ``--exportProfile`` wrote, the slowest layer first.
-
-    Raises:
-        InputError: the file is not of that form.
-    """
-    try:
-        layers = [
-            LayerTime(str(e["name"]), float(e["averageMs"]), float(e["percentage"]))
-            for e in _load(file)
-            if "name" in e  # the first entry counts the runs
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is no profile of trtexec's ({brief(error)}).") from None
+    """What ``--exportProfile`` wrote, the slowest layer first; errors as of :func:`read_times`."""
+    layers = [LayerTime(*e) for e in _read(file, "profile", "name", "averageMs", "percentage")]
     return sorted(layers, key=lambda layer: -layer.average_ms)
 
 
-def _load(file: Path) -> Any:
+def _read(file: Path, what: str, *keys: str) -> list[list[Any]]:
+    """Of each entry of a report, these values."""
     try:
-        return json.loads(file.read_text("utf-8"))
+        return [
+            [entry[key] if key == "name" else float(entry[key]) for key in keys]
+            for entry in json.loads(file.read_text("utf-8"))
+            if "count" not in entry  # a profile begins with the number of runs
+        ]
     except OSError as error:
         raise InputError(f"{file}: can't be read: {error.strerror}.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is no {what} of trtexec's ({brief(error)}).") from None

@@ -1,0 +1,173 @@
+"""A bundle as it was when a pool opened it, and what a request runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tocom_export.bundle.file_hashes import read_recorded
+from tocom_export.bundle.manifest import WEIGHTS, weights_name
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.weights import ModelWeights, check_same_model, recover_checkpoint
+from tocom_export.compression.bake import qkv_name
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
+from tocom_export.errors import BankError, BundleError, InputError, PoolError
+from tocom_export.loading import load_bank
+from tocom_export.model.catalogue import REFERENCE
+from tocom_export.variant import Variant
+
+from ..engine import Engine, Images, Logits, Tensors, check_logits
+from ..opening import Backend, check_backend, open_engine, read_weights
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a request runs on, from its begin to its end: one engine with one set of weights."""
+
+    engine: Engine
+    bytes: int
+    """What the engine holds for itself: weights, or a whole plan."""
+
+    @property
+    def variant(self) -> Variant:
+        """The engine's."""
+        return self.engine.variant
+
+    def run(self, images: Images) -> Logits:
+        """Logits (B, classes) of normalised images (B, C, H, W), both float32.
+
+        Raises:
+            ImageError: the images are of another form, or hold a NaN or an infinite value.
+        """
+        logits = self.engine.run(images)
+        check_logits(logits, images)
+        return logits
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle, its graphs or plans as they were, and the weights that its engines have."""
+
+    bundle: Bundle
+    names: tuple[str, ...]
+    """Of the variants to serve, by falling cost."""
+    backend: Backend
+    options: Mapping[str, Any]
+    files: Mapping[str, Any]
+    """Variant → its graph, or what tells its plan from one that is put in its place."""
+    new: ModelWeights | None = None
+    """What other weights than those in the bundle's files are made of."""
+    new_shared: Tensors | None = None
+    """Of these, the ones that all variants share."""
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        variants: Sequence[str | int] | None,
+        backend: Backend,
+        options: Mapping[str, Any],
+    ) -> Loaded:
+        """What a pool of some variants, or of all, holds of a bundle."""
+        check_backend(backend)
+        if variants is not None and not variants:
+            raise InputError("`variants`: a pool holds one at least.")
+        chosen = [bundle.variant(v) for v in (bundle.variants if variants is None else variants)]
+        chosen.sort(key=lambda v: -v.schedule(bundle.spec).macs(bundle.spec))
+        names = tuple(dict.fromkeys(variant.name for variant in chosen))
+        if backend == "onnx":
+            graphs = {name: bundle.graph(name) for name in names}
+            read = {n: read_recorded(file, bundle.files[file.name]) for n, file in graphs.items()}
+            return cls(bundle, names, backend, options, read)
+        plans = {name: _identify(bundle.plan(name)) for name in names}
+        return cls(bundle, names, backend, options, plans)
+
+    @cached_property
+    def shared(self) -> Tensors:
+        """The weights that all variants share, read when they are first needed."""
+        return self.new_shared or read_weights(self.bundle, WEIGHTS)
+
+    def open(self, name: str) -> Serving:
+        """An engine of one variant; raises what opening one does."""
+        bundle, variant = self.bundle, self.bundle.variants[name]
+        if self.backend == "onnx":
+            own = self.new.own(variant) if self.new else read_weights(bundle, weights_name(name))
+            weights, graph = {**self.shared, **own}, self.files[name]
+            engine = open_engine(bundle, variant, weights=weights, graph=graph, **self.options)
+            return Serving(engine, sum(tensor.nbytes for tensor in own.values()))
+        plan = bundle.plan(name)
+        if _identify(plan) != self.files[name]:
+            raise BundleError(f"{plan} was changed since its bundle was opened; reload the pool.")
+        new = {**self.shared, **self.new.own(variant)} if self.new else None
+        engine = open_engine(bundle, variant, backend=self.backend, weights=new, **self.options)
+        return Serving(engine, plan.stat().st_size)
+
+    def replace_weights(
+        self,
+        present: Sequence[Variant],
+        checkpoint: Path | str | None,
+        bank: ToComBank | Path | str | None,
+        source: int | None,
+        scale: float | None,
+    ) -> Loaded:
+        """The same with other weights, as :meth:`EnginePool.refit` says, for these variants."""
+        bundle = self.bundle
+        if bank is None and not any(variant.compensated for variant in present):
+            bank = "none"
+        if bank is None and bundle.spec.model != REFERENCE:
+            raise BankError(f"{bundle.path} is compensated: name the `bank` for the new weights.")
+        steps = load_bank(bank, bundle.spec, bundle.method)
+        changes: dict[str, Any] = {} if bank is None else {"compensated": steps is not None}
+        opened = None if checkpoint is None else Checkpoint.open(checkpoint)
+        if opened is not None and opened.info.source is not None:
+            source = opened.choose_source(source)
+        for name, given in (("scale", scale), ("source", source)):
+            found = {getattr(v, name) for v in present} if given is None else {given}
+            changes[name], *others = sorted(found)
+            if others:
+                have = ", ".join(map(str, sorted(found)))
+                raise PoolError(f"the variants differ in {name} ({have}): `{name}` must say which.")
+        changed = {v.name: dataclasses.replace(v, **changes) for v in present}
+        shared, exact = self._hold(opened)
+        new = ModelWeights(bundle.spec, exact, steps, bundle.precision)
+        # What accuracy was measured, was that of other weights.
+        bundle = dataclasses.replace(bundle, variants={**bundle.variants, **changed}, accuracy={})
+        return dataclasses.replace(self, bundle=bundle, new=new, new_shared=shared)
+
+    def _hold(self, opened: Checkpoint | None) -> tuple[Tensors, Checkpoint]:
+        """What variants share of a checkpoint, or now, and what they are compensated from."""
+        bundle, spec = self.bundle, self.bundle.spec
+        if opened is None and self.new:
+            return self.shared, self.new.checkpoint
+        if opened is None:
+            shared = self.shared
+            own = Checkpoint(bundle.path / WEIGHTS, shared, ModelInfo())
+            opened = recover_checkpoint(own, spec, bundle.precision)
+            check_same_model(opened, spec)
+        else:
+            check_same_model(opened, spec)
+            stored = ModelWeights(spec, opened, None, bundle.precision).shared()
+            # Those that are no copies already are views of the mapped file.
+            shared = {n: t if t.flags.owndata else np.array(t) for n, t in stored.items()}
+        exact = shared
+        if bundle.precision != "fp32":  # of what is rounded, as much as baking takes
+            qkv = map(qkv_name, range(spec.depth))
+            exact = {name: np.array(opened.tensors[name]) for name in qkv}
+        return shared, Checkpoint(opened.file, exact, opened.info)
+
+
+def _identify(plan: Path) -> tuple[int, ...]:
+    """Tells a plan from one that is put in its place, without reading it."""
+    try:
+        found = plan.stat()
+    except OSError as error:
+        raise BundleError(f"{plan}: can't be read: {error.strerror}.") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
