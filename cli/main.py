@@ -64,7 +64,7 @@ class Cli(click.Group):
 
 @click.group(
     cls=Cli,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Example: tocom-export build --source 0 --targets 4,8,12,16",
 )
 @click.version_option(__version__, prog_name="tocom-export")

@@ -1,28 +1,25 @@
-"""What all commands share: verbosity, JSON, progress, and errors as exit statuses."""
+"""Where a command's words go, and errors as exit statuses."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import click
 
-from tocom_export.compression.schedule import MAX_DEGREE, parse_degrees
-from tocom_export.errors import DegreeError, TocomError, brief
+from tocom_export.errors import TocomError, brief
 
-F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[[str], None]
 
 
 class Output:
-    """Where a command's words go: results to stdout, everything else to stderr."""
+    """Results to stdout, everything else to stderr."""
 
     def __init__(self, as_json: bool, verbosity: int) -> None:
         self.as_json, self.verbosity = as_json, verbosity
@@ -64,6 +61,19 @@ class Output:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
         """A bar on stderr where that is a terminal; call what is yielded before each step."""
+        with self.open_bar(title, total) as update:
+            done = -1
+
+            def advance(step: str) -> None:
+                nonlocal done
+                done += 1
+                update(completed=done, description=f"{title} {step}")
+
+            yield advance
+
+    @contextmanager
+    def open_bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        """The same; what is yielded takes ``completed`` and ``description``."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -71,15 +81,7 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         hidden = self.verbosity < 0 or not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(title, total=total)
-            started = False
-
-            def advance(step: str) -> None:
-                nonlocal started
-                bar.update(task, advance=int(started), description=f"{title} {step}")
-                started = True
-
-            yield advance
+            yield partial(bar.update, bar.add_task(title, total=total))
 
 
 class BadInput(click.ClickException):
@@ -95,13 +97,14 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except TocomError as error:
+            text = self.name_options(str(error))
             if error.exit_status == 0:
-                click.echo(str(error), err=True)
+                click.echo(text, err=True)
                 ctx.exit(0)
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()
             kind = BadInput if error.exit_status == 2 else click.ClickException
-            raise kind(str(error)) from error
+            raise kind(text) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except MemoryError:
@@ -114,65 +117,17 @@ class Command(click.Command):
                 "it with what -vv prints."
             ) from error
 
+    def name_options(self, message: str) -> str:
+        """A message of the library with its parameters (```scale```) as options (``--scale``).
 
-def common_options(function: F) -> F:
-    """``--json``, ``-v`` and ``-q``; see :func:`output_of`."""
-    for option in (
-        click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
-        click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks."),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    ):
-        function = option(function)
-    return function
-
-
-def output_of(as_json: bool, verbose: int, quiet: bool) -> Output:
-    """The output that the three common options ask for."""
-    return Output(as_json, -1 if quiet else verbose)
-
-
-class Degrees(click.ParamType[tuple[int, ...]]):
-    """A list of degrees: ``4,8,12,16`` or ``0-16`` or ``0,4-16:4``."""
-
-    name = "LIST"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(parse_degrees(value))
-        except DegreeError as error:
-            self.fail(str(error), param, ctx)
-
-
-def installed(*packages: str) -> bool:
-    """Whether all of these can be imported, without importing them."""
-    try:
-        return all(importlib.util.find_spec(package) for package in packages)
-    except ModuleNotFoundError:  # of a dotted name, the outer package
-        return False
-
-
-class FiniteFloat(click.ParamType[float]):
-    """A number that is neither NaN nor infinite, of at least ``minimum``."""
-
-    name = "NUMBER"
-
-    def __init__(self, minimum: float | None = None) -> None:
-        self.minimum = minimum
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number: float = click.FLOAT.convert(value, param, ctx)
-        if not math.isfinite(number) or (self.minimum is not None and number < self.minimum):
-            least = "" if self.minimum is None else f" of at least {self.minimum:g}"
-            self.fail(f"{value} is not a finite number{least}.", param, ctx)
-        return number
-
-
-DEGREE = click.IntRange(0, MAX_DEGREE)
-FILE = click.Path(path_type=Path)
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e6:.1f} MB"
+        A parameter is known by its name here and by its option's: ``--schedule`` is both
+        ``schedules`` and ``schedule``.
+        """
+        called = {}
+        for parameter in self.params:
+            if isinstance(parameter, click.Option):
+                option = max(parameter.opts, key=len)
+                called[option.lstrip("-").replace("-", "_")] = called[parameter.name] = option
+            else:
+                called[parameter.name] = parameter.make_metavar(click.Context(self))
+        return re.sub(r"`(\w+)`", lambda found: called.get(found[1], found[0]), message)

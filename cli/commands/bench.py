@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,74 +12,47 @@ import click
 
 from tocom_export.errors import InputError
 
-from ..output import (
+from ..options import (
+    BATCHES,
     FILE,
-    Command,
-    Degrees,
     FiniteFloat,
-    Output,
+    Names,
     common_options,
-    output_of,
+    device_option,
+    format_megabytes,
+    given_options,
+    host_code_option,
+    take_output,
 )
+from ..output import Command, Output
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.bench.report import Report
-    from tocom_export.engines.onnx.engine import Provider
-    from tocom_export.training.peers import Peer
-
-
-class Counts(click.ParamType[tuple[int, ...]]):
-    """Batches to time: ``1,8,32``."""
-
-    name = "LIST"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            counts = tuple(dict.fromkeys(int(part) for part in value.split(",")))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers, such as 1,8,32.", param, ctx)
-        if min(counts) < 1:
-            self.fail(f"{value!r}: a batch has an image at least.", param, ctx)
-        return counts
+    from tocom_export.engines.serving.simulation import Arrivals
 
 
 @click.command("bench", cls=Command)
 @click.argument("bundle", type=FILE)
-@click.option("--targets", type=Degrees(), help="Degrees to time; default: all of the bundle.")
+@click.option("--variants", type=Names(), help="Variants to time; default: all.")
 @click.option(
-    "--batch", type=Counts(), default="1,8,32", show_default=True, help="Batches to time."
-)
-@click.option(
-    "--runner",
+    "--backend",
     type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx", "trtexec"]),
     default="onnx",
-    show_default=True,
     help="ONNX Runtime, the bundle's plans from Python, or NVIDIA's trtexec.",
 )
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    default="cpu",
-    show_default=True,
-    help="Where ONNX Runtime runs.",
-)
+@device_option
+@click.option("--batch", type=BATCHES, default="1,8,32", help="Batches to time.")
 @click.option("--threads", type=click.IntRange(1), help="Of ONNX Runtime on a CPU.")
-@click.option(
-    "--seconds",
-    type=FiniteFloat(0),
-    default=3.0,
-    show_default=True,
-    help="How long each engine is timed at each batch.",
-)
+@click.option("--seconds", type=FiniteFloat(0), default=3.0, help="For each engine and batch.")
 @click.option(
     "--peers",
     is_flag=True,
-    help="Also time what one would use instead, where it is installed: the dense model in torch, "
-    "eager and compiled, the usual merging in torch, and what torch.onnx.export and Optimum write.",
+    help="Also time what one would use instead, where it is installed: the dense model "
+    "in torch, eager and compiled, merging as it is commonly written in torch, and what "
+    "torch.onnx.export and Optimum write.",
 )
+@host_code_option
 @click.option(
     "--slo-ms",
     type=FiniteFloat(0),
@@ -93,200 +66,175 @@ class Counts(click.ParamType[tuple[int, ...]]):
     help="Arrivals for --slo-ms, seconds, one a line; default: four made ones.",
 )
 @click.option("--plot", type=FILE, metavar="FILE", help="Write a picture, .png or .svg.")
-@click.option(
-    "--host-code",
-    is_flag=True,
-    help="Let version-compatible plans run the code that they bring along.",
-)
 @click.option("--layers", is_flag=True, help="trtexec: also the layers where time goes.")
 @click.option("--dry-run", is_flag=True, help="Print trtexec's lines, and run nothing.")
 @common_options
+@click.pass_context
 def bench_command(
+    ctx: click.Context,
+    /,
     bundle: Path,
-    targets: tuple[int, ...] | None,
-    batch: tuple[int, ...],
-    runner: str,
-    provider: Provider,
-    threads: int | None,
-    seconds: float,
-    peers: bool,
     slo_ms: float | None,
     trace: Path | None,
     plot: Path | None,
-    host_code: bool,
-    layers: bool,
     dry_run: bool,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
+    layers: bool,
+    **options: Any,
 ) -> None:
-    """Time the engines of a bundle: latency, throughput, and the speed-up over degree 0.
+    """Time the variants of a bundle: latency, throughput, and the speed-up over the dense model.
 
     From Python the engines take turns, and times include copies to the engine and back;
     trtexec's are the GPU's alone. Where trtexec is not on the PATH, plans are timed from Python.
-    "of bound" is the speed-up over the one that multiply-adds alone would give. Memory is that
-    of a process which runs the one engine at the largest batch (PSS, Linux).
+    "of bound" is the speed-up over the one that MACs alone would give. Memory is that of a
+    process which runs the one engine at the largest batch (PSS, Linux).
 
     \b
     Examples:
       tocom-export bench reference-source0 --batch 8
       tocom-export bench reference-source0 --batch 1,8 --peers --plot speed.svg
       tocom-export bench reference-source0 --batch 1 --slo-ms 50
-      tocom-export bench deit-source0 --runner trtexec --layers
+      tocom-export bench deit-source0 --backend trtexec --layers
     """
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.bench.report import Report
+    from tocom_export.engines.bench.trtexec import time_plans, write_lines
 
-    output = output_of(as_json, verbose, quiet)
+    output = take_output(options)
     opened = Bundle.open(bundle)
-    chosen = targets or tuple(opened.targets)
-    for target in chosen:
-        opened.graph(target) if runner == "onnx" else opened.plan(target)
-    for option, given in (("--dry-run", dry_run), ("--layers", layers)):
-        if given and runner != "trtexec":
-            raise InputError(f"{option} is for --runner trtexec.")
-    if peers and runner == "trtexec":
-        raise InputError("--peers are timed from Python; name another --runner than trtexec.")
-    if trace and slo_ms is None:
-        raise InputError("--trace is for --slo-ms.")
-    if slo_ms == 0:
-        raise InputError("--slo-ms 0: a latency is more than nothing.")
+    _check_options(ctx)
+    traces = _read_trace(trace, slo_ms)
     if plot:
-        from tocom_export.study.plot_style import check_suffix, look
-
-        check_suffix(plot)
-        if not plot.parent.is_dir():
-            raise InputError(f"--plot {plot}: there is no folder {plot.parent}.")
-        look()  # says what is missing before the work, not after it
-    arrivals = {}
-    if trace:
-        from tocom_export.engines.serving.simulation import recorded
-
-        arrivals = {str(trace): recorded(trace)}
-    if dry_run and (plot or slo_ms is not None):
-        raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
+        _check_plot(plot)
+    of_plans = {name: options[name] for name in ("variants", "batch", "seconds", "host_code")}
+    of_plans["layers"] = layers
     if dry_run:
-        from ..trtexec_bench import print_lines
-
-        print_lines(opened, chosen, batch, seconds, layers, host_code, output)
+        lines = [shlex.join(line) for line in write_lines(opened, **of_plans).values()]
+        output.document({"lines": lines})
+        if not output.as_json:
+            click.echo("\n".join(lines))
         return
     report = None
-    if runner == "trtexec":
-        from ..trtexec_bench import find_program, time_plans
-
-        if program := find_program(opened, chosen, batch, host_code, output):
-            found = time_plans(program, opened, chosen, batch, seconds, layers, output)
-            report = Report(opened, runner, *found)
-    if report is None:
-        opener = _opener(opened, runner, provider, threads, host_code, batch)
-        engines = {target: opener(target) for target in chosen}
-        runner = "from Python" if runner == "trtexec" else runner
-        with tempfile.TemporaryDirectory() as folder:
-            others: list[Peer | str] = []
-            if peers:
-                others = _peers(opened, runner, provider, threads, Path(folder), output)
-            on_cpu = (runner, provider) == ("onnx", "cpu")
-            report = _timed(
-                opened, runner, engines, others, batch, seconds, threads, on_cpu, output
-            )
+    if options["backend"] == "trtexec":
+        options["backend"] = "tensorrt"
+        steps = len(options["variants"] or opened.variants) * len(options["batch"])
+        with output.progress("trtexec", steps) as advance:
+            report = time_plans(opened, progress=advance, log=output.detail, **of_plans)
+        if report is None:
+            output.note("trtexec is not on the PATH: timed from Python, copies included.")
+    report = report or _time_bundle(opened, options, output)
     if slo_ms is not None:
-        report = report.steered(slo_ms / 1000, arrivals)
-    output.document(report.to_json())
-    report.show(output)
+        report = report.steer(slo_ms / 1000, traces)
+    document = report.to_json()
+    output.document(document)
+    _print_report(report, document, output)
     if plot:
-        report.draw(plot)
+        report.plot(plot)
         output.note(f"Wrote {plot}.")
 
 
-def _opener(
-    bundle: Bundle,
-    runner: str,
-    provider: Provider,
-    threads: int | None,
-    host_code: bool,
-    batches: tuple[int, ...],
-) -> Callable[[int], Any]:
-    """Target → its engine, which takes those batches."""
-    if runner == "onnx":
-        from tocom_export.engines.onnx.engine import OnnxEngine
+def _check_options(ctx: click.Context) -> None:
+    """Raise InputError for options that don't go together."""
+    backend = ctx.params["backend"]
+    for owner, names in (("trtexec", ("dry_run", "layers")), ("onnx", ("device",))):
+        for option in given_options(ctx, names).values():
+            if backend != owner:
+                raise InputError(f"{option} is for --backend {owner}.")
+    if backend == "trtexec" and ctx.params["peers"]:
+        raise InputError("--peers are timed from Python; choose another --backend than trtexec.")
+    if ctx.params["dry_run"] and (ctx.params["plot"] or ctx.params["slo_ms"] is not None):
+        raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
 
-        return lambda target: OnnxEngine(bundle, target, provider=provider, threads=threads)
-    from tocom_export.engines.tensorrt.engine import TensorRtEngine
-    from tocom_export.engines.tensorrt.plan import check_batches
 
-    def opened(target: int) -> TensorRtEngine:
-        engine = TensorRtEngine(bundle.plan(target), host_code=host_code)
-        if runner not in (engine.record.library, "trtexec"):
-            raise InputError(
-                f"--runner {runner}: {bundle.plan(target)} is of {engine.record.library}."
+def _read_trace(trace: Path | None, slo_ms: float | None) -> dict[str, Arrivals]:
+    if slo_ms == 0:
+        raise InputError("--slo-ms 0: a latency is more than nothing.")
+    if trace is None:
+        return {}
+    if slo_ms is None:
+        raise InputError("--trace is for --slo-ms.")
+    from tocom_export.engines.serving.simulation import read_arrivals
+
+    return {str(trace): read_arrivals(trace)}
+
+
+def _check_plot(file: Path) -> None:
+    """Raise before the work, not after it, where a picture can't be written."""
+    from tocom_export.study.plot_style import apply_style, check_suffix
+
+    check_suffix(file)
+    if not file.parent.is_dir():
+        raise InputError(f"--plot {file}: there is no folder {file.parent}.")
+    apply_style()
+
+
+def _time_bundle(bundle: Bundle, options: dict[str, Any], output: Output) -> Report:
+    from tocom_export.engines.bench.run import time_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        peers: list[Any] = []
+        if options.pop("peers"):
+            from tocom_export.training.peers import open_peers
+
+            on_cpu = (options["backend"], options["device"]) == ("onnx", "cpu")
+            device: Any = "cpu" if on_cpu else "cuda"
+            with output.progress("opening", 7) as tell:
+                peers += open_peers(bundle, device, options["threads"], Path(folder), tell)
+        subjects = len(options["variants"] or bundle.variants) + len(peers)
+        with output.progress("timing", subjects * (len(options["batch"]) + 1)) as advance:
+            return time_bundle(bundle, peers=peers, progress=advance, **options)
+
+
+def _print_report(report: Report, document: Mapping[str, Any], output: Output) -> None:
+    """The tables of what ``--json`` holds, and a word on what they lack."""
+    rows = document["rows"]
+    backends = dict.fromkeys(row["backend"] for row in rows if not row["peer"])
+    title = f"{report.bundle.path}, {', '.join(backends)}, {report.bundle.precision}"
+    columns = ["", "batch", "median ms", "10 to 90 %", "p99 ms", "images/s"]
+    columns += [f"over {report.dense or 'r00'}", "of bound", "MACs saved", "memory"]
+    output.table(columns, [_format_row(row) for row in rows], f"{title}, on {report.device}")
+    for name, layers in document["layers"].items():
+        rows = [[x["name"][:60], f"{x['average_ms']:.3f}", f"{x['share']:.1f} %"] for x in layers]
+        output.table(["layer", "ms", "share"], rows, name)
+    columns = ["", "in time", "answered by", "accuracy", "median ms", "p99 ms", "switches"]
+    for trace, found in document["steering"].items():
+        title = f"{trace}, {found['steered']['requests']} requests, simulated with these times"
+        outcomes = {"steered": found["steered"], **found["fixed"]}
+        rows = [_format_outcome(name, outcome) for name, outcome in outcomes.items()]
+        output.table(columns, rows, title)
+    for line in report.not_timed:
+        output.note(f"Not timed: {line}")
+    if report.dense is None:
+        output.note("No variant of degree 0 was timed to compare with.")
+    for row in document["rows"]:
+        if not row["peer"] and (row["speed_up"] or 1) < 1:
+            output.note(
+                f"{row['name']} is slower than {report.dense} at batch {row['batch']}: removing "
+                "tokens pays when the batch fills the device."
             )
-        check_batches(bundle.plan(target), engine.record, batches)
-        return engine
-
-    return opened
 
 
-def _peers(
-    bundle: Bundle,
-    runner: str,
-    provider: Provider,
-    threads: int | None,
-    folder: Path,
-    output: Output,
-) -> list[Peer | str]:
-    from tocom_export.training.peers import peers
-
-    device = "cpu" if (runner, provider) == ("onnx", "cpu") else "cuda"
-    with output.progress("opening", 7) as advance:
-        return list(peers(bundle, device, threads, folder, advance))  # type: ignore[arg-type]
-
-
-def _timed(
-    bundle: Bundle,
-    runner: str,
-    engines: dict[int, Any],
-    others: list[Peer | str],
-    batches: tuple[int, ...],
-    seconds: float,
-    threads: int | None,
-    on_cpu: bool,
-    output: Output,
-) -> Report:
-    """Engines and peers, batch by batch, taking turns."""
-    from tocom_export.engines.bench.report import Report
-    from tocom_export.engines.bench.timing import Timing, time_engines
-    from tocom_export.engines.verify import sample_images
-    from tocom_export.io.memory import memory_of
-
-    peers = [peer for peer in others if not isinstance(peer, str)]
-    runs: dict[int | str, Any] = {target: engine.run for target, engine in engines.items()}
-    runs |= {peer.name: peer.run for peer in peers}
-    found: dict[tuple[int | str, int], Timing] = {}
-    memory: dict[str, int | None] = {}
-    largest = max(batches)
-    with output.progress("timing", (len(batches) + 1) * len(runs)) as advance:
-        for batch in batches:
-            images = sample_images(bundle.spec, batch)
-
-            def tell(name: int | str, batch: int = batch) -> None:
-                advance(f"{_name(name)}, batch {batch}")
-
-            ready = {name: partial(run, images) for name, run in runs.items()}
-            timed = time_engines(ready, batch, seconds, tell)
-            found |= {(name, batch): timing for name, timing in timed.items()}
-        # Beside a GPU it would be the host's part alone.
-        for target in engines if on_cpu else ():
-            advance(f"{_name(target)}, memory")
-            arguments = (bundle.path, target, largest, *((threads,) if threads else ()))
-            memory[_name(target)] = memory_of("tocom_export.io.memory", arguments)
-        for peer in peers if on_cpu else ():
-            advance(f"{peer.name}, memory")
-            memory[peer.name] = peer.memory(largest)
-    ours = {(n, b): timing for (n, b), timing in found.items() if isinstance(n, int)}
-    theirs = {(n, b): timing for (n, b), timing in found.items() if isinstance(n, str)}
-    missing = [line for line in others if isinstance(line, str)]
-    return Report(bundle, runner, ours, peers=theirs, missing=missing, memory=memory)
+def _format_row(row: Mapping[str, Any]) -> list[object]:
+    bound, of_bound = row["bound"], row["of_bound"]
+    return [
+        row["name"],
+        row["batch"],
+        f"{row['median_ms']:.2f}",
+        f"{row['low_ms']:.2f} to {row['high_ms']:.2f}",
+        f"{row['p99_ms']:.2f}",
+        f"{row['images_per_s']:.1f}",
+        f"{row['speed_up']:.2f}×" if row["speed_up"] else "-",
+        f"{100 * of_bound:.0f} %" if of_bound and bound != 1 else "-",
+        f"{100 - 100 / bound:.0f} %" if bound else "-",
+        format_megabytes(row["memory"]) if row["memory"] else "-",
+    ]
 
 
-def _name(engine: int | str) -> str:
-    return f"r{engine:02d}" if isinstance(engine, int) else engine
+def _format_outcome(name: str, outcome: Mapping[str, Any]) -> list[object]:
+    return [
+        name,
+        f"{outcome['met']:.1f} %",
+        ", ".join(f"{variant} {share:.1f} %" for variant, share in outcome["shares"].items()),
+        "-" if outcome["accuracy"] is None else f"{outcome['accuracy']:.1f} %",
+        f"{outcome['p50_ms']:.1f}",
+        f"{outcome['p99_ms']:.1f}",
+        outcome["switches"],
+    ]

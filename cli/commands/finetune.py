@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,26 +11,19 @@ import click
 
 from tocom_export.errors import InputError
 
-from ..output import (
-    DEGREE,
-    FILE,
-    Command,
-    FiniteFloat,
-    common_options,
-)
+from ..options import DEGREE, FILE, FiniteFloat, common_options, method_options
+from ..output import Command, Output
 from ..training_options import (
-    Settings,
-    check_out,
-    reporting,
+    open_data,
+    report_steps,
     require_torch,
+    start_training,
     training_options,
-    training_output,
 )
 
 if TYPE_CHECKING:
-    from tocom_export.compression.metadata import ModelInfo
-    from tocom_export.model.preprocess import Preprocess
-    from tocom_export.model.spec import VitSpec
+    from tocom_export.loading import Model
+    from tocom_export.training.model import CompressedVit
 
 
 @click.command("finetune", cls=Command)
@@ -43,7 +38,6 @@ if TYPE_CHECKING:
     "--init",
     type=click.Choice(["checkpoint", "random"]),
     default="checkpoint",
-    show_default=True,
     help="'random' trains from scratch.",
 )
 @click.option(
@@ -56,21 +50,18 @@ if TYPE_CHECKING:
     "--tune",
     type=click.Choice(["full", "adaptformer"]),
     default="full",
-    show_default=True,
     help="All weights, or AdaptFormer's branches and the head while the rest stays as it is.",
 )
 @click.option(
     "--adapter-width",
     type=click.IntRange(1),
     default=32,
-    show_default=True,
     help="Bottleneck of AdaptFormer's branches.",
 )
 @click.option(
     "--adapter-scale",
     type=FiniteFloat(1e-6),
     default=0.1,
-    show_default=True,
     help="What the branches are multiplied by; the paper tries 0.01 to 100.",
 )
 @click.option(
@@ -78,17 +69,7 @@ if TYPE_CHECKING:
     type=DEGREE,
     help="Degree to train at; default: what the checkpoint's metadata say, else 0.",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["tome", "evit"]),
-    help="Merge or prune; default: the checkpoint's, else tome.",
-)
-@click.option(
-    "--proportional/--no-proportional",
-    default=None,
-    help="Whether a merged token weighs as much as those it stands for; default: the "
-    "checkpoint's, else yes. MAE backbones want it off.",
-)
+@method_options("the checkpoint's, else tome")
 @click.option("--label-smoothing", type=click.FloatRange(0, 1), help="Share spread over classes.")
 @click.option("--val", metavar="DATA", help="Images to measure accuracy on after each epoch.")
 @training_options(out="finetuned.safetensors")
@@ -98,17 +79,8 @@ def finetune_command(
     checkpoint: Path | None,
     init: str,
     image_size: int | None,
-    tune: str,
-    adapter_width: int,
-    adapter_scale: float,
     source: int | None,
-    method: str | None,
-    proportional: bool | None,
-    label_smoothing: float | None,
     val: str | None,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Train a model at a source degree, from a checkpoint or from scratch.
@@ -129,112 +101,121 @@ def finetune_command(
         --data torch/cifar100 --data-root data --val torch/cifar100:test
     """
     require_torch()
-    from tocom_export.training.loop.defaults import ADAPTFORMER, FULL
+    from tocom_export.training.data.seeding import seed_all
+    from tocom_export.training.finetune import finetune
+    from tocom_export.training.loop.distributed import join_processes
+    from tocom_export.training.recipe import ADAPTFORMER, FULL
+    from tocom_export.training.starting import change_classes, resize
 
-    if init == "random" and tune == "adaptformer":
-        raise InputError(
-            "--tune adaptformer leaves the backbone as it is, and --init random leaves it "
-            "untrained; use --tune full, or start from a checkpoint."
-        )
-    defaults = FULL if tune == "full" else ADAPTFORMER
-    settings = Settings.of(options, defaults)
-    check_out(settings.out, settings.force)
-    from tocom_export.training.adaptformer import add_adapters, freeze_all_but_adapters
-    from tocom_export.training.data.evaluation import EvalData
-    from tocom_export.training.data.opening import open_images
-    from tocom_export.training.data.train import seed_all
-    from tocom_export.training.evaluate import accuracy
-    from tocom_export.training.finetune import finetune, with_classes
-    from tocom_export.training.loop.distributed import placed
-    from tocom_export.training.model import CompressedVit
-    from tocom_export.training.timm_models import resize_positions, vit_from_spec
-    from tocom_export.training.torch_engine import load_weights
-
-    from ..resolve import choose_method
-
-    output = training_output(as_json, verbose, quiet)
-    spec, tensors, info, preprocess = _start(model, checkpoint, init)
+    output, out = start_training(options), options["out"]
+    recipe = (FULL if options["tune"] == "full" else ADAPTFORMER).change(options)
+    start = _open_start(model, checkpoint, init, options["tune"])
     if image_size:
-        spec, tensors = resize_positions(spec, tensors or {}, (image_size, image_size))
-    with placed(settings.device, settings.amp) as placement:
-        images = settings.images(spec, preprocess, output)
-        if source is None:
-            source = info.source or 0
-        seed_all(settings.seed)
-        spec, tensors = with_classes(spec, tensors, info.classes, images.classes)
-        vit = vit_from_spec(spec, settings.drop_path)
-        if tensors:
-            load_weights(vit, tensors)
-        if tune == "adaptformer":
-            add_adapters(vit, adapter_width, adapter_scale)
-            freeze_all_but_adapters(vit)
-        network = CompressedVit(vit, choose_method(method, None, info, proportional), spec.model)
-        if settings.compile:
-            network.compile()
-        test = None
-        if val:
-            held_out = open_images(
-                val, root=settings.data_root, split="test", download=settings.download
-            )
-            test = EvalData(held_out, spec, preprocess, workers=settings.workers, warn=output.note)
-            if test.classes != images.classes:
-                raise InputError(
-                    f"--val {val} has other classes than --data {settings.data}; "
-                    "both need the same names in the same order."
-                )
-        history: dict[int, float] = {}  # of the epochs since the run was last started
-
-        def after_epoch(epoch: int) -> None:
-            if test is not None:
-                history[epoch] = accuracy(network, test, source)
-                output.note(f"epoch {epoch}: accuracy {history[epoch]:.2f} % on {val}")
-
-        recipe = settings.recipe()
-        with reporting(output, "training", recipe, images.steps_per_epoch) as report:
+        start = resize(start, image_size)
+    with join_processes(options["device"], options["amp"]) as process:
+        images = open_data(recipe, options, start)
+        source = start.checkpoint.info.source or 0 if source is None else source
+        seed_all(recipe.seed)
+        start = change_classes(start, images.classes)
+        network = _make_network(start, recipe.drop_path, options)
+        accuracy = _Accuracy(val, options, start, images.classes, output)
+        with report_steps(output, "training", recipe, images.steps_per_epoch) as report:
             finetune(
                 network,
                 images,
                 recipe,
-                settings.out,
+                out,
                 source=source,
-                preprocess=preprocess,
-                label_smoothing=(
-                    defaults.label_smoothing if label_smoothing is None else label_smoothing
-                ),
-                placement=placement,
-                accumulate=settings.accumulate,
+                preprocess=start.preprocess,
+                label_smoothing=recipe.label_smoothing,
+                process=process,
+                accumulate=options["accumulate"],
                 report=report,
-                after_epoch=after_epoch,
+                after_epoch=partial(accuracy.measure, network, source),
             )
     output.document(
         {
-            "checkpoint": str(settings.out),
-            "model": spec.model,
+            "checkpoint": str(out),
+            "model": start.spec.model,
             "source": source,
             "classes": list(images.classes),
-            "accuracy_after_epoch": history,
+            "accuracy_after_epoch": accuracy.history,
             "unreadable_images": len(images.unreadable),
         }
     )
-    output.note(f"Wrote {settings.out}: {spec.model} with {spec.classes} classes, source {source}.")
+    output.note(
+        f"Wrote {out}: {start.spec.model} with {start.spec.classes} classes, source {source}."
+    )
 
 
-def _start(
-    model: str | None, checkpoint: Path | None, init: str
-) -> tuple[VitSpec, Any, ModelInfo, Preprocess]:
-    """Spec, weights (None to start at random), metadata and image statistics."""
-    from tocom_export.compression.metadata import ModelInfo
-    from tocom_export.model.preprocess import Preprocess
-    from tocom_export.training.finetune import read_spec
-
-    from ..resolve import open_model, spec_of
+def _open_start(model: str | None, checkpoint: Path | None, init: str, tune: str) -> Model:
+    from tocom_export.loading import load_model
+    from tocom_export.training.starting import start_at_random
 
     if init == "checkpoint":
-        spec, opened, preprocess = open_model(model, checkpoint)
-        return spec, opened.tensors, opened.info, preprocess
+        return load_model(model, checkpoint)
+    if tune == "adaptformer":
+        raise InputError(
+            "`tune` adaptformer leaves the backbone as it is, and `init` random leaves it "
+            "untrained; use `tune` full, or start from a checkpoint."
+        )
     if checkpoint:
-        raise InputError("--checkpoint has no meaning with --init random.")
-    if model and model.endswith(".json"):
-        return read_spec(Path(model)), None, ModelInfo(), Preprocess()
-    spec, preprocess = spec_of(model or "reference")
-    return spec, None, ModelInfo(), preprocess
+        raise InputError("`checkpoint` has no meaning with `init` random.")
+    return start_at_random(model)
+
+
+def _make_network(start: Model, drop_path: float, options: Mapping[str, Any]) -> CompressedVit:
+    from tocom_export.loading import choose_method
+    from tocom_export.training.starting import make_network
+
+    info = start.checkpoint.info
+    method = choose_method(options["method"], None, info, options["proportional"])
+    adapter = (options["adapter_width"], options["adapter_scale"])
+    adapter_if_any = adapter if options["tune"] == "adaptformer" else None
+    network = make_network(start, method, drop_path, adapter_if_any)
+    if options["compile"]:
+        network.compile()
+    return network
+
+
+class _Accuracy:
+    """Accuracy on the images of ``--val``, if any, after each epoch.
+
+    Raises:
+        InputError: its classes are not those that are trained.
+    """
+
+    def __init__(
+        self,
+        val: str | None,
+        options: Mapping[str, Any],
+        start: Model,
+        classes: Sequence[str],
+        output: Output,
+    ) -> None:
+        from tocom_export.training.data.evaluation import EvalData
+        from tocom_export.training.data.opening import open_images
+
+        self.history: dict[int, float] = {}
+        """In percent; of the epochs since the run was last started."""
+        self._val, self._output = val, output
+        if val is None:
+            return
+        root, download = options["data_root"], options["download"]
+        held_out = open_images(val, data_root=root, split="test", download=download)
+        self._images = EvalData(
+            held_out, start.spec, start.preprocess, workers=options["workers"], warn=output.note
+        )
+        if self._images.classes != tuple(classes):
+            raise InputError(
+                f"`val` {val} has other classes than `data` {options['data']}; both need the same "
+                "names in the same order."
+            )
+
+    def measure(self, network: CompressedVit, degree: int, epoch: int) -> None:
+        from tocom_export.training.torch_engine import evaluate_model
+
+        if self._val is not None:
+            self.history[epoch] = evaluate_model(network, self._images, degree)
+            told = f"{self.history[epoch]:.2f} % on {self._val}"
+            self._output.note(f"epoch {epoch}: accuracy {told}")

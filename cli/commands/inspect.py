@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from tocom_export.errors import BundleError, InputError, brief
+from tocom_export.io.json_codec import encode
 
-from ..output import FILE, Command, Output, common_options, megabytes, output_of
+from ..options import FILE, common_options, format_megabytes, take_output
+from ..output import Command
 
 if TYPE_CHECKING:
-    from tocom_export.bundle.opening import Refitted
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.model.spec import VitSpec
+    from tocom_export.variant import Variant
+
+
+class Table(NamedTuple):
+    """What :meth:`Output.table` prints."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a file or folder turned out to be."""
+
+    kind: str
+    document: Mapping[str, Any]
+    """For machines."""
+    facts: Mapping[str, Any]
+    """For people; None is not shown."""
+    tables: Sequence[Table] = ()
 
 
 @click.command("inspect", cls=Command)
 @click.argument("path", type=FILE)
 @click.option("--layers", is_flag=True, help="Also what is in each layer.")
 @common_options
-def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet: bool) -> None:
+def inspect_command(path: Path, layers: bool, **options: Any) -> None:
     """Say what a bundle, an engine, a bank or a checkpoint is.
 
     A bundle's files are compared with the hashes in its manifest, its plans with those in
@@ -34,85 +59,81 @@ def inspect_command(path: Path, layers: bool, as_json: bool, verbose: int, quiet
       tocom-export inspect reference-source0 --layers
       tocom-export inspect reference-source0/r08.onnx
     """
-    output = output_of(as_json, verbose, quiet)
+    output = take_output(options)
+    found = _inspect(path, layers)
+    output.document({"kind": found.kind, "path": str(path), **found.document})
+    facts = [(name, fact) for name, fact in found.facts.items() if fact is not None]
+    for table in [Table((found.kind, ""), facts), *found.tables]:
+        output.table(*table)
+
+
+def _inspect(path: Path, layers: bool) -> Finding:
     if path.is_dir():
-        _bundle(path, layers, output)
-    elif not path.exists():
+        return _inspect_bundle(path, layers)
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
-    elif path.suffix == ".onnx":
-        _graph(path, layers, output)
-    elif path.suffix == ".plan":
-        _plan(path, layers, output)
-    elif path.name.endswith(".plan.json"):
+    if path.suffix == ".onnx":
+        return _inspect_graph(path, layers)
+    if path.suffix == ".plan":
+        return _inspect_plan(path, layers)
+    if path.name.endswith(".plan.json"):
         raise InputError(f"{path} says what a plan is; inspect {path.with_suffix('')}.")
-    elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        _weights(path, layers, output)
-    else:
-        raise InputError(
-            f"{path}: bundles (folders), .onnx, .plan, .safetensors, .pth, .pt and .bin files are "
-            "inspected."
-        )
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        return _inspect_weights(path, layers)
+    raise InputError(
+        f"{path}: bundles (folders), .onnx, .plan, .safetensors, .pth, .pt and .bin files are "
+        "inspected."
+    )
 
 
-def _show(output: Output, title: str, facts: dict[str, Any]) -> None:
-    """Facts as two columns."""
-    rows = [(name, value) for name, value in facts.items() if value is not None]
-    output.table([title, ""], rows, "")
-
-
-def _bundle(path: Path, layers: bool, output: Output) -> None:
+def _inspect_bundle(path: Path, layers: bool) -> Finding:
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.compression.schedule import TokenSchedule
     from tocom_export.engines.tensorrt.plan import open_plan
 
     bundle = Bundle.open(path, hashes=True)
-    for target in bundle.plans:
-        open_plan(bundle.plan(target))
-    output.document({"kind": "bundle", "path": str(path), **bundle.to_json()})
+    for name in bundle.plans:
+        open_plan(bundle.plan(name))
     spec = bundle.spec
-    _show(
-        output,
-        "bundle",
-        {
-            "model": spec.model,
-            "images": f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}",
-            "layers": spec.depth,
-            "tokens": f"{spec.tokens} of width {spec.width}, {spec.heads} heads",
-            "classes": spec.classes,
-            "method": bundle.method.name,
-            "source degree": bundle.source,
-            "compensated": f"yes, scale {bundle.scale}" if bundle.compensated else "no",
-            "precision": bundle.precision,
-            "plans": ", ".join(bundle.plan(target).name for target in bundle.plans) or None,
-            "refitted": "; ".join(
-                f"r{target:02d}: source {r.source}, "
-                + (f"scale {r.scale}" if r.compensated else "not compensated")
-                for target, r in bundle.refitted.items()
-            )
-            or None,
-            "size": megabytes(bundle.size()),
-            "hashes": "all as in the manifest" + (" and the plans' JSON" if bundle.plans else ""),
-        },
-    )
+    facts = {
+        "model": spec.model,
+        "images": _format_images(spec),
+        "layers": spec.depth,
+        "tokens": f"{spec.tokens} of width {spec.width}, {spec.heads} heads",
+        "classes": spec.classes,
+        "method": bundle.method.name,
+        "precision": bundle.precision,
+        "plans": ", ".join(bundle.plan(name).name for name in bundle.plans) or None,
+        "refitted": ", ".join(bundle.refitted) or None,
+        "size": format_megabytes(bundle.size()),
+        "hashes": "all as in the manifest" + (" and the plans' JSON" if bundle.plans else ""),
+    }
+    return Finding("bundle", bundle.to_json(), facts, _list_variants(bundle, layers))
+
+
+def _list_variants(bundle: Bundle, layers: bool) -> list[Table]:
+    """The variants of a bundle; with ``layers`` also what each layer is compensated for."""
+    spec = bundle.spec
     rows = []
-    for target, tokens in bundle.targets.items():
-        cost = TokenSchedule.of(spec, target).multiply_adds(spec)
-        shown = " ".join(map(str, tokens)) if layers else f"{spec.tokens} → {tokens[-1]}"
-        own = sum(bundle.files[f.name].bytes for f in bundle.weight_files(target)[1:])
-        rows.append(
-            [bundle.graph(target).name, target, shown, f"{cost / 1e6:.1f} M", megabytes(own)]
-        )
-    columns = [
-        "engine",
-        "degree",
-        "tokens after each layer" if layers else "tokens",
-        "multiply-adds",
-        "own weights",
-    ]
-    output.table(columns, rows, "")
+    for name, variant in bundle.variants.items():
+        schedule = variant.schedule(spec)
+        left = schedule.tokens_out
+        tokens = " ".join(map(str, left)) if layers else f"{spec.tokens} → {left[-1]}"
+        own = sum(bundle.files[file.name].bytes for file in bundle.weight_files(name)[1:])
+        macs = f"{schedule.macs(spec) / 1e6:.1f} M"
+        scale = f"{variant.scale:g}" if variant.baked else "-"
+        row = (name, variant.label, variant.source, scale, tokens, macs, format_megabytes(own))
+        rows.append(row)
+    head = "tokens after each layer" if layers else "tokens"
+    columns = ("variant", "degree", "source", "scale", head, "MACs", "own weights")
+    tables = [Table(columns, rows)]
+    if layers:
+        variants = bundle.variants.values()
+        targets = [(v.name, " ".join(f"{target:.3g}" for target in v.targets)) for v in variants]
+        tables.append(Table(("variant", "degree that each layer is compensated for"), targets))
+    return tables
 
 
-def _graph(path: Path, layers: bool, output: Output) -> None:
+def _inspect_graph(path: Path, layers: bool) -> Finding:
     import onnx_ir as ir
 
     from tocom_export.bundle.file_hashes import record_files
@@ -123,7 +144,6 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
         raise BundleError(f"{path} is not an ONNX model ({brief(error)}).") from None
     if not model.graph.outputs:
         raise BundleError(f"{path} is not an ONNX model: it has no outputs.")
-    counts = Counter(node.op_type for node in model.graph)
     tensors = [v.const_value for v in model.graph.initializers.values()]
     files = sorted({str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)})
     facts = {
@@ -133,110 +153,109 @@ def _graph(path: Path, layers: bool, output: Output) -> None:
         "nodes": len(model.graph),
         "weights": sum(isinstance(t, ir.ExternalTensor) for t in tensors),
         "weight files": files,
-        "size": megabytes(path.stat().st_size),
+        "size": format_megabytes(path.stat().st_size),
         "sha256": record_files(path.parent, [path.name])[path.name].sha256,
     }
-    metadata, refitted = dict(model.metadata_props), _refitted(path)
-    scopes = Counter((node.name or "").rpartition("/")[0] for node in model.graph)
-    extra = {"operators": dict(counts.most_common()), "scopes": dict(scopes)} if layers else {}
-    output.document(
-        {
-            "kind": "engine",
-            "path": str(path),
-            **facts,
-            "metadata": metadata,
-            "refitted": dataclasses.asdict(refitted) if refitted else None,
-            **extra,
-        }
-    )
+    metadata, refitted = dict(model.metadata_props), _find_refitted(path)
+    document = {
+        **facts,
+        "metadata": metadata,
+        "refitted": encode(refitted) if refitted else None,
+    }
+    now: dict[str, str] = {}
     if refitted:  # the graph's own words are those of the build
-        now = {name: json.dumps(value) for name, value in dataclasses.asdict(refitted).items()}
-        metadata |= {**now, "refitted": "yes"}
-    _show(output, "engine", {**facts, **metadata})
+        now = {
+            "source": str(refitted.source),
+            "scale": str(refitted.scale),
+            "compensated": json.dumps(refitted.baked),
+            "refitted": "yes",
+        }
+    tables: list[Table] = []
     if layers:
-        output.table(["operator", "nodes"], counts.most_common(), "")
-        output.table(["part", "nodes"], list(scopes.items()), "")
+        operators = Counter(node.op_type for node in model.graph).most_common()
+        scopes = Counter((node.name or "").rpartition("/")[0] for node in model.graph)
+        document |= {"operators": dict(operators), "scopes": dict(scopes)}
+        tables = [
+            Table(("operator", "nodes"), operators),
+            Table(("part", "nodes"), list(scopes.items())),
+        ]
+    return Finding("engine", document, {**facts, **metadata, **now}, tables)
 
 
-def _refitted(path: Path) -> Refitted | None:
-    """What became of a graph's weights, by the manifest of the bundle that it lies in, if any."""
-    from tocom_export.bundle.opening import Bundle, graph_name
+def _find_refitted(path: Path) -> Variant | None:
+    """What a graph's variant became, by the manifest of the bundle that it lies in, if any."""
+    from tocom_export.bundle.opening import Bundle
 
     with suppress(BundleError):
-        entries = Bundle.open(path.parent).refitted.items()
-        return next((entry for target, entry in entries if graph_name(target) == path.name), None)
+        bundle = Bundle.open(path.parent)
+        return bundle.variants[path.stem] if path.stem in bundle.refitted else None
     return None
 
 
-def _plan(path: Path, layers: bool, output: Output) -> None:
+def _inspect_plan(path: Path, layers: bool) -> Finding:
     from tocom_export.engines.tensorrt.plan import open_plan
 
     content, record = open_plan(path)
-    output.document({"kind": "plan", "path": str(path), **record.to_json()})
-    smallest, optimal, largest = record.batch
+    (smallest, optimal, largest), variant = record.batch, record.variant
     facts = {
         "model": record.spec.model,
-        "degree": record.target,
-        "source degree": record.source,
-        "compensated": f"yes, scale {record.scale}" if record.compensated else "no",
+        "variant": variant.name,
+        "degree": variant.label,
+        "source degree": variant.source,
+        "compensated": f"yes, scale {variant.scale}" if variant.baked else "no",
         "method": record.method.name,
         "precision": record.precision,
         "batches": f"{smallest} to {largest}, made for {optimal}",
         "refit": f"{record.refit}: {len(record.refittable)} weights",
         "stripped": "yes; refit it before it runs" if record.stripped else "no",
-        "library": f"{record.library} {record.version}",
+        "backend": f"{record.backend} {record.version}",
         "built on": record.gpu or "no GPU",
         "flags": " ".join(record.flags) or None,
-        "size": megabytes(len(content)),
+        "size": format_megabytes(len(content)),
         "sha256": record.sha256,
     }
-    _show(output, "plan", facts)
-    if layers and record.refittable:
-        rows = [[name, t.dtype, list(t.shape)] for name, t in record.refittable.items()]
-        output.table(["refittable", "type", "shape"], rows, "")
+    rows = [(name, t.dtype, list(t.shape)) for name, t in record.refittable.items()]
+    tables = [Table(("refittable", "type", "shape"), rows)] if layers and rows else []
+    return Finding("plan", encode(record), facts, tables)
 
 
-def _weights(path: Path, layers: bool, output: Output) -> None:
-    from tocom_export.compression.bank import FACTORS, ToComBank
+def _inspect_weights(path: Path, layers: bool) -> Finding:
+    from tocom_export.compression.bank import holds_bank
     from tocom_export.compression.checkpoint import Checkpoint
+    from tocom_export.io.pickles import load_pickle
+    from tocom_export.io.tensors import read_header
 
+    names = read_header(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
+    if holds_bank(names):
+        return _inspect_bank(path, layers)
     checkpoint = Checkpoint.open(path)
-    names = list(checkpoint.tensors)
-    if sorted(names) == sorted(FACTORS) or any("_tocom." in name for name in names):
-        _bank(path, ToComBank.load(path), layers, output)
-        return
-    info = checkpoint.info
-    shapes = {name: list(t.shape) for name, t in checkpoint.tensors.items()}
+    info, tensors = checkpoint.info, checkpoint.tensors
     facts = {
         "model": info.spec.model if info.spec else None,
-        "images": f"{info.spec.channels}×{info.spec.image_size[0]}×{info.spec.image_size[1]}"
-        if info.spec
-        else None,
+        "variant": info.variant,
+        "images": _format_images(info.spec) if info.spec else None,
         "adapters": (info.spec.adapter_width or None) if info.spec else None,
         "source degree": info.source,
         "method": info.method.name if info.method else None,
         "classes": len(info.classes) if info.classes else None,
-        "tensors": len(shapes),
-        "parameters": sum(t.size for t in checkpoint.tensors.values()),
-        "dtypes": ", ".join(sorted({str(t.dtype) for t in checkpoint.tensors.values()})),
-        "size": megabytes(path.stat().st_size),
+        "tensors": len(tensors),
+        "parameters": sum(t.size for t in tensors.values()),
+        "dtypes": ", ".join(sorted({str(t.dtype) for t in tensors.values()})),
+        "size": format_megabytes(path.stat().st_size),
     }
-    output.document(
-        {
-            "kind": "checkpoint",
-            "path": str(path),
-            **facts,
-            **({"shapes": shapes} if layers else {}),
-        }
-    )
-    _show(output, "checkpoint", facts)
-    if layers:
-        output.table(["tensor", "shape"], list(shapes.items()), "")
+    if not layers:
+        return Finding("checkpoint", facts, facts)
+    shapes = {name: list(t.shape) for name, t in tensors.items()}
+    table = Table(("tensor", "shape"), list(shapes.items()))
+    return Finding("checkpoint", {**facts, "shapes": shapes}, facts, [table])
 
 
-def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
+def _inspect_bank(path: Path, layers: bool) -> Finding:
     import numpy as np
 
+    from tocom_export.compression.bank import ToComBank
+
+    bank = ToComBank.load(path)
     facts = {
         "model": bank.model or None,
         "method": bank.method.name,
@@ -246,18 +265,19 @@ def _bank(path: Path, bank: Any, layers: bool, output: Output) -> None:
         "groups": bank.groups,
         "rank": bank.rank,
         "parameters": bank.parameters,
-        "size": megabytes(path.stat().st_size),
+        "size": format_megabytes(path.stat().st_size),
     }
-    norms = []
-    if layers:
-        for layer in range(bank.depth):
-            gaps = bank.gap(layer, 0, bank.max_degree, 1.0)
-            norms.append([round(float(np.linalg.norm(gap)), 4) for gap in gaps])
-    output.document(
-        {"kind": "bank", "path": str(path), **facts, **({"gap_norms": norms} if layers else {})}
-    )
-    _show(output, "bank", facts)
-    if layers:
-        rows = [[f"layer {layer}", *pair] for layer, pair in enumerate(norms)]
-        title = f"Frobenius norm of the gap 0 → {bank.max_degree} at scale 1"
-        output.table(["", "query", "value"], rows, title)
+    if not layers:
+        return Finding("bank", facts, facts)
+    norms = [
+        [round(float(np.linalg.norm(gap)), 4) for gap in bank.gap(layer, 0, bank.max_degree, 1.0)]
+        for layer in range(bank.depth)
+    ]
+    title = f"Frobenius norm of the gap 0 → {bank.max_degree} at scale 1"
+    rows = [(f"layer {layer}", *pair) for layer, pair in enumerate(norms)]
+    table = Table(("", "query", "value"), rows, title)
+    return Finding("bank", {**facts, "gap_norms": norms}, facts, [table])
+
+
+def _format_images(spec: VitSpec) -> str:
+    return f"{spec.channels}×{spec.image_size[0]}×{spec.image_size[1]}"

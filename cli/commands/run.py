@@ -3,75 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tocom_export.errors import CheckFailed
 
-from ..output import DEGREE, FILE, Command, common_options, output_of
+from ..options import FILE, common_options, device_option, take_output
+from ..output import Command
 
 if TYPE_CHECKING:
-    from tocom_export.engines.onnx.engine import Provider
+    from tocom_export.engines.onnx.session import Device
 
 
 @click.command("run", cls=Command)
 @click.argument("bundle", type=FILE)
-@click.option("--target", type=DEGREE, required=True, help="Degree of the engine to run.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    default="cpu",
-    show_default=True,
-    help="Where ONNX Runtime runs it.",
-)
+@click.option("--variant", help="A name or a bare degree; default: the one of the most MACs.")
+@device_option
+@click.option("--top-k", type=click.IntRange(1), default=5, help="Classes.")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 @common_options
 def run_command(
     bundle: Path,
-    target: int,
-    provider: Provider,
+    variant: str | None,
+    device: Device,
+    top_k: int,
     images: tuple[Path, ...],
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
+    **options: Any,
 ) -> None:
-    """Classify image files with one engine of a bundle: the five likeliest classes.
+    """Classify image files with one engine of a bundle: the likeliest classes.
 
     \b
     Example:
-      tocom-export run reference-source0 --target 8 cat.jpg dog.png
+      tocom-export run reference-source0 --variant r08 cat.jpg dog.png
     """
     import numpy as np
 
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.onnx.engine import OnnxEngine
 
-    output = output_of(as_json, verbose, quiet)
+    output = take_output(options)
     opened = Bundle.open(bundle)
-    opened.graph(target)  # a wrong target is told before the images are read
+    # A wrong one is told before the images are read.
+    chosen = opened.variant(variant or opened.by_cost()[0])
     batch = opened.preprocess.load_batch(images, opened.spec.image_size)
-    logits = OnnxEngine(opened, target, provider=provider).run(batch).astype(np.float64)
+    logits = opened.engine(chosen.name, device=device).run(batch).astype(np.float64)
     if not np.isfinite(logits).all():
-        raise CheckFailed(f"{opened.graph(target)} gave logits that are not numbers.")
+        raise CheckFailed(f"{opened.graph(chosen.name)}: logits are NaN or Inf.")
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)
     documents, rows = [], []
     for file, share in zip(images, shares, strict=True):
-        top = share.argsort()[::-1][:5]
+        top = share.argsort()[::-1][:top_k]
         names = [opened.classes[i] if opened.classes else f"class {i}" for i in top]
-        documents.append(
-            {
-                "image": str(file),
-                "top5": [
-                    {"class": n, "index": int(i), "probability": float(share[i])}
-                    for n, i in zip(names, top, strict=True)
-                ],
-            }
-        )
+        classes = [
+            {"name": name, "index": int(i), "probability": float(share[i])}
+            for name, i in zip(names, top, strict=True)
+        ]
+        documents.append({"file": str(file), "variant": chosen.name, "classes": classes})
         rows += [
             [file.name if place == 0 else "", name, f"{100 * share[i]:.1f} %"]
             for place, (name, i) in enumerate(zip(names, top, strict=True))
         ]
-    output.document({"bundle": str(bundle), "target": target, "images": documents})
-    output.table(["image", "class", "probability"], rows, f"{opened.spec.model} at degree {target}")
+    output.document({"bundle": str(bundle), "images": documents})
+    output.table(["image", "class", "probability"], rows, f"{opened.spec.model}, {chosen.name}")

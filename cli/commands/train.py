@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from ..output import FILE, Command, FiniteFloat, common_options
+from ..options import FILE, FiniteFloat, common_options, method_options
+from ..output import Command
 from ..training_options import (
-    Settings,
-    check_out,
-    reporting,
+    open_data,
+    report_steps,
     require_torch,
+    start_training,
     training_options,
-    training_output,
 )
 
 
@@ -25,17 +25,7 @@ from ..training_options import (
     help="A timm model name; default: what the checkpoint's metadata say, else 'reference'.",
 )
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="The model's weights.")
-@click.option(
-    "--method",
-    type=click.Choice(["tome", "evit"]),
-    help="Merge or prune; default: the checkpoint's, else tome.",
-)
-@click.option(
-    "--proportional/--no-proportional",
-    default=None,
-    help="Whether a merged token weighs as much as those it stands for; default: the "
-    "checkpoint's, else yes. MAE backbones want it off.",
-)
+@method_options("the checkpoint's, else tome")
 @click.option(
     "--loss",
     type=click.Choice(["kl", "features", "classes"]),
@@ -46,18 +36,14 @@ from ..training_options import (
     "--arithmetic",
     type=click.Choice(["steps", "shared", "no-inversion"]),
     default="steps",
-    show_default=True,
     help="Steps between adjacent degrees; or, as the paper's ablation has it, one group for all "
     "pairs (of 16 times the rank), or groups of their own for the way down.",
 )
-@click.option(
-    "--rank", type=click.IntRange(1, 64), default=2, show_default=True, help="Rank of each step."
-)
+@click.option("--rank", type=click.IntRange(1, 64), default=2, help="Rank of each step.")
 @click.option(
     "--scale",
     type=FiniteFloat(0),
     default=0.1,
-    show_default=True,
     help="What the steps are multiplied by while training.",
 )
 @training_options(out="bank.safetensors")
@@ -71,9 +57,6 @@ def train_command(
     arithmetic: Any,
     rank: int,
     scale: float,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Distil a ToCom bank from a model and its pre-training images.
@@ -94,53 +77,43 @@ def train_command(
         --data 'imagenet/train-{0000..1023}.tar' --amp bf16 --workers 12
     """
     require_torch()
-    from tocom_export.training.loop.defaults import DISTILL
-
-    settings = Settings.of(options, DISTILL)
-    check_out(settings.out, settings.force)
     from tocom_export.compression.schedule import MAX_DEGREE
-    from tocom_export.training.data.train import seed_all
+    from tocom_export.loading import choose_method, load_model
+    from tocom_export.training.data.seeding import seed_all
     from tocom_export.training.distill import distill
-    from tocom_export.training.loop.distributed import placed
+    from tocom_export.training.loop.distributed import join_processes
     from tocom_export.training.lora import TrainableBank
-    from tocom_export.training.torch_engine import load_model
+    from tocom_export.training.recipe import DISTILL
+    from tocom_export.training.starting import make_network
 
-    from ..resolve import choose_method, open_model
-
-    output = training_output(as_json, verbose, quiet)
-    spec, opened, preprocess = open_model(model, checkpoint)
-    chosen = choose_method(method, None, opened.info, proportional)
-    with placed(settings.device, settings.amp) as placement:
-        images = settings.images(spec, preprocess, output)
-        seed_all(settings.seed)
-        bank = TrainableBank(
-            spec,
-            chosen,
-            rank=rank * (MAX_DEGREE if arithmetic == "shared" else 1),
-            scale=scale,
-            arithmetic=arithmetic,
-        )
-        network = load_model(spec, opened.tensors, chosen, drop_path=settings.drop_path)
-        if settings.compile:
+    output, recipe = start_training(options), DISTILL.change(options)
+    loaded, out = load_model(model, checkpoint), options["out"]
+    spec = loaded.spec
+    chosen = choose_method(method, None, loaded.checkpoint.info, proportional)
+    with join_processes(options["device"], options["amp"]) as process:
+        images = open_data(recipe, options, loaded)
+        seed_all(recipe.seed)
+        rank *= MAX_DEGREE if arithmetic == "shared" else 1
+        bank = TrainableBank(spec, chosen, rank=rank, scale=scale, arithmetic=arithmetic)
+        network = make_network(loaded, chosen, recipe.drop_path)
+        if options["compile"]:
             network.compile()
-        recipe = settings.recipe()
-        with reporting(output, "distilling", recipe, images.steps_per_epoch) as report:
+        with report_steps(output, "distilling", recipe, images.steps_per_epoch) as report:
             trained = distill(
                 network,
                 bank,
                 images,
                 recipe,
-                settings.out,
+                out,
                 loss=loss or ("kl" if spec.classes else "features"),
-                placement=placement,
-                accumulate=settings.accumulate,
+                process=process,
+                accumulate=options["accumulate"],
                 report=report,
             )
-    backbone = sum(t.size for t in opened.tensors.values())
-    share = 100 * trained.parameters / backbone
+    backbone = sum(t.size for t in loaded.checkpoint.tensors.values())
     output.document(
         {
-            "bank": str(settings.out),
+            "bank": str(out),
             "model": spec.model,
             "parameters": trained.parameters,
             "backbone_parameters": backbone,
@@ -148,6 +121,6 @@ def train_command(
         }
     )
     output.note(
-        f"Wrote {settings.out}: {trained.parameters:,} parameters for {spec.model}, "
-        f"{share:.2f} % of its own."
+        f"Wrote {out}: {trained.parameters:,} parameters for {spec.model}, "
+        f"{100 * trained.parameters / backbone:.2f} % of its own."
     )
