@@ -9,22 +9,26 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
-from tocom_export.bundle.writing import BuildPlan
+from tocom_export.bundle.weights import ModelWeights
+from tocom_export.bundle.writing import Blueprint
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
+from tocom_export.graph.precision import Precision
+from tocom_export.io.json_codec import decode, encode
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
+from tocom_export.variant import Variant
 
 # Models this small lose more by a second thread than they gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,8 +42,11 @@ SMALL = VitSpec(
 """50 tokens; degree 16 leaves 34, 18, 10 and 6."""
 
 
+TOME, IMAGENET = Method("tome"), Preprocess()
+
+
 def _spec(**changes: Any) -> VitSpec:
-    return VitSpec.from_json({**SMALL.to_json(), **changes})
+    return decode(VitSpec, {**encode(SMALL), **changes})
 
 
 def _weights(spec: VitSpec, seed: int = 0) -> dict[str, Array]:
@@ -82,18 +89,33 @@ def _checkpoint(
     return file
 
 
-def _plan(folder: Path, spec: VitSpec = SMALL, **changes: Any) -> BuildPlan:
+def _blueprint(
+    folder: Path,
+    spec: VitSpec = SMALL,
+    *,
+    bank: ToComBank | Literal["default"] | None = "default",
+    method: Method = TOME,
+    source: int = 0,
+    targets: Sequence[int] = (0, 8, 16),
+    schedules: Mapping[str, Sequence[int]] | None = None,
+    scale: float = 0.1,
+    preprocess: Preprocess = IMAGENET,
+    classes: tuple[str, ...] | None = None,
+    precision: Precision = "fp32",
+) -> Blueprint:
     checkpoint = Checkpoint.open(_checkpoint(folder, spec))
-    values: dict[str, Any] = {
-        "bank": _bank(spec),
-        "method": Method("tome"),
-        "source": 0,
-        "targets": (0, 8, 16),
-        "scale": 0.1,
-        "preprocess": Preprocess(),
-        **changes,
-    }
-    return BuildPlan(checkpoint.fit(spec), checkpoint, **values)
+    steps = _bank(spec) if bank == "default" else bank
+    variants = [
+        Variant.of(spec, degrees, name, source=source, scale=scale, compensated=steps is not None)
+        for name, degrees in [*((None, t) for t in targets), *(schedules or {}).items()]
+    ]
+    return Blueprint(
+        ModelWeights(checkpoint.check(spec), checkpoint, steps, precision),
+        method,
+        {variant.name: variant for variant in variants},
+        preprocess,
+        classes,
+    )
 
 
 def _vit(spec: VitSpec, seed: int = 0) -> Any:
@@ -163,9 +185,9 @@ def make_checkpoint() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def make_plan() -> Callable[..., BuildPlan]:
-    """A plan of a small bundle: targets 0, 8, 16 of a model with a bank."""
-    return _plan
+def make_blueprint() -> Callable[..., Blueprint]:
+    """What a small bundle is made of: degrees 0, 8, 16 of a model with a bank."""
+    return _blueprint
 
 
 @pytest.fixture(scope="session")

@@ -2,100 +2,108 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tocom_export.training.scatter_merge import UsualVit, usual_merge
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.verify import sample_images
+from tocom_export.training.scatter_merge import ScatterMergeVit, scatter_merge
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+HOST, GPU = "host to host", "on the GPU"
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """One of the script's files, which import each other by their bare names."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def check(load, make_spec, tmp_path: Path, monkeypatch) -> Callable[..., dict[str, Any]]:
+    """Runs the script on a small model; what its JSON says."""
+    script = load("gpu_check")
+    monkeypatch.setattr(script, "known_model", lambda name: (make_spec(), None))
+
+    def run(*options: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), *options])
+        status = script.main()
+        return {"status": status, **json.loads((tmp_path / "gpu_check.json").read_text())}
+
+    return run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_everything_is_skipped_by_name(
-    script: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(script, "known_model", lambda name: (make_spec(), None))
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
-    assert script.main() == 0
-    document = json.loads((tmp_path / "gpu_check.json").read_text())
+def test_without_a_gpu_everything_is_skipped_by_name(check: Any, tmp_path: Path):
+    document = check()
+    assert document["status"] == 0
     assert {entry["status"] for entry in document["steps"]} == {"skipped"}
     why = {entry["why"] for entry in document["steps"]}
     assert "torch has no GPU" in why
     assert document["figures"] == []
     page = (tmp_path / "gpu_check.md").read_text()
-    assert "| onnxruntime, CUDA: r16 compared with PyTorch | skipped |" in page
+    assert "| onnx, CUDA: r16 compared with PyTorch | skipped |" in page
+    assert "| onnx, CUDA: fast compared with PyTorch | skipped |" in page
 
 
-def test_torch_is_timed(script: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(script, "TARGETS", (0, 8))
+def test_torch_is_timed(load: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch):
+    steps, report = load("gpu_steps"), load("gpu_report")
+    monkeypatch.setattr(steps, "TARGETS", (0, 8))
     monkeypatch.setattr(torch, "compile", lambda model: model)
     merged: list[int] = []
 
-    def usual(x: Any, size: Any, metric: Any, remove: int, prefix: int) -> Any:
-        merged.append(remove)
-        return usual_merge(x, size, metric, remove, prefix)
+    def count(matching: Any, x: Any, size: Any) -> Any:
+        merged.append(matching.merged.shape[1])
+        return scatter_merge(matching, x, size)
 
-    monkeypatch.setattr(UsualVit, "merge", staticmethod(usual))
-    bundle, plan = script.build(make_spec(), "fp16", tmp_path)
-    report = script.Report(1)
+    monkeypatch.setattr(ScatterMergeVit, "merge", staticmethod(count))
+    subject = steps.build_bundle(make_spec(), "fp16", tmp_path)
+    found = report.Report(1)
     for compiled in (False, True):
-        runs = script.torch_runs(bundle, plan, 2, "cpu", compiled)
-        script.measure("torch", runs, 2, report, 0.0)
-    host, gpu = "host to host", "on the GPU"
-    assert [(f["engine"], f["target"], f["timed"]) for f in report.figures] == [
-        (engine, target, timed)
-        for engines in (("torch eager", "torch, usual merging"), ("torch.compile",))
-        for target in (0, 8) for timed in (host, gpu) for engine in engines
+        found.measure("torch", steps.make_torch_runs(*subject, 2, "cpu", compiled), 2, 0.0)
+    assert [(f["backend"], f["variant"], f["timed"]) for f in found.figures] == [
+        (backend, variant, timed)
+        for backends in (("torch eager", "torch eager, merging by scatter"), ("torch.compile",))
+        for variant in ("r00", "r08", "fast") for timed in (HOST, GPU) for backend in backends
     ]  # fmt: skip
-    assert merged  # it is the usual merging that is timed under its name
-    assert report.steps[0]["status"] == "ok"
-    assert "| torch eager | host to host | 2 | 0 |" in script.markdown(report.document())
+    assert set(merged) == {8, 16, 11, 6}  # it is the scatter that is timed under its name
+    assert found.steps[0]["status"] == "ok"
+    page = report.format_markdown(found.document())
+    assert "| torch eager | host to host | 2 | r00 |" in page
 
 
-def test_speed_ups_are_over_what_was_timed_in_the_same_way(script: Any):
+def test_speed_ups_are_over_what_was_timed_in_the_same_way(load: Any):
     paces = {
-        ("torch eager", 0, script.HOST): 10.0, ("torch eager", 0, script.GPU): 20.0,
-        ("torch eager", 8, script.HOST): 15.0, ("torch eager", 8, script.GPU): 40.0,
-        ("tensorrt", 8, script.HOST): 30.0, ("tensorrt", 8, script.GPU): 50.0,
+        ("torch eager", "r00", HOST): 10.0, ("torch eager", "r00", GPU): 20.0,
+        ("torch eager", "r08", HOST): 15.0, ("torch eager", "r08", GPU): 40.0,
+        ("tensorrt", "r08", HOST): 30.0, ("tensorrt", "r08", GPU): 50.0,
     }  # fmt: skip
     figures = [
-        {"engine": e, "target": t, "timed": c, "batch": 2, "median_ms": 1.0, "throughput": pace}
-        for (e, t, c), pace in paces.items()
+        {"backend": b, "variant": v, "timed": t, "batch": 2, "median_ms": 1.0, "images_per_s": p}
+        for (b, v, t), p in paces.items()
     ]
-    page = script.markdown({"machine": {}, "steps": [], "figures": figures})
-    assert "| torch eager | host to host | 2 | 8 | 1.00 | 15 | 1.50× | 1.00× |" in page
-    assert "| torch eager | on the GPU | 2 | 8 | 1.00 | 40 | 2.00× | 1.00× |" in page
-    assert "| tensorrt | host to host | 2 | 8 | 1.00 | 30 | - | 2.00× |" in page
-    assert "| tensorrt | on the GPU | 2 | 8 | 1.00 | 50 | - | 1.25× |" in page
+    page = load("gpu_report").format_markdown({"machine": {}, "steps": [], "figures": figures})
+    assert "| torch eager | host to host | 2 | r08 | 1.00 | 15 | 1.50× | 1.00× |" in page
+    assert "| torch eager | on the GPU | 2 | r08 | 1.00 | 40 | 2.00× | 1.00× |" in page
+    assert "| tensorrt | host to host | 2 | r08 | 1.00 | 30 | - | 2.00× |" in page
+    assert "| tensorrt | on the GPU | 2 | r08 | 1.00 | 50 | - | 1.25× |" in page
 
 
-def test_plans_are_timed_before_others_are_built(
-    script: Any, nvidia: Any, make_spec: Callable[..., Any], tmp_path: Path, monkeypatch
-):
+def test_plans_are_timed_before_others_are_built(load: Any, check: Any, nvidia: Any, monkeypatch):
     """On a pretended GPU, whose plans give logits of their own."""
-    monkeypatch.setattr(script, "known_model", lambda name: (make_spec(), None))
-    monkeypatch.setattr(script, "judge", lambda *_: {})
-    arguments = ["gpu_check.py", "--out", str(tmp_path), "--seconds", "0"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    script.main()
-    document = json.loads((tmp_path / "gpu_check.json").read_text())
+    monkeypatch.setattr(load("gpu_plans"), "judge", lambda *_: {})
+    document = check("--seconds", "0")
+    assert document["status"] == 0
     steps = [e["step"] for e in document["steps"] if e["status"] == "ok"]
     timed = [f"{library}, batch 1: timed" for library in ("tensorrt", "tensorrt-rtx")]
     first, second, refitted = (
@@ -103,24 +111,62 @@ def test_plans_are_timed_before_others_are_built(
     )
     assert first < second < refitted
     assert "tensorrt-rtx: r00 built in fp16, compared with PyTorch" in steps[first:second]
-    assert "tensorrt: r08 stripped and refitted" in steps[refitted:]
-    found = {(f["engine"], f["target"], f["timed"]) for f in document["figures"]}
-    assert {("tensorrt", 16, script.HOST), ("tensorrt", 16, script.GPU)} <= found
+    found = {(f["backend"], f["variant"], f["timed"]) for f in document["figures"]}
+    assert {("tensorrt", v, t) for v in ("r00", "r16", "fast") for t in (HOST, GPU)} <= found
 
 
-def test_an_engine_is_judged(script: Any, make_spec: Callable[..., Any], tmp_path: Path):
-    from tocom_export.engines.onnx.engine import OnnxEngine
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
+def test_plans_are_refitted_saved_and_stripped(
+    load: Any, check: Any, nvidia: Any, monkeypatch, library: str
+):
+    judged: list[tuple[str, str]] = []
 
-    bundle, _ = script.build(make_spec(), "fp16", tmp_path)
-    images = script.sample_images(bundle.spec, 32)
-    run = OnnxEngine(bundle, 8).run
-    assert script.judge(run, bundle, 8, images)["max_difference"] > 0
-    with pytest.raises(AssertionError, match="32 of 32 images differ"):
-        script.judge(lambda x: run(x) + np.float32(1), bundle, 8, images)
+    def judge(run: Any, bundle: Any, variant: Any, images: Any) -> dict[str, Any]:
+        judged.append((bundle.precision, variant.name))
+        return {"images_beyond": 0}
+
+    monkeypatch.setattr(load("gpu_plans"), "judge", judge)
+    document = check("--seconds", "0")
+    steps = {e["step"]: e for e in document["steps"]}
+    for name in ("r08", "fast"):
+        assert steps[f"{library}: {name} refitted there and back"]["building_over_refitting"] > 0
+        saved = steps[f"{library}: {name} refitted and saved, twice, against a new build"]
+        assert saved["largest_relative_difference"] == 0
+    stripped = steps[f"{library}: r08 stripped and refitted"]
+    assert stripped["bytes_stripped"] < stripped["bytes_whole"]
+    assert steps[f"{library}: r16 in fp32, compared with PyTorch"]["status"] == "ok"
+    whole = [("fp16", v) for v in ("r00", "r04", "r08", "r12", "r16", "fast")]
+    assert judged == 2 * whole + 2 * [("fp16", "r08"), ("fp32", "r16")]
 
 
-def test_a_step_that_fails_ends_alone_and_none_begins_too_late(script: Any):
-    report = script.Report(0.01)
+def test_a_refit_that_does_nothing_is_noticed(load: Any, check: Any, nvidia: Any, monkeypatch):
+    plans = load("gpu_plans")
+    monkeypatch.setattr(plans, "judge", lambda *_: {})
+    monkeypatch.setattr(plans.TensorRtEngine, "refit", lambda *_: None)
+    document = check("--seconds", "0")
+    failed = {e["step"]: e["why"] for e in document["steps"] if e["status"] == "failed"}
+    for name in ("r08", "fast"):
+        why = failed[f"tensorrt: {name} refitted there and back"]
+        assert why == "AssertionError: a refit changed nothing"
+        why = failed[f"tensorrt: {name} refitted and saved, twice, against a new build"]
+        assert "half of the images differ" in why
+    assert document["status"] == 1
+
+
+def test_an_engine_is_judged(load: Any, make_spec: Callable[..., Any], tmp_path: Path):
+    steps = load("gpu_steps")
+    bundle, _ = steps.build_bundle(make_spec(), "fp16", tmp_path)
+    images = sample_images(bundle.spec, 32)
+    for name in ("r08", "fast"):
+        variant = bundle.variant(name)
+        run = OnnxEngine(bundle, variant).run
+        assert steps.judge(run, bundle, variant, images)["max_difference"] > 0
+        with pytest.raises(AssertionError, match="32 of 32 images differ"):
+            steps.judge(lambda x, run=run: run(x) + np.float32(1), bundle, variant, images)
+
+
+def test_a_step_that_fails_ends_alone_and_none_begins_too_late(load: Any):
+    report = load("gpu_report").Report(0.01)
     with report.step("broken"):
         raise RuntimeError("no")
     with report.step("too long"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.model.catalogue import known_model
 from tocom_export.model.preprocess import find_images
 
@@ -38,7 +38,7 @@ def masked(text: str) -> list[str]:
     installed, seconds, and the widths of columns.
     """
     text = re.sub(r"(\d\.\de-\d\d|-) +(100 %|-)$", "", text, flags=re.M)
-    text = re.sub(r"^Engines run .*$", "", text, flags=re.M)
+    text = re.sub(r"^Engines run, .*$", "", text, flags=re.M)
     text = re.sub(r"in [\d.]+ s", "in … s", text)
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
@@ -57,7 +57,8 @@ def desk(
     save_file(make_weights(deit), folder / "mine.safetensors")
     make_bank(deit).save(folder / "bank.safetensors")
     small = make_spec(classes=2, depth=2)
-    save_file(make_weights(small), folder / "backbone.safetensors", ModelInfo(small).to_metadata())
+    metadata = to_metadata(ModelInfo(small))
+    save_file(make_weights(small), folder / "backbone.safetensors", metadata)
     image_folder(folder / "images" / "train", each=80)
     image_folder(folder / "images" / "test", each=8)
     find_images(folder / "images")[0].replace(folder / "cat.png")

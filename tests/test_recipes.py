@@ -47,9 +47,9 @@ def test_each_task_makes_a_file_of_its_own_from_earlier_ones(programme: list[Any
 
 def test_every_ablation_of_the_paper_is_measured_in_both_directions(programme: list[Any]):
     rows = [task.command for task in programme if task.stage == "rows"]
-    measured = {c[c.index("--variant") + 1] for c in rows if "--variant" in c}
+    measured = {c[c.index("--bank-name") + 1] for c in rows if "--bank-name" in c}
     wanted = {"shared", "classes", "no-inversion", "rank 1", "rank 4", "scale 0.01", "scale 1"}
     assert wanted < measured
     for variant in measured:
-        own = [c for c in rows if "--variant" in c and c[c.index("--variant") + 1] == variant]
+        own = [c for c in rows if "--bank-name" in c and c[c.index("--bank-name") + 1] == variant]
         assert {c[c.index("--targets") + 1] for c in own} == {"12,16", "0"}

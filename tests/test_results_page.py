@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tocom_export.study.markdown import markdown
+from tocom_export.study.markdown import format_page
 from tocom_export.study.results import Results
-from tocom_export.study.summary import gap_share, sum_of_gains
+from tocom_export.study.summary import measure_gains, measure_gap_share
 
 ROOT = Path(__file__).parent.parent
 SETS = {"caltech101", "cifar10", "gtsrb", "imagenette"}
@@ -20,13 +20,13 @@ def results() -> Results:
 
 
 def test_the_page_is_what_the_rows_give(results: Results):
-    pictures = {
+    plots = {
         "Accuracy against target degree": "accuracy.svg",
         "Accuracy against throughput": "throughput.svg",
     }
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert page == markdown(results, pictures)
-    assert all((ROOT / "docs" / file).is_file() for file in pictures.values())
+    assert page == format_page(results, plots)
+    assert all((ROOT / "docs" / file).is_file() for file in plots.values())
 
 
 def test_the_headline_rows_are_of_three_seeds(results: Results):
@@ -43,9 +43,9 @@ def test_the_headline_rows_are_of_three_seeds(results: Results):
 
 def test_the_figures_that_are_told_elsewhere(results: Results):
     told = (ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8")
-    share = gap_share(results.rows)
+    share = measure_gap_share(results.rows)
     assert set(share.gains) == SETS
     assert share.each_gains
     assert f"| {share.share:.2f}; Caltech-101 {share.gains['caltech101']:+.2f}" in told
-    gains = [sum_of_gains(results.rows, *pair) for pair in ((0, 12), (16, 0))]
+    gains = [sum(measure_gains(results.rows, *pair).values()) for pair in ((0, 12), (16, 0))]
     assert "{:+.2f} and {:+.2f} points".format(*gains) in told

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tocom_export.bundle.writing import BuildPlan
+from tocom_export.bundle.writing import Blueprint
 
 PLACE = Path(__file__).parents[1] / "scripts" / "soak.py"
 
@@ -26,12 +26,13 @@ def soak() -> Any:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, make_plan) -> BuildPlan:
-    return make_plan(tmp_path, targets=(0, 4, 8, 12, 16))
+def blueprint(tmp_path: Path, make_blueprint) -> Blueprint:
+    falling = {"fast": (16, 11, 6, 0)}
+    return make_blueprint(tmp_path, targets=(0, 4, 8, 12, 16), schedules=falling)
 
 
-def test_twenty_seconds(soak, plan: BuildPlan, tmp_path: Path):
-    found = soak.Soak(plan, tmp_path).run(20, 8)
+def test_twenty_seconds(soak, blueprint: Blueprint, tmp_path: Path):
+    found = soak.Soak(blueprint, tmp_path).run(20, 8)
     assert found["failures"] == []
     assert found.get("wrong", 0) == found.get("lost", 0) == 0
     assert found["right"] + found["refused"] == found["requests"] > 200
@@ -41,8 +42,8 @@ def test_twenty_seconds(soak, plan: BuildPlan, tmp_path: Path):
     assert found["switches"] > 30
 
 
-def test_it_notices_wrong_answers(soak, plan: BuildPlan, tmp_path: Path):
-    running = soak.Soak(plan, tmp_path)
+def test_it_notices_wrong_answers(soak, blueprint: Blueprint, tmp_path: Path):
+    running = soak.Soak(blueprint, tmp_path)
     for logits in running.wanted.values():
         logits[0] = np.nextafter(logits[0], np.float32(0))
     found = running.run(1, 2)
@@ -50,8 +51,8 @@ def test_it_notices_wrong_answers(soak, plan: BuildPlan, tmp_path: Path):
     assert not soak.passed(found)
 
 
-def test_it_notices_lost_ones(soak, plan: BuildPlan, tmp_path: Path):
-    running = soak.Soak(plan, tmp_path)
+def test_it_notices_lost_ones(soak, blueprint: Blueprint, tmp_path: Path):
+    running = soak.Soak(blueprint, tmp_path)
     running.images[0] = running.images[0][:, :1]
     found = running.run(1, 2)
     assert found["lost"] > 0
@@ -65,10 +66,10 @@ def test_memory_that_grows(soak, growth: float | None, ok: bool):
 
 
 def test_it_notices_a_switch_and_a_refit_that_do_nothing(
-    soak, plan: BuildPlan, tmp_path: Path, monkeypatch
+    soak, blueprint: Blueprint, tmp_path: Path, monkeypatch
 ):
-    running = soak.Soak(plan, tmp_path)
-    monkeypatch.setattr(running.pool, "switch", lambda target: running.pool.serving)
+    running = soak.Soak(blueprint, tmp_path)
+    monkeypatch.setattr(running.pool, "switch", lambda name: running.pool.serving)
     monkeypatch.setattr(running.pool, "refit", lambda **_: None)
     found = running.run(2, 1)
     assert any("switch" in failure for failure in running.failures)

@@ -9,16 +9,18 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click import Context
 from click.testing import CliRunner, Result
 
 from tocom_export.bundle.file_hashes import record_files
-from tocom_export.cli.main import cli
+from tocom_export.cli.main import COMMANDS, cli
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.io.tensors import read_header
 from tocom_export.model.spec import VitSpec
@@ -45,10 +47,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run() -> Callable[..., Result]:
-    """``tocom-export`` with some arguments."""
+    """``tocom-export`` with some arguments, which never speaks of its options in backticks."""
 
     def call(*arguments: object) -> Result:
-        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        if arguments and "-vv" not in arguments and str(arguments[0]) in COMMANDS:
+            command: Any = cli.get_command(Context(cli), str(arguments[0]))
+            assert command.name_options(result.stderr) == result.stderr
+        return result
 
     return call
 
@@ -101,7 +107,7 @@ def checkpoint(
 ) -> Path:
     """A checkpoint of degree 4 that says what it is."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    file: Path = make_checkpoint(folder, info.spec, metadata=info.to_metadata())
+    file: Path = make_checkpoint(folder, info.spec, metadata=to_metadata(info))
     return file
 
 
@@ -121,7 +127,7 @@ def model(checkpoint: Path, bank_file: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def bundle(succeeds: Callable[..., Result], model: tuple[object, ...], tmp_path: Path) -> Path:
-    """A bundle with the targets 4 (its source) and 8, a test's own."""
+    """A bundle with the degrees 4 (its source) and 8, a test's own."""
     succeeds("build", *model, "--targets", "4,8", "--out", tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -184,14 +190,14 @@ def started(
     def call(command: str, *arguments: object) -> dict[str, object]:
         found: dict[str, object] = {}
 
-        def fit(_: object, __: object, data: TrainData, recipe: object, *___: object, **rest):
+        def train(_: object, __: object, data: TrainData, recipe: object, *___: object, **rest):
             found.update({**vars(recipe), **data.identity, **rest["identity"]})
-            found["accumulate"], found["amp"] = rest["accumulate"], rest["placement"].amp
+            found["accumulate"], found["amp"] = rest["accumulate"], rest["process"].amp
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
             module = {"train": "distill"}.get(command, command)
-            patched.setattr(f"tocom_export.training.{module}.fit", fit)
+            patched.setattr(f"tocom_export.training.{module}.train", train)
             result = run(command, *arguments)
         assert result.exit_code == 130, result.output + repr(result.exception)
         return found

@@ -7,14 +7,15 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
 
-from tocom_export.bundle.opening import MANIFEST, Bundle
-from tocom_export.engines.bench.report import Report
-from tocom_export.engines.bench.timing import summary
+from tocom_export.bundle.manifest import MANIFEST
+from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.bench.timing import Timing, summarise_times
 from tocom_export.engines.tensorrt.plan import PlanRecord, open_plan, save_plan
 
 Run = Callable[..., Result]
@@ -22,42 +23,72 @@ Options = tuple[object, ...]
 QUICK = ("--seconds", 0.01)
 
 
-def test_every_engine_at_every_batch(succeeds: Run, bundle: Path):
-    document = json.loads(succeeds("bench", bundle, "--batch", "1,3", *QUICK, "--json").stdout)
-    assert document["runner"] == "onnx"
-    assert [(t["target"], t["batch"]) for t in document["timings"]] == [
-        (4, 1), (8, 1), (4, 3), (8, 3),
+def rows_of(result: Result, *, peers: bool = False) -> list[dict[str, Any]]:
+    return [row for row in json.loads(result.stdout)["rows"] if row["peer"] == peers]
+
+
+def test_every_variant_at_every_batch(succeeds: Run, bundle: Path):
+    result = succeeds("bench", bundle, "--batch", "1,3", *QUICK, "--json")
+    assert json.loads(result.stdout)["device"]
+    rows = rows_of(result)
+    assert [(row["variant"], row["batch"]) for row in rows] == [
+        ("r04", 1), ("r08", 1), ("r04", 3), ("r08", 3),
     ]  # fmt: skip
-    for timing in document["timings"]:
-        assert timing["runs"] >= 10
-        assert 0 < timing["median_ms"] <= timing["p99_ms"]
-        expected = 1000 * timing["batch"] / timing["median_ms"]
-        assert timing["throughput"] == pytest.approx(expected)
-        assert timing["speed_up"] is None
+    for row in rows:
+        assert (row["name"], row["backend"]) == (row["variant"], "onnx")
+        assert (row["precision"], row["peer"]) == ("fp32", False)
+        assert row["runs"] >= 10
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["p99_ms"]
+        expected = 1000 * row["batch"] / row["median_ms"]
+        assert row["images_per_s"] == pytest.approx(expected)
+        assert row["speed_up"] is None
 
 
-def test_over_degree_0(succeeds: Run, model, bundle: Path):
+def test_over_the_dense_model(succeeds: Run, model, bundle: Path):
     succeeds("build", *model, "--targets", "0,8", "--out", "zero")
-    result = succeeds("bench", "zero", "--batch", 2, "--threads", 1, *QUICK, "--json")
-    whole, reduced = json.loads(result.stdout)["timings"]
-    assert (whole["target"], whole["speed_up"]) == (0, 1.0)
-    assert reduced["speed_up"] == pytest.approx(reduced["throughput"] / whole["throughput"])
+    whole, reduced = rows_of(
+        succeeds("bench", "zero", "--batch", 2, "--threads", 1, *QUICK, "--json")
+    )
+    assert (whole["variant"], whole["speed_up"]) == ("r00", 1.0)
+    assert reduced["speed_up"] == pytest.approx(reduced["images_per_s"] / whole["images_per_s"])
     table = succeeds("bench", "zero", "--batch", 2, *QUICK).stdout
     assert "over r00" in table
     assert "1.00×" in table
-    assert "No engine at degree 0" in succeeds("bench", bundle, "--batch", 1, *QUICK).stderr
+    assert "No variant of degree 0" in succeeds("bench", bundle, "--batch", 1, *QUICK).stderr
+
+
+def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, unmeasured, short):
+    """By its name, in each table and beside bare degrees."""
+    options = ("--targets", "0,8", "--schedule", "fast=6,2,1,0", "--out", "named")
+    succeeds("build", *model, *options)
+    timed = ("--batch", 1, *QUICK, "--variants", "0,fast", "--slo-ms", 50)
+    result = succeeds("bench", "named", *timed, "--json")
+    dense, fast = rows_of(result)
+    assert (dense["name"], fast["name"], fast["variant"]) == ("r00", "fast", "fast")
+    assert fast["bound"] == pytest.approx(dense["macs"] / fast["macs"])
+    assert fast["bound"] > 1
+    assert fast["memory"] == 12_345_678
+    assert unmeasured["memory"] == [(Path("named"), "r00", 1), (Path("named"), "fast", 1)]
+    for found in json.loads(result.stdout)["steering"].values():
+        assert list(found["fixed"]) == ["r00", "fast"]
+        assert found["steered"]["shares"].keys() <= {"r00", "fast"}
+    assert "\nfast " in succeeds("bench", "named", *timed).stdout
 
 
 @pytest.mark.parametrize(
     "options, says",
     [
-        (("--targets", "12"), ("no target 12",)),
-        (("--batch", "0"), ("--batch", "an image at least")),
-        (("--batch", "a"), ("--batch", "not a list of numbers")),
-        (("--dry-run",), ("--dry-run is for --runner trtexec",)),
-        (("--layers",), ("--layers is for --runner trtexec",)),
-        (("--runner", "tensorrt"), ("has no plan for target 4", "--engine tensorrt")),
-        (("--runner", "trtexec"), ("has no plan for target 4",)),
+        (("--variants", "12"), ("no variant r12; it has r04, r08",)),
+        (("--variants", "8,fast"), ("no variant fast",)),
+        (("--variants", "8,,4"), ("--variants", "no list of variants")),
+        (("--batch", "0"), ("--batch", "outside the batches 1..")),
+        (("--batch", "a"), ("--batch", "no list of batches")),
+        (("--dry-run",), ("--dry-run is for --backend trtexec",)),
+        (("--layers",), ("--layers is for --backend trtexec",)),
+        (("--backend", "tensorrt", "--device", "cpu"), ("--device is for --backend onnx",)),
+        (("--backend", "tensorrt"), ("has no plan for r04", "tocom-export build")),
+        (("--backend", "trtexec"), ("has no plan for r04",)),
+        (("--backend", "trtexec", "--dry-run"), ("has no plan for r04",)),
         (("--trace", "arrivals.txt"), ("--trace is for --slo-ms",)),
         (("--slo-ms", "0"), ("--slo-ms 0", "more than nothing")),
         (("--slo-ms", "-1"), ("--slo-ms", "-1 is not a finite number")),
@@ -75,20 +106,21 @@ def test_what_can_t_be_timed(fails: Run, bundle: Path, options, says):
 def planned(bundle: Path) -> Path:
     """The same bundle, as if it had plans."""
     file = bundle / MANIFEST
-    file.write_text(json.dumps({**json.loads(file.read_text()), "plans": [4, 8]}))
+    names = ["r04", "r08"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "plans": names}))
     opened = Bundle.open(bundle)
-    for target in (4, 8):
+    for name in names:
         record = PlanRecord(
-            target, 4, 0.1, False, opened.spec, opened.method, "fp32", "none", False, (1, 8, 32),
+            opened.variant(name), opened.spec, opened.method, "fp32", "none", False, (1, 8, 32),
             {}, "", "tensorrt", "10.13.3", (8, 9), "GPU", (), hashlib.sha256(b"plan").hexdigest(),
         )  # fmt: skip
-        save_plan(opened.plan(target), b"plan", record)
+        save_plan(opened.plan(name), b"plan", record)
     return bundle
 
 
 def test_the_lines_of_trtexec(succeeds: Run, planned: Path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    options = ("--runner", "trtexec", "--targets", 8, "--batch", "1,32", "--dry-run")
+    options = ("--backend", "trtexec", "--variants", 8, "--batch", "1,32", "--dry-run")
     lines = succeeds("bench", planned, *options).stdout.splitlines()
     assert lines == [
         f"trtexec --loadEngine={planned}/r08.plan --shapes=images:{batch}x3x32x32 "
@@ -103,7 +135,7 @@ def test_the_lines_are_those_that_would_run(succeeds: Run, planned: Path, monkey
     content, record = open_plan(planned / "r08.plan")
     flags = ("VERSION_COMPATIBLE",)
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, flags=flags))
-    options = ("--runner", "trtexec", "--targets", "4,8", "--batch", "1,32", "--dry-run")
+    options = ("--backend", "trtexec", "--variants", "r04,8", "--batch", "1,32", "--dry-run")
     four, _, first, last = succeeds(
         "bench", planned, *options, "--seconds", 0.5, "--layers", "--host-code"
     ).stdout.splitlines()
@@ -139,13 +171,14 @@ def test_trtexec_is_run_and_read(succeeds: Run, planned: Path, here: Path, monke
     program.write_text(TRTEXEC.format(python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(here))
-    options = ("--runner", "trtexec", "--batch", "1,8", "--layers", "--json", "-v")
+    options = ("--backend", "trtexec", "--batch", "1,8", "--layers", "--json", "-v")
     result = succeeds("bench", planned, *options)
     document = json.loads(result.stdout)
-    assert document["runner"] == "trtexec"
-    medians = {(t["target"], t["batch"]): t["median_ms"] for t in document["timings"]}
-    assert medians == {(4, 1): 2, (8, 1): 1, (4, 8): 16, (8, 8): 8}
-    assert document["layers"]["8"][0]["name"] == "attention"
+    assert {row["backend"] for row in document["rows"]} == {"trtexec"}
+    assert [(row["variant"], row["batch"], row["median_ms"]) for row in document["rows"]] == [
+        ("r04", 1, 2), ("r08", 1, 1), ("r04", 8, 16), ("r08", 8, 8)
+    ]  # fmt: skip
+    assert document["layers"]["r08"][0]["name"] == "attention"
     assert "--useSpinWait" not in result.stderr  # version 11 does so by itself
     assert "attention" in succeeds("bench", planned, *options[:-2]).stdout
 
@@ -154,7 +187,7 @@ def test_trtexec_is_run_and_read(succeeds: Run, planned: Path, here: Path, monke
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"library": "tensorrt-rtx"}, ("is of tensorrt-rtx", "--runner tensorrt-rtx")),
+        ({"backend": "tensorrt-rtx"}, ("is of tensorrt-rtx", "--backend tensorrt-rtx")),
         ({"stripped": True}, ("r08.plan is stripped", "refit it first")),
         ({"flags": ("VERSION_COMPATIBLE",)}, ("r08.plan is version-compatible", "--host-code")),
         ({"batch": (1, 8, 16)}, ("--batch 32: ", "r08.plan takes 1 to 16 images")),
@@ -172,25 +205,25 @@ def test_plans_that_trtexec_can_t_run(
     content, record = open_plan(planned / "r08.plan")
     save_plan(planned / "r08.plan", content, dataclasses.replace(record, **change))
     monkeypatch.setattr("tocom_export.engines.tensorrt.trtexec.run", None)
-    fails("bench", planned, "--runner", "trtexec", "--targets", 8, *dry, says=says)
+    fails("bench", planned, "--backend", "trtexec", "--variants", 8, *dry, says=says)
 
 
-@pytest.mark.parametrize("runner", ["tensorrt", "trtexec"])
+@pytest.mark.parametrize("backend", ["tensorrt", "trtexec"])
 def test_batches_that_a_plan_doesn_t_take(
-    nvidia, succeeds: Run, fails: Run, model: Options, monkeypatch, runner: str
+    nvidia, succeeds: Run, fails: Run, model: Options, monkeypatch, backend: str
 ):
     """From Python, which fills smaller ones up."""
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("tocom_export.engines.bench.timing.time_engines", None)
-    options = ("--targets", 8, "--engine", "tensorrt", "--batch", "4,8,16", "--out", "planned")
+    monkeypatch.setattr("tocom_export.engines.bench.run.time_engines", None)
+    options = ("--targets", 8, "--backend", "tensorrt", "--batch", "4,8,16", "--out", "planned")
     succeeds("build", *model, *options)
     says = ("--batch 17: ", "planned/r08.plan takes 1 to 16 images")
-    fails("bench", "planned", "--runner", runner, "--batch", "1,16,17", "-q", says=says)
+    fails("bench", "planned", "--backend", backend, "--batch", "1,16,17", "-q", says=says)
 
 
 @pytest.fixture
 def zero(succeeds: Run, model: Options) -> Path:
-    """A bundle with the targets 0 and 8."""
+    """A bundle with r00 and r08."""
     succeeds("build", *model, "--targets", "0,8", "--out", "zero")
     return Path("zero")
 
@@ -200,35 +233,37 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Options]]:
     """No process is started to measure memory; what would have been run in one."""
     asked: dict[str, list[Options]] = {}
 
-    def memory_of(module: str, arguments: Options) -> int:
+    def measure_memory(module: str, arguments: Options) -> int:
         asked.setdefault(module.split(".")[-1], []).append(arguments)
         return 12_345_678
 
-    monkeypatch.setattr("tocom_export.io.memory.memory_of", memory_of)
-    monkeypatch.setattr("tocom_export.training.peers.memory_of", memory_of)
+    monkeypatch.setattr("tocom_export.engines.bench.memory.measure_memory", measure_memory)
+    monkeypatch.setattr("tocom_export.training.peers.measure_memory", measure_memory)
     return asked
 
 
 def test_spread_bound_and_memory(succeeds: Run, zero: Path):
     options = ("--batch", "1,3", "--threads", 1, *QUICK)
-    timings = json.loads(succeeds("bench", zero, *options, "--json").stdout)["timings"]
-    for timing in timings:
-        assert timing["low_ms"] <= timing["median_ms"] <= timing["high_ms"] <= timing["p99_ms"]
-        assert timing["of_bound"] == pytest.approx(timing["speed_up"] / timing["bound"])
+    rows = rows_of(succeeds("bench", zero, *options, "--json"))
+    for row in rows:
+        assert row["min_ms"] <= row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["high_ms"] <= row["p99_ms"]
+        assert row["of_bound"] == pytest.approx(row["speed_up"] / row["bound"])
+        assert row["bound"] == pytest.approx(rows[0]["macs"] / row["macs"])
         if sys.platform == "linux":
-            assert timing["memory"] > 20_000_000
-    bounds = {timing["target"]: timing["bound"] for timing in timings}
-    assert bounds[0] == 1
-    assert 1 < bounds[8] < 4  # of 17 tokens, 9, 5, 3 and 2 are left
+            assert row["memory"] > 20_000_000
+    bounds = {row["variant"]: row["bound"] for row in rows}
+    assert bounds["r00"] == 1
+    assert 1 < bounds["r08"] < 4  # of 17 tokens, 9, 5, 3 and 2 are left
 
 
 def test_memory_is_that_of_the_largest_batch(succeeds: Run, zero: Path, unmeasured):
     table = succeeds("bench", zero, "--batch", "3,1", *QUICK).stdout
     assert table.count("12.3 MB") == 4
-    assert unmeasured == {"memory": [(zero, 0, 3), (zero, 8, 3)]}
+    assert unmeasured == {"memory": [(zero, "r00", 3), (zero, "r08", 3)]}
     unmeasured.clear()
-    succeeds("bench", zero, "--batch", 2, "--threads", 1, "--targets", 8, *QUICK)
-    assert unmeasured == {"memory": [(zero, 8, 2, 1)]}
+    succeeds("bench", zero, "--batch", 2, "--threads", 1, "--variants", 8, *QUICK)
+    assert unmeasured == {"memory": [(zero, "r08", 2, 1)]}
 
 
 def test_a_picture(succeeds: Run, zero: Path, here: Path, unmeasured):
@@ -240,25 +275,13 @@ def test_a_picture(succeeds: Run, zero: Path, here: Path, unmeasured):
     assert "<!-- batch 2 -->" in picture
     assert "<!-- images per second -->" in picture
     assert "<!-- accuracy, % -->" not in picture
-    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"0": 81.5, "8": 79.5}}
+    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"r00": 81.5, "r08": 79.5}}
     (zero / MANIFEST).write_text(json.dumps(edited))
     document = succeeds("bench", zero, *options, "speed.SVG", "--json").stdout
-    assert json.loads(document)["timings"]
+    assert json.loads(document)["rows"]
     assert "<!-- accuracy, % -->" in (here / "speed.SVG").read_text()
-    succeeds("bench", zero, *options, "speed.png", "--targets", 8)
+    succeeds("bench", zero, *options, "speed.png", "--variants", 8)
     assert (here / "speed.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_is_drawn(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    """Peers at the largest batch, and the accuracy of what was timed."""
-    opened = dataclasses.replace(Bundle.open(bundle), accuracy={4: 80.0, 8: 79.0})
-    timings = {(4, batch): summary([batch / 100], batch) for batch in (8, 1)}
-    peers = {("torch", batch): summary([batch / 50 + 1], batch) for batch in (8, 1)}
-    drawn: list[object] = []
-    monkeypatch.setattr("tocom_export.engines.bench.plot.speed_picture", lambda *a: drawn.extend(a))
-    Report(opened, "onnx", timings, peers=peers).draw(Path("speed.svg"))
-    engines = {8: {4: pytest.approx(100)}, 1: {4: pytest.approx(100)}}
-    assert drawn == [engines, {4: 80.0}, {"torch": pytest.approx(8 / 1.16)}, Path("speed.svg")]
 
 
 def test_a_picture_without_matplotlib(
@@ -268,7 +291,7 @@ def test_a_picture_without_matplotlib(
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("tocom_export.engines.bench.timing.time_engines", None)
+    monkeypatch.setattr("tocom_export.engines.bench.run.time_engines", None)
     says = ("matplotlib is not installed", "tocom-export[plot]")
     fails("bench", bundle, *QUICK, "--plot", "speed.svg", says=says)
     assert not list(here.iterdir())
@@ -277,70 +300,82 @@ def test_a_picture_without_matplotlib(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made traces of a second, in which a model this small serves thousands."""
-    monkeypatch.setattr("tocom_export.engines.bench.report.TRACE_SECONDS", 1)
-    monkeypatch.setattr("tocom_export.engines.bench.report.TRACE_REQUESTS", 100)
+    monkeypatch.setattr("tocom_export.engines.serving.simulation.TRACE_SECONDS", 1)
+    monkeypatch.setattr("tocom_export.engines.serving.simulation.TRACE_REQUESTS", 100)
 
 
-OUTCOME = {"requests", "met", "mean_degree", "p50_ms", "p99_ms", "switches"}
+OUTCOME = {"requests", "met", "shares", "accuracy", "p50_ms", "p99_ms", "switches"}
 
 
 def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured, short):
     options = ("--batch", "2,1", *QUICK, "--slo-ms", 50)
     document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
     assert list(document["steering"]) == ["steady", "burst", "ramp", "overload"]
-    dense = next(t for t in document["timings"] if (t["target"], t["batch"]) == (0, 1))
+    slowest = max(row["median_ms"] for row in document["rows"] if row["batch"] == 1)
     for shape, rate in (("steady", 0.7), ("overload", 2.5)):
         requests = document["steering"][shape]["steered"]["requests"]
-        assert requests == pytest.approx(1000 / dense["median_ms"] * rate, rel=0.1)
-    for outcomes in document["steering"].values():
-        assert list(outcomes) == ["steered", "r00", "r08"]
-        assert all(set(outcome) == OUTCOME for outcome in outcomes.values())
-        assert len({outcome["requests"] for outcome in outcomes.values()}) == 1
-        assert outcomes["r00"]["mean_degree"] == outcomes["r00"]["switches"] == 0
-        assert outcomes["r08"]["mean_degree"] == 8
-        assert 0 <= outcomes["steered"]["mean_degree"] <= 8
+        assert requests == pytest.approx(1000 / slowest * rate, rel=0.1)
+    for found in document["steering"].values():
+        steered, fixed = found["steered"], found["fixed"]
+        assert list(fixed) == ["r00", "r08"]
+        assert all(set(outcome) == OUTCOME for outcome in (steered, *fixed.values()))
+        assert len({outcome["requests"] for outcome in (steered, *fixed.values())}) == 1
+        for name, outcome in fixed.items():
+            assert (outcome["shares"], outcome["switches"]) == ({name: 100}, 0)
+        assert steered["shares"].keys() <= {"r00", "r08"}
+        assert sum(steered["shares"].values()) == pytest.approx(100)
 
 
 def test_the_tables_of_what_steering_would_do(succeeds: Run, zero: Path, unmeasured, short):
     Path("arrivals.txt").write_text("100\n101\n101.5\n")
+    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"r00": 81.5, "r08": 79.5}}
+    (zero / MANIFEST).write_text(json.dumps(edited))
     options = ("--batch", 1, *QUICK, "--slo-ms", 1000)
     text = succeeds("bench", zero, *options).stdout
     for shape in ("steady", "burst", "ramp", "overload"):
         assert f"\n{shape}, " in text
     assert text.count(" requests, simulated with these times") == 4
-    assert text.count("mean degree") == 4
+    assert text.count("answered by") == 4
     lines = succeeds("bench", zero, *options, "--trace", "arrivals.txt").stdout.splitlines()
     (start,) = (n for n, line in enumerate(lines) if "simulated" in line)
     assert lines[start] == "arrivals.txt, 3 requests, simulated with these times"
-    assert [line.split()[:4] for line in lines[start + 2 :]] == [
-        ["steered", "100.0", "%", "0.0"],
-        ["r00", "100.0", "%", "0.0"],
-        ["r08", "100.0", "%", "8.0"],
+    assert [line.split()[:8] for line in lines[start + 2 :]] == [
+        ["steered", "100.0", "%", "r00", "100.0", "%", "81.5", "%"],
+        ["r00", "100.0", "%", "r00", "100.0", "%", "81.5", "%"],
+        ["r08", "100.0", "%", "r08", "100.0", "%", "79.5", "%"],
     ]
 
 
-def test_recorded_arrivals(succeeds: Run, zero: Path, unmeasured):
+def test_arrivals_from_a_file(succeeds: Run, zero: Path, unmeasured):
     Path("arrivals.txt").write_text("7\n" * 2000)  # all at once: more than can be served
     options = ("--batch", 1, *QUICK, "--slo-ms", 0.01, "--trace", "arrivals.txt", "--json")
-    ((name, outcomes),) = json.loads(succeeds("bench", zero, *options).stdout)["steering"].items()
+    ((name, found),) = json.loads(succeeds("bench", zero, *options).stdout)["steering"].items()
     assert name == "arrivals.txt"
-    assert {outcome["requests"] for outcome in outcomes.values()} == {2000}
-    assert {outcome["met"] for outcome in outcomes.values()} == {0}
+    for outcome in (found["steered"], *found["fixed"].values()):
+        assert (outcome["requests"], outcome["met"]) == (2000, 0)
 
 
-def test_steering_goes_by_the_accuracy_that_was_recorded(succeeds: Run, zero: Path, unmeasured):
+def test_steering_goes_by_the_accuracy_that_was_recorded(
+    succeeds: Run, zero: Path, unmeasured, monkeypatch: pytest.MonkeyPatch
+):
     """A model that was trained at degree 8 is better there, which is its best degree."""
     Path("arrivals.txt").write_text("0\n1\n2\n")
     options = ("--batch", 16, *QUICK, "--slo-ms", 10_000, "--trace", "arrivals.txt", "--json")
 
-    def degree() -> float:
-        document = json.loads(succeeds("bench", zero, *options).stdout)
-        return document["steering"]["arrivals.txt"]["steered"]["mean_degree"]
+    def time_engines(runs: dict[Any, object], batch: int, *_: object) -> dict[Any, Timing]:
+        return {key: summarise_times([0.1 - 0.01 * i], batch) for i, key in enumerate(runs)}
 
-    assert degree() == 0
-    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"0": 70.5, "8": 79.5}}
+    monkeypatch.setattr("tocom_export.engines.bench.run.time_engines", time_engines)
+
+    def steered() -> tuple[dict[str, float], float | None]:
+        document = json.loads(succeeds("bench", zero, *options).stdout)
+        found = document["steering"]["arrivals.txt"]["steered"]
+        return found["shares"], found["accuracy"]
+
+    assert steered() == ({"r00": 100}, None)
+    edited = json.loads((zero / MANIFEST).read_text()) | {"accuracy": {"r00": 70.5, "r08": 79.5}}
     (zero / MANIFEST).write_text(json.dumps(edited))
-    assert degree() == 8
+    assert steered() == ({"r08": 100}, 79.5)
 
 
 @pytest.mark.parametrize(
@@ -364,23 +399,31 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
     monkeypatch.setattr("tocom_export.training.peers.EXPORTERS", exporters)
     monkeypatch.setattr(torch, "compile", lambda model: model)
     options = ("--batch", "1,2", *QUICK, "--peers")
-    document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
-    names = ["torch eager, dense", "torch.compile, dense", "torch eager, usual merging, r = 8"]
-    assert [(p["name"], p["batch"]) for p in document["peers"]] == [
+    result = succeeds("bench", zero, *options, "--json")
+    document, peers = json.loads(result.stdout), rows_of(result, peers=True)
+    variants = {
+        "torch eager, dense": "r00",
+        "torch.compile, dense": "r00",
+        "torch eager, merging by scatter, r08": "r08",
+    }
+    names = list(variants)
+    assert [(p["name"], p["batch"]) for p in peers] == [
         (name, batch) for batch in (1, 2) for name in names
     ]
-    dense = {t["batch"]: t for t in document["timings"] if t["target"] == 0}
-    for peer in document["peers"]:
+    dense = {row["batch"]: row for row in rows_of(result) if row["variant"] == "r00"}
+    for peer in peers:
+        assert (peer["backend"], peer["precision"]) == ("torch", "fp32")
+        assert peer["variant"] == variants[peer["name"]]
         assert peer["runs"] >= 10
         assert 0 < peer["low_ms"] <= peer["median_ms"] <= peer["high_ms"]
-        speed_up = peer["throughput"] / dense[peer["batch"]]["throughput"]
+        speed_up = peer["images_per_s"] / dense[peer["batch"]]["images_per_s"]
         assert peer["speed_up"] == pytest.approx(speed_up)
         assert peer["memory"] == 12_345_678
     missing = ["failing: no such operator", "missing: no_such_package is not installed."]
-    assert document["peers_missing"] == missing
+    assert document["not_timed"] == missing
     assert [arguments[1:] for arguments in unmeasured["peers"]] == [
-        (kind, degree, "cpu", "2,3,32,32")
-        for kind, degree in (("eager", 0), ("compiled", 0), ("usual", 8))
+        (kind, variant, "cpu", "2,3,32,32")
+        for kind, variant in (("eager", "r00"), ("compiled", "r00"), ("scatter", "r08"))
     ]  # fmt: skip
 
     result = succeeds("bench", zero, *options, "--plot", "speed.svg", "--slo-ms", 50)
@@ -393,12 +436,13 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
 
 
 def test_no_peers_unless_asked_for(succeeds: Run, bundle: Path, unmeasured, monkeypatch):
-    monkeypatch.setattr("tocom_export.training.peers.peers", None)
-    document = json.loads(succeeds("bench", bundle, "--batch", 1, *QUICK, "--json").stdout)
-    assert document["peers"] == document["peers_missing"] == []
+    monkeypatch.setattr("tocom_export.training.peers.open_peers", None)
+    result = succeeds("bench", bundle, "--batch", 1, *QUICK, "--json")
+    document = json.loads(result.stdout)
+    assert rows_of(result, peers=True) == document["not_timed"] == []
     assert document["steering"] == {}
 
 
 def test_peers_beside_trtexec(fails: Run, planned: Path):
-    says = ("--peers are timed from Python", "another --runner")
-    fails("bench", planned, "--runner", "trtexec", "--peers", says=says)
+    says = ("--peers are timed from Python", "another --backend")
+    fails("bench", planned, "--backend", "trtexec", "--peers", says=says)

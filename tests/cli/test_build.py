@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import Result
 
-import tocom_export.bundle.writing
+import tocom_export.bundle.weights
 from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bake import bake
+from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.io.json_codec import decode
 from tocom_export.model.catalogue import known_model
 from tocom_export.model.spec import VitSpec
+from tocom_export.variant import Variant
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -32,20 +38,28 @@ def manifest(bundle: str | Path) -> dict:
 def test_the_default_targets_in_the_default_folder(succeeds: Run, model: Options, here: Path):
     result = succeeds("build", *model)
     assert names(here) == {"tiny-source4"}
-    graphs = {f"r{degree:02d}.onnx" for degree in (4, 8, 12, 16)}
-    own = {f"r{degree:02d}.safetensors" for degree in (8, 12, 16)}  # 4 is the source
+    graphs = {f"r{degree:02d}.onnx" for degree in (0, 4, 8, 12, 16)}
+    own = {f"r{degree:02d}.safetensors" for degree in (0, 8, 12, 16)}  # 4 is the source
     assert names(here / "tiny-source4") == {"manifest.json", "weights.safetensors", *graphs, *own}
     assert "Wrote tiny-source4" in result.stderr
     assert all(graph in result.stdout for graph in graphs)
+    assert "tiny, source 4, ToCom scale 0.1" in result.stdout
+    heads = result.stdout.splitlines()[1].split()
+    assert " ".join(heads) == "engine degree tokens MACs MACs saved max |Δ| same top-1"
 
 
 def test_the_manifest(succeeds: Run, model: Options, spec: VitSpec):
     succeeds("build", *model, "--targets", "4,8", "--scale", "0.2", "--out", "out")
     data = manifest("out")
-    assert VitSpec.from_json(data["spec"]) == spec
-    assert (data["source"], data["scale"], data["method"]) == (4, 0.2, "tome")
-    assert data["compensated"] is True
-    assert data["targets"] == {"4": [13, 9, 5, 3], "8": [9, 5, 3, 2]}
+    assert decode(VitSpec, data["spec"]) == spec
+    assert (data["format"], data["method"]) == (2, {"name": "tome", "proportional": True})
+    assert data["variants"] == {
+        f"r{degree:02d}": {
+            "name": f"r{degree:02d}", "degrees": [degree] * 4, "targets": [degree] * 4,
+            "source": 4, "scale": 0.2, "compensated": True,
+        }
+        for degree in (4, 8)
+    }  # fmt: skip
     assert data["classes"][0] == "class-a"
     assert set(data["files"]) == names(Path("out")) - {"manifest.json"}
     for name, record in data["files"].items():
@@ -57,25 +71,28 @@ def test_json_is_one_document(succeeds: Run, model: Options):
     result = succeeds("build", *model, "--targets", "4,8", "--json")
     document = json.loads(result.stdout)
     assert document["bundle"] == "tiny-source4"
-    assert (document["model"], document["source"], document["scale"]) == ("tiny", 4, 0.1)
-    assert (document["compensated"], document["method"]) == (True, "tome")
+    assert (document["model"], document["method"]) == ("tiny", "tome")
     sizes = [record["bytes"] for record in manifest("tiny-source4")["files"].values()]
     assert document["bytes"] == sum(sizes)
-    four, eight = document["targets"]
-    assert (four["target"], eight["target"]) == (4, 8)
-    assert eight["tokens"] == [9, 5, 3, 2]
+    four, eight = document["variants"]
+    assert (four["variant"], eight["variant"]) == ("r04", "r08")
+    assert (four["degrees"], eight["degrees"]) == ([4] * 4, [8] * 4)
+    assert (four["compensated"], eight["compensated"]) == (False, True)  # 4 is the source
+    assert (eight["source"], eight["scale"]) == (4, 0.1)
+    assert (four["tokens"], eight["tokens"]) == ([13, 9, 5, 3], [9, 5, 3, 2])
     assert Path(eight["graph"]).is_file()
-    assert eight["multiply_adds"] < four["multiply_adds"]
+    assert eight["macs"] < four["macs"]
     assert four["check"] is eight["check"] is None
 
 
 def test_verified_by_default(succeeds: Run, checkpoint: Path, bank_file: Path):
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--targets", "4,8")
     document = json.loads(succeeds("build", *options, "--json").stdout)
-    for target in document["targets"]:
-        assert target["check"]["passed"] is True
-        assert target["check"]["agreement"] == 100
-        assert 0 < target["check"]["max_difference"] < target["check"]["tolerance"]
+    for variant in document["variants"]:
+        check = variant["check"]
+        assert (check["variant"], check["passed"]) == (variant["variant"], True)
+        assert check["agreement"] == 100
+        assert 0 < check["max_difference"] < check["tolerance"]
     table = succeeds("build", *options, "--verify", "--force").stdout
     assert table.count("100 %") == 2
 
@@ -83,12 +100,12 @@ def test_verified_by_default(succeeds: Run, checkpoint: Path, bank_file: Path):
 def test_an_engine_that_fails_the_check_is_not_kept(
     fails: Run, checkpoint: Path, bank_file: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    bake = tocom_export.bundle.writing.bake
-    monkeypatch.setattr(
-        tocom_export.bundle.writing, "bake", lambda *a: bake(*a[:-1], scale=3 * a[-1])
-    )
+    def bake_too_much(tensors: Any, spec: VitSpec, bank: ToComBank, variant: Variant) -> Any:
+        return bake(tensors, spec, bank, dataclasses.replace(variant, scale=3 * variant.scale))
+
+    monkeypatch.setattr(tocom_export.bundle.weights, "bake", bake_too_much)
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--targets", "8")
-    fails("build", *options, says=("degree 8", "no bundle was written"), status=1)
+    fails("build", *options, says=("r08.onnx differs", "no bundle was written"), status=1)
     assert names(here) == set()
 
 
@@ -98,7 +115,8 @@ def test_an_engine_that_fails_the_check_is_not_kept(
 )
 def test_forms_of_targets(succeeds: Run, model: Options, targets: str, expected: list[int]):
     succeeds("build", *model, "--targets", targets, "--out", "out")
-    assert list(Bundle.open(Path("out"), hashes=True).targets) == expected
+    variants = Bundle.open(Path("out"), hashes=True).variants.values()
+    assert [variant.degree for variant in variants] == expected
 
 
 def test_the_same_build_gives_the_same_bytes(succeeds: Run, model: Options):
@@ -126,7 +144,7 @@ def test_dry_run_names_the_files_and_writes_none(
 
 def test_the_folders_above_are_made(succeeds: Run, model: Options):
     succeeds("build", *model, "--targets", "8", "--out", "new/er/out")
-    assert Bundle.open(Path("new/er/out"), hashes=True).source == 4
+    assert Bundle.open(Path("new/er/out"), hashes=True).variant(8).source == 4
 
 
 def test_force_replaces_the_whole_bundle(succeeds: Run, model: Options, here: Path):
@@ -141,9 +159,11 @@ def test_force_replaces_the_whole_bundle(succeeds: Run, model: Options, here: Pa
 def test_no_bank(succeeds: Run, checkpoint: Path, make_images: Callable, spec: VitSpec):
     options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify", "--targets", "4,8")
     document = json.loads(succeeds("build", *options, "--out", "out", "--json").stdout)
-    assert document["compensated"] is False
+    assert [variant["compensated"] for variant in document["variants"]] == [False, False]
     assert names(Path("out")) == {"manifest.json", "weights.safetensors", "r04.onnx", "r08.onnx"}
-    assert manifest("out")["compensated"] is False
+    found = manifest("out")["variants"].values()
+    assert [variant["compensated"] for variant in found] == [False, False]
+    assert "not compensated" in succeeds("build", *options, "--out", "out", "--force").stdout
     assert OnnxEngine(Bundle.open(Path("out")), 8).run(make_images(spec)).shape == (2, 10)
 
 
@@ -164,7 +184,7 @@ def test_pruning(
     chosen = ("--bank", "evit.safetensors") if with_bank else ("--bank", "none", "--method", "evit")
     options = ("--checkpoint", checkpoint, *chosen, "--no-verify", "--targets", "8")
     succeeds("build", *options, "--out", "evit")
-    assert manifest("evit")["method"] == "evit"
+    assert manifest("evit")["method"]["name"] == "evit"
     engine = json.loads(succeeds("inspect", "evit/r08.onnx", "--json").stdout)
     assert engine["metadata"]["method"] == "evit"
 
@@ -180,11 +200,11 @@ def test_the_source_of_a_checkpoint_that_does_not_say(
     succeeds: Run, make_checkpoint: Callable, bank_file: Path, spec: VitSpec, here: Path,
     options: Options, source: int,
 ):  # fmt: skip
-    file = make_checkpoint(here, spec, metadata=ModelInfo(spec).to_metadata())
+    file = make_checkpoint(here, spec, metadata=to_metadata(ModelInfo(spec)))
     model = ("--checkpoint", file, "--bank", bank_file, "--no-verify")
     succeeds("build", *model, "--targets", "0,12", *options)
     data = manifest(f"tiny-source{source}")
-    assert data["source"] == source
+    assert {variant["source"] for variant in data["variants"].values()} == {source}
     own = {name for name in data["files"] if name.startswith("r") and "safe" in name}
     assert own == {f"r{12 - source:02d}.safetensors"}
 
@@ -205,7 +225,9 @@ def test_bare_weights_of_a_timm_model(
     options = ("--model", "deit_tiny_patch16_224", "--checkpoint", file, "--bank", "none")
     succeeds("build", *options, "--targets", "16", "--no-verify")
     bundle = Bundle.open(here / "deit_tiny_patch16_224-source0", hashes=True)
-    assert bundle.targets == {16: (181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11)}
+    (variant,) = bundle.variants.values()
+    tokens = variant.schedule(bundle.spec).tokens_out
+    assert tokens == (181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11)
     assert bundle.preprocess == preprocess
     written = Checkpoint.open(bundle.path / "weights.safetensors")
     for name, weight in make_weights(spec).items():
@@ -227,9 +249,9 @@ def test_a_precision(
         options += ["--calibrate", image_folder(Path("photos"))]
     document = json.loads(succeeds("build", *options).stdout)
     assert document["precision"] == manifest("out")["precision"] == precision
-    for target in document["targets"]:
-        assert target["check"]["passed"] is True
-        assert target["check"]["max_difference"] > 1e-5  # not float32 under another name
+    for variant in document["variants"]:
+        assert variant["check"]["passed"] is True
+        assert variant["check"]["max_difference"] > 1e-5  # not float32 under another name
     succeeds("verify", "out")
     succeeds("inspect", "out")
     succeeds("inspect", "out/weights.safetensors")
@@ -241,9 +263,17 @@ def test_a_precision(
 def test_int8_and_its_images_belong_together(
     fails: Run, model: Options, image_folder: Callable[..., Path]
 ):
-    fails("build", *model, "--precision", "int8", says=("--precision int8", "--calibrate DIR"))
+    fails(
+        "build", *model, "--precision", "int8", says=("--precision int8", "--calibrate, a folder")
+    )
     photos = image_folder(Path("photos"))
-    fails("build", *model, "--calibrate", photos, says=("--calibrate", "this is fp32"))
+    fails(
+        "build",
+        *model,
+        "--calibrate",
+        photos,
+        says=("--calibrate", "--precision int8", "this is fp32"),
+    )
     fails("build", *model, "--precision", "int8", "--calibrate", "nowhere", says=("nowhere",))
     assert not Path("tiny-source4").exists()
 
@@ -254,4 +284,4 @@ def test_few_images_for_int8(
 ):
     options = ("--precision", "int8", "--calibrate", image_folder(Path("photos"), each=each))
     said = succeeds("build", *model, "--targets", 8, *options).stderr
-    assert ("--calibrate photos has 30 images" in said) == few
+    assert ("photos has 30 images to calibrate on" in said) == few

@@ -9,8 +9,7 @@ import pytest
 from click.testing import Result
 from safetensors.numpy import save_file
 
-import tocom_export.bundle.writing
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.model.spec import VitSpec
 
 Run = Callable[..., Result]
@@ -87,7 +86,7 @@ def test_tensors_that_do_not_fit(
 ):  # fmt: skip
     weights = make_weights(info.spec)
     change(weights)
-    save_file(weights, file, info.to_metadata())
+    save_file(weights, file, to_metadata(info))
     refused(*says)
 
 
@@ -122,6 +121,11 @@ def test_a_bank_of_another_method(fails: Run, model: Options, bank_file: Path):
 def test_a_checkpoint_as_bank(fails: Run, checkpoint: Path):
     options = ("--checkpoint", checkpoint, "--bank", checkpoint)
     fails("build", *options, says=(checkpoint, "is not a ToCom bank"))
+
+
+def test_a_bank_as_checkpoint(fails: Run, bank_file: Path):
+    options = ("--checkpoint", bank_file, "--bank", bank_file)
+    fails("build", *options, says=(bank_file, "is a ToCom bank, not a model's weights"))
 
 
 def test_no_bank_of_that_name(fails: Run, checkpoint: Path, tmp_path: Path):
@@ -190,7 +194,7 @@ def test_a_model_that_contradicts_the_metadata(fails: Run, model: Options, check
 @pytest.mark.parametrize("with_timm", [True, False])
 def test_an_unknown_model(fails: Run, monkeypatch: pytest.MonkeyPatch, with_timm: bool):
     if not with_timm:
-        monkeypatch.setattr("tocom_export.cli.commands.build.installed", lambda *_: False)
+        monkeypatch.setattr("tocom_export.loading.is_installed", lambda *_: False)
     says = ("--model deit_tiny_patch16_225", "no model of that name", "deit_tiny_patch16_224")
     fails("build", "--model", "deit_tiny_patch16_225", says=says)
 
@@ -211,22 +215,43 @@ def test_pretrained_weights_that_cannot_be_downloaded(
 
 
 def test_without_torch_weights_must_be_given(fails: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.resolve.installed", lambda *_: False)
-    says = ("--checkpoint FILE", "pip install 'tocom-export[torch]'")
+    monkeypatch.setattr("tocom_export.loading.is_installed", lambda *_: False)
+    says = ("--checkpoint", "pip install 'tocom-export[torch]'")
     fails("build", "--model", "deit_tiny_patch16_224", "--bank", "none", says=says)
 
 
 def test_verification_needs_torch(
     fails: Run, checkpoint: Path, bank_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tocom_export.cli.commands.build.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.exporting.is_installed", lambda *_: False)
     options = ("--checkpoint", checkpoint, "--bank", bank_file, "--verify")
     fails("build", *options, says=("--verify", "pip install 'tocom-export[cpu,torch]'"))
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--precision", "int8"), ("--precision int8 needs --calibrate",)),
+        (("--calibrate", "photos"), ("--calibrate is for --precision int8 alone",)),
+        (("--verify",), ("--verify needs torch",)),
+        (("--schedule", "fast=1,2"), ("--schedule fast: tiny has 4 layers",)),
+    ],
+    ids=str,
+)
+def test_a_dry_run_refuses_what_a_build_would(
+    fails: Run, checkpoint: Path, bank_file: Path, monkeypatch: pytest.MonkeyPatch,
+    options: Options, says: tuple[str, ...],
+):  # fmt: skip
+    monkeypatch.setattr("tocom_export.exporting.is_installed", lambda *_: False)
+    model = ("--checkpoint", checkpoint, "--bank", bank_file)
+    for dry in ((), ("--dry-run",)):
+        fails("build", *model, *options, *dry, says=says)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 @pytest.mark.parametrize("content", ["bundle", "empty", "other"])
 def test_an_existing_folder(
-    fails: Run, succeeds: Run, model: Options, tmp_path: Path, content: str
+    fails: Run, succeeds: Run, model: Options, tmp_path: Path, content: str, dry: Options
 ):
     out = tmp_path / "out"
     if content == "bundle":
@@ -237,7 +262,7 @@ def test_an_existing_folder(
         (out / "thesis.tex").write_text("all of it")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     siblings = sorted(tmp_path.iterdir())
-    fails("build", *model, "--out", out, says=(out, "exists", "--force"))
+    fails("build", *model, "--out", out, *dry, says=(out, "exists", "--force"))
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert sorted(tmp_path.iterdir()) == siblings
 
@@ -277,7 +302,7 @@ def test_a_disk_that_is_full_at_a_graph(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", full)
+    monkeypatch.setattr("tocom_export.bundle.writing.ir.save", full)
     says = ("out", "can't be written", "No space left on device")
     fails("build", *model, "--out", "out", says=says)
 
@@ -289,7 +314,7 @@ def test_a_full_disk_leaves_the_old_bundle(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = {p.name: p.read_bytes() for p in bundle.iterdir()}
-    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", full)
+    monkeypatch.setattr("tocom_export.bundle.writing.ir.save", full)
     fails("build", *model, "--out", bundle, "--force", says=(bundle, "can't be written"))
     assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
     assert not list(bundle.parent.glob(".*"))
@@ -299,7 +324,7 @@ def test_a_stopped_build_leaves_nothing(run: Run, model: Options, monkeypatch: p
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tocom_export.bundle.writing.ir, "save", stop)
+    monkeypatch.setattr("tocom_export.bundle.writing.ir.save", stop)
     result = run("build", *model, "--out", "out")
     assert result.exit_code == 130
     assert result.stderr.strip() == "Stopped."

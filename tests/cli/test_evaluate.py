@@ -15,19 +15,21 @@ from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
 
-from tocom_export.bundle.opening import MANIFEST, Bundle
+from tocom_export.bundle.manifest import MANIFEST
+from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import Schedule
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
-from tocom_export.study.results import Results, Row
+from tocom_export.study.results import Results, Row, parse_row
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
 from tocom_export.training.timm_models import vit_from_spec
-from tocom_export.training.torch_engine import Reference
+from tocom_export.training.torch_engine import StoredOracle
 
 Run = Callable[..., Result]
 Options = tuple[object, ...]
@@ -72,8 +74,8 @@ def predict(labelled: Labelled, spec: VitSpec, bank_file: Path) -> Predict:
 
     @torch.inference_mode()
     def call(
-        file: Path, source: int, target: int, scale: float | None = None, method: str = "tome",
-        bank: Path = bank_file,
+        file: Path, source: int, target: int | tuple[int, ...], scale: float | None = None,
+        method: str = "tome", bank: Path = bank_file,
     ) -> np.ndarray:  # fmt: skip
         vit = vit_from_spec(spec)
         vit.load_state_dict(load_file(file))
@@ -81,7 +83,7 @@ def predict(labelled: Labelled, spec: VitSpec, bank_file: Path) -> Predict:
         side = None
         if scale is not None:
             steps = TrainableBank.from_bank(ToComBank.load(bank), spec)
-            side = steps.side(source, target, scale)
+            side = steps.side(source, Schedule.of(spec, target).targets, scale)
         return model(pixels, target, side).argmax(dim=-1).numpy()
 
     return call
@@ -93,7 +95,7 @@ def plain(
     info: ModelInfo,
 ) -> Path:  # fmt: skip
     """A checkpoint of degree 0, of the same classes as ``checkpoint``."""
-    metadata = ModelInfo(spec, 0, Method("tome"), info.classes).to_metadata()
+    metadata = to_metadata(ModelInfo(spec, 0, Method("tome"), info.classes))
     return make_checkpoint(tmp_path_factory.mktemp("plain"), spec, seed=1, metadata=metadata)
 
 
@@ -138,8 +140,10 @@ def test_rows_are_what_pytorch_says(
             "dataset": "moons", "method": "tome", "source": source, "target": target, "seed": 3,
             "images": COUNT, "baseline": percent(predict(file, source, target), data),
             "tocom": percent(predict(file, source, target, 0.15), data),
-            "reference": trained.get(target), "model": file.name,
+            "reference": trained.get(target), "model": file.name, "bank": "tocom",
+            "variant": f"r{target:02d}", "precision": "fp32", "backend": "torch",
         }  # fmt: skip
+        expected["accuracy"] = expected["tocom"]
         if source == target:
             assert expected["tocom"] == expected["baseline"]
         else:
@@ -170,6 +174,7 @@ def test_without_a_bank(succeeds: Run, checkpoint: Path, data: Path, predict: Pr
     (row,) = rows_of(succeeds("evaluate", checkpoint, *options))
     assert row["baseline"] == percent(predict(checkpoint, 4, 8), data)
     assert row["tocom"] is row["reference"] is None
+    assert row["accuracy"] == row["baseline"]
     assert "scale" not in row
 
 
@@ -221,7 +226,8 @@ def test_of_equal_scales_the_one_of_training_is_taken(
     labelled: Labelled,
 ):  # fmt: skip
     bank = make_bank(spec)
-    nothing = ToComBank(*(0 * f for f in bank.factors().values()), bank.method, bank.model)
+    factors = (0 * factor for factor in bank.factors().values())
+    nothing = ToComBank(*factors, method=bank.method, model=bank.model)
     nothing.save(tmp_path / "nothing.safetensors")
     options = ("--data", data, "--bank", tmp_path / "nothing.safetensors", "--targets", 8)
     options = (*options, "--scale", "auto", "--held-out", labelled("held-out", [0] * COUNT))
@@ -255,13 +261,15 @@ def test_a_bundle_says_what_its_checkpoint_says(
     options = ("--bank", bank, "--scale", 0.15, "--targets", "0,4,8", "--data", data, "--json")
     expected = without_speed(rows_of(succeeds("evaluate", checkpoint, *options)))
     assert {row["model"] for row in expected} == {checkpoint.name}
-    assert without_speed(rows_of(result)) == [{**row, "model": "bundle"} for row in expected]
+    assert without_speed(rows_of(result)) == [
+        {**row, "model": "bundle", "backend": "onnx"} for row in expected
+    ]
     gains = [row["tocom"] != row["baseline"] for row in expected if row["tocom"] is not None]
     assert any(gains) is compensated
     for row, check in zip(expected, json.loads(result.stdout)["checks"], strict=True):
         served = row["tocom"] if compensated else row["baseline"]
         assert check == {
-            "bundle": "bundle", "target": row["target"], "images": COUNT, "engine": served,
+            "bundle": "bundle", "variant": row["variant"], "images": COUNT, "engine": served,
             "pytorch": served, "difference": 0, "images_that_differ": 0, "passed": True,
         }  # fmt: skip
 
@@ -278,7 +286,7 @@ def test_an_engine_that_reads_other_weights(
 ):
     misreads(bundle)
     options = ("evaluate", bundle, "--data", data, "--check")
-    result = fails(*options, says=(f"{bundle} at 8:", "0.1 points"), status=1)
+    result = fails(*options, says=(f"{bundle} at r08:", "0.1 points"), status=1)
     assert result.stdout.count("FAILED") == result.stdout.count("passed") == 1
     result = run(*options, "--json")
     assert result.exit_code == 1
@@ -288,19 +296,24 @@ def test_an_engine_that_reads_other_weights(
     assert eight["difference"] == eight["engine"] - eight["pytorch"] != 0
 
 
-def test_a_reference_that_differs(
+def test_an_oracle_that_differs(
     fails: Run, bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    call = Reference.__call__
-    monkeypatch.setattr(Reference, "__call__", lambda *arguments: -call(*arguments))
-    says = (f"{bundle} at 4, {bundle} at 8:",)
+    runner = StoredOracle.runner
+
+    def negate(*arguments: Any) -> Callable:
+        run = runner(*arguments)
+        return lambda images: -run(images)
+
+    monkeypatch.setattr(StoredOracle, "runner", negate)
+    says = (f"{bundle} at r04, {bundle} at r08:",)
     fails("evaluate", bundle, "--data", data, "--check", says=says, status=1)
 
 
 def test_outputs_that_are_no_numbers(fails: Run, bundle: Path, data: Path, nan_in: Callable):
     nan_in(bundle / "r08.safetensors")
-    options = ("evaluate", bundle, "--data", data, "--targets", 8, "--check", "-q")
-    fails(*options, says=(f"{bundle} at 8", "no numbers"), status=1)
+    options = ("evaluate", bundle, "--data", data, "--variants", 8, "--check", "-q")
+    fails(*options, says=(f"{bundle} at r08", "no numbers"), status=1)
 
 
 def test_outputs_that_are_no_numbers_are_told(
@@ -318,40 +331,42 @@ def test_a_check_without_a_bundle(fails: Run, checkpoint: Path, bank_file: Path)
 
 
 def recorded(bundle: Path) -> dict[str, float]:
-    accuracy: dict[str, float] = json.loads((bundle / MANIFEST).read_text())["accuracy"]
-    return accuracy
+    manifest: dict[str, Any] = json.loads((bundle / MANIFEST).read_text())
+    return dict(manifest.get("accuracy", {}))
 
 
 def test_accuracy_is_recorded(succeeds: Run, bundle: Path, data: Path):
     before = json.loads((bundle / MANIFEST).read_text())
-    options = ("--data", data, "--targets", "8,4")
+    options = ("--data", data, "--variants", "8,r04")
     rows = rows_of(succeeds("evaluate", bundle, *options, "--json"))
     assert recorded(bundle) == {}
     result = succeeds("evaluate", bundle, *options, "--record")
     assert f"Recorded the accuracy of {bundle} at " in result.stderr
-    accuracy = {str(row["target"]): row["tocom"] for row in rows}
+    accuracy = {row["variant"]: row["tocom"] for row in rows}
     assert recorded(bundle) == accuracy
+    assert list(recorded(bundle)) == ["r04", "r08"]
     assert list(accuracy.values()) != [row["baseline"] for row in rows]  # not without the bank
     assert json.loads((bundle / MANIFEST).read_text()) == {**before, "accuracy": accuracy}
     opened = Bundle.open(bundle, hashes=True)
-    assert opened.accuracy == {int(target): percent for target, percent in accuracy.items()}
+    assert opened.accuracy == accuracy
     assert "Recorded" not in succeeds("evaluate", bundle, *options, "--record", "-q").stderr
 
 
-def test_what_is_recorded_of_other_targets_stays(succeeds: Run, bundle: Path, data: Path):
-    edited = json.loads((bundle / MANIFEST).read_text()) | {"accuracy": {"8": 12.5, "4": 99.5}}
+def test_what_is_recorded_of_other_variants_stays(succeeds: Run, bundle: Path, data: Path):
+    edited = json.loads((bundle / MANIFEST).read_text()) | {"accuracy": {"r08": 12.5, "r04": 99.5}}
     (bundle / MANIFEST).write_text(json.dumps(edited))
-    options = ("--data", data, "--targets", 8, "--record", "--json")
+    options = ("--data", data, "--variants", 8, "--record", "--json")
     (row,) = rows_of(succeeds("evaluate", bundle, *options))
-    assert list(recorded(bundle).items()) == [("4", 99.5), ("8", row["tocom"])]
+    assert list(recorded(bundle).items()) == [("r04", 99.5), ("r08", row["tocom"])]
     assert row["tocom"] != 12.5
 
 
 def test_a_bundle_beside_a_checkpoint(succeeds: Run, bundle: Path, plain: Path, data: Path):
     before = plain.read_bytes()
     options = ("--data", data, "--bank", "none", "--targets", 4, "--record", "--json")
+    options = (*options, "--variants", "r04")
     dense, served = rows_of(succeeds("evaluate", plain, bundle, *options))
-    assert recorded(bundle) == {"4": served["tocom"]}
+    assert recorded(bundle) == {"r04": served["tocom"]}
     assert served["tocom"] != dense["baseline"]
     assert plain.read_bytes() == before
 
@@ -364,15 +379,15 @@ def test_only_bundles_have_a_record(fails: Run, checkpoint: Path, bank_file: Pat
     fails("evaluate", "--record", "--out", "study", says=("name a checkpoint", "--out alone"))
 
 
-def test_a_refit_drops_what_was_recorded_of_its_target(
+def test_a_refit_drops_what_was_recorded_of_its_variant(
     succeeds: Run, bundle: Path, bank_file: Path, data: Path
 ):
     succeeds("evaluate", bundle, "--data", data, "--record")
     before = recorded(bundle)
-    assert list(before) == ["4", "8"]
+    assert list(before) == ["r04", "r08"]
     options = ("--bank", bank_file, "--source", 16, "--no-verify")
     succeeds("refit", bundle / "r08.onnx", *options)
-    assert recorded(bundle) == {"4": before["4"]}
+    assert recorded(bundle) == {"r04": before["r04"]}
 
 
 @pytest.mark.parametrize("options", [("--scale", 0.1), ("--bank", "none"), ("--method", "evit"),
@@ -381,9 +396,81 @@ def test_what_a_bundle_has_baked_in(fails: Run, bundle: Path, options: Options, 
     fails("evaluate", bundle, "--data", data, *options, says=(options[0], "baked in"))
 
 
-def test_a_target_that_the_bundle_lacks(fails: Run, bundle: Path):
-    options = ("--data", "images", "--targets", "4,16")
-    fails("evaluate", bundle, *options, says=(bundle, "degree 16", "4, 8"))
+@pytest.mark.parametrize("options", [("--targets", 4), ("--schedule", "fast=4,2,2,0")])
+def test_a_bundle_has_variants_of_its_own(fails: Run, bundle: Path, options: Options):
+    says = (f"{options[0]} is for checkpoints", "--variants")
+    fails("evaluate", bundle, "--data", "images", *options, says=says)
+
+
+def test_a_variant_that_the_bundle_lacks(fails: Run, bundle: Path):
+    options = ("--data", "images", "--variants", "4,16")
+    fails("evaluate", bundle, *options, says=(bundle, "no variant r16", "r04, r08"))
+
+
+def test_variants_are_a_bundle_s(fails: Run, checkpoint: Path, bank_file: Path):
+    options = (checkpoint, "--bank", bank_file, "--data", "images", "--variants", 4)
+    fails("evaluate", *options, says=("--variants", "name a bundle"))
+
+
+def test_a_refitted_variant(succeeds: Run, fails: Run, bundle: Path, bank_file: Path, data: Path):
+    options = ("--bank", bank_file, "--source", 16, "--no-verify")
+    succeeds("refit", bundle / "r08.onnx", *options)
+    says = ("r08.onnx was refitted", "no longer the bundle's")
+    fails("evaluate", bundle, "--data", data, says=says)
+    (row,) = rows_of(succeeds("evaluate", bundle, "--data", data, "--variants", 4, "--json"))
+    assert row["variant"] == "r04"
+
+
+FAST = (6, 4, 2, 0)
+SCHEDULE = ("--schedule", f"fast={','.join(map(str, FAST))}")
+
+
+def test_a_schedule_of_a_checkpoint(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, predict: Predict, here: Path
+):
+    options = ("--data", data, "--bank", bank_file, *SCHEDULE, "--scale", 0.15, "--out", "study")
+    (fast,) = rows_of(succeeds("evaluate", checkpoint, *options, "--json"))
+    assert (fast["variant"], fast["schedule"], fast["target"]) == ("fast", "fast", None)
+    assert fast["baseline"] == percent(predict(checkpoint, 4, FAST), data)
+    assert fast["accuracy"] == fast["tocom"] == percent(predict(checkpoint, 4, FAST, 0.15), data)
+    assert fast["tocom"] != fast["baseline"]
+    page = (here / "study" / "results.md").read_text()
+    assert "| fast | moons | ToMe | ToCom | 4 |" in page
+    assert "svg" not in page
+    again, eight = rows_of(succeeds("evaluate", checkpoint, *options, "--targets", 8, "--json"))
+    assert (again["schedule"], eight["target"]) == ("fast", 8)
+    table = succeeds("evaluate", checkpoint, *options).stdout
+    assert "4 → fast" in table
+
+
+@pytest.mark.parametrize("options, says", [
+    ((*SCHEDULE, *SCHEDULE), ("fast is asked for twice",)),
+    (("--schedule", "fast=4,4"), ("4 layers", "not 2")),
+    (("--schedule", "fast"), ("--schedule", "'fast'")),
+])  # fmt: skip
+def test_schedules_that_make_no_sense(
+    fails: Run, checkpoint: Path, options: Options, says: tuple[str, ...]
+):
+    options = (checkpoint, "--bank", "none", "--data", "images", *options)
+    fails("evaluate", *options, says=says)
+
+
+def test_a_schedule_of_a_bundle(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, here: Path
+):
+    model = ("--checkpoint", checkpoint, "--bank", bank_file, "--no-verify")
+    succeeds("build", *model, *SCHEDULE, "--targets", 8, "--out", "bundle")
+    result = succeeds("evaluate", "bundle", "--data", data, "--check", "--record", "--json")
+    eight, fast = rows_of(result)
+    options = ("--data", data, "--bank", bank_file, *SCHEDULE, "--json")
+    (expected,) = rows_of(succeeds("evaluate", checkpoint, *options))
+    assert expected["tocom"] != expected["baseline"]
+    expected |= {"model": "bundle", "backend": "onnx"}
+    assert without_speed([fast]) == without_speed([expected])
+    assert [check["variant"] for check in json.loads(result.stdout)["checks"]] == ["r08", "fast"]
+    assert recorded(here / "bundle") == {"r08": eight["accuracy"], "fast": fast["accuracy"]}
+    options = ("--data", data, "--variants", "fast", "--json")
+    assert without_speed(rows_of(succeeds("evaluate", "bundle", *options))) == without_speed([fast])
 
 
 def test_another_number_of_classes(fails: Run, checkpoint: Path, photos: Path):
@@ -411,7 +498,7 @@ def test_models_that_take_other_images(
     fails: Run, checkpoint: Path, make_spec: Callable, make_checkpoint: Callable, tmp_path: Path
 ):
     spec = make_spec(model="tiny", image_size=[48, 48])
-    larger = make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
+    larger = make_checkpoint(tmp_path, spec, metadata=to_metadata(ModelInfo(spec)))
     options = (checkpoint, larger, "--bank", "none", "--data", "images")
     fails("evaluate", *options, says=(checkpoint, larger, "image size", "one at a time"))
 
@@ -452,6 +539,8 @@ def test_an_image_that_cannot_be_read(
         (("model.safetensors", "--data", "x", "--scale", "best"), ("--scale", "best")),
         (("model.safetensors", "--data", "x", "--scale", "atuo"), ("'atuo'", "nor 'auto'")),
         (("model.safetensors", "--data", "x", "--targets", "17"), ("--targets", "17")),
+        (("model.safetensors", "--data", "x", "--bank-name", " "), ("--bank-name", "a name")),
+        (("model.safetensors", "--data", "x", "--name", ""), ("--name", "a name")),
     ],
     ids=str,
 )
@@ -479,7 +568,7 @@ def test_a_bank_of_another_method(fails: Run, checkpoint: Path, bank_file: Path,
 
 
 def test_without_torch(fails: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.is_installed", lambda *_: False)
     options = (checkpoint, "--data", "images")
     fails("evaluate", *options, says=("torch", "pip install 'tocom-export[torch]'"))
 
@@ -491,15 +580,15 @@ def test_without_matplotlib(
     succeeds: Run, checkpoint: Path, data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "tocom_export.cli.commands.evaluate.installed", lambda name: name != "matplotlib"
+        "tocom_export.study.publish.is_installed", lambda name: name != "matplotlib"
     )
     options = (checkpoint, "--data", data, "--bank", "none", "--targets", "4,8")
     result = succeeds("evaluate", *options, "--out", "study", "--json")
-    assert "No pictures: matplotlib" in result.stderr
+    assert "No plots: matplotlib" in result.stderr
     assert "pip install 'tocom-export[plot]'" in result.stderr
     assert sorted(file.name for file in (here / "study").iterdir()) == FILES[1:4]
     rows = Results.load(here / "study" / "results.json").rows
-    assert [row.to_json() for row in rows] == rows_of(result)
+    assert list(rows) == list(map(parse_row, rows_of(result)))
     page = (here / "study" / "results.md").read_text()
     assert "| 4 → 8 |" in page
     assert "svg" not in page
@@ -512,7 +601,8 @@ def test_a_folder_of_results(
     first = rows_of(succeeds("evaluate", *model, "--out", "study", "--json"))
     folder = here / "study"
     assert sorted(file.name for file in folder.iterdir()) == FILES
-    assert [row.to_json() for row in Results.load(folder / "results.json").rows] == first
+    stored = list(map(parse_row, first))
+    assert list(Results.load(folder / "results.json").rows) == stored
     with (folder / "results.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
     assert [float(line["baseline"]) for line in table] == [row["baseline"] for row in first]
@@ -524,7 +614,8 @@ def test_a_folder_of_results(
         assert (folder / picture).read_text().startswith("<?xml")
 
     both = rows_of(succeeds("evaluate", *model, "--out", "study", "--seed", 1, "--json"))
-    assert both[:6] == first
+    assert list(map(parse_row, both[:6])) == stored
+    assert [row["backend"] for row in both] == [None] * 6 + ["torch"] * 6
     assert [row["seed"] for row in both] == [0] * 6 + [1] * 6
     assert without_speed(both[6:]) == [{**row, "seed": 1} for row in without_speed(first)]
     assert " ± 0.00 |" in (folder / "results.md").read_text()
@@ -542,7 +633,7 @@ def other(checkpoint: Path, here: Path) -> Path:
 
 def test_models_that_would_share_rows(fails: Run, checkpoint: Path, other: Path):
     options = (checkpoint, other, "--bank", "none", "--data", "images")  # not looked at
-    says = (f"{other} and {checkpoint} are", "source 4 and seed 0 on images", "--variant")
+    says = (f"{other} and {checkpoint} are", "source 4 and seed 0 on images", "--bank-name")
     fails("evaluate", *options, says=says)
 
 
@@ -563,7 +654,7 @@ def test_a_model_that_would_take_another_s_rows(
     says = (f"{other} and {checkpoint.name} are", "source 4 and seed 0 on moons")
     fails("evaluate", other, *options, says=says)
     assert file.read_bytes() == before
-    for apart in (("--variant", "mine"), ("--seed", 1), ("--name", "suns")):
+    for apart in (("--bank-name", "mine"), ("--seed", 1), ("--name", "suns")):
         succeeds("evaluate", other, *options, *apart)
     models = [row.model for row in Results.load(file).rows]
     assert models == [checkpoint.name, *[other.name] * 3]
@@ -604,7 +695,7 @@ def test_a_page_is_made_again(
         if file.name != "results.json":
             file.unlink()
     result = succeeds("evaluate", "--out", "study", "--json")
-    assert rows_of(result) == rows
+    assert list(map(parse_row, rows_of(result))) == list(map(parse_row, rows))
     assert {file: file.read_bytes() for file in (here / "study").iterdir()} == files
 
 
@@ -618,8 +709,8 @@ def test_ablations_are_not_drawn(
     succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, here: Path
 ):
     options = (checkpoint, "--data", data, "--bank", bank_file, "--targets", "12", "--out", "study")
-    (row,) = rows_of(succeeds("evaluate", *options, "--variant", "shared", "--json"))
-    assert row["variant"] == "shared"
+    (row,) = rows_of(succeeds("evaluate", *options, "--bank-name", "shared", "--json"))
+    assert row["bank"] == "shared"
     assert sorted(file.name for file in (here / "study").iterdir()) == FILES[1:4]
     assert "svg" not in (here / "study" / "results.md").read_text()
     succeeds("evaluate", *options)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
+from tocom_export.io.json_codec import encode
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.timm_models import resize_positions
 
@@ -24,7 +25,7 @@ Options = tuple[object, ...]
 @pytest.fixture
 def scratch(here: Path, spec: VitSpec, recipe: Options) -> Options:
     """``finetune`` from random weights."""
-    (here / "spec.json").write_text(json.dumps(spec.to_json()))
+    (here / "spec.json").write_text(json.dumps(encode(spec)))
     return ("finetune", "--init", "random", "--model", "spec.json", *recipe)
 
 
@@ -57,10 +58,11 @@ def test_build_needs_no_more_options(
     options = ("--checkpoint", "finetuned.safetensors", "--bank", bank_file, "--no-verify")
     succeeds("build", *options)
     bundle = Bundle.open(here / "tiny-source8", hashes=True)
-    assert (bundle.source, bundle.classes, bundle.spec.classes) == (8, ("a", "b"), 2)
-    result = succeeds("run", "tiny-source8", "--target", 4, photos / "a" / "0.png", "--json")
+    assert {variant.source for variant in bundle.variants.values()} == {8}
+    assert (bundle.classes, bundle.spec.classes) == (("a", "b"), 2)
+    result = succeeds("run", "tiny-source8", "--variant", 4, photos / "a" / "0.png", "--json")
     (image,) = json.loads(result.stdout)["images"]
-    assert {top["class"] for top in image["top5"]} == {"a", "b"}
+    assert {top["name"] for top in image["classes"]} == {"a", "b"}
 
 
 def test_accuracy_is_measured_at_the_source_degree(
@@ -72,7 +74,7 @@ def test_accuracy_is_measured_at_the_source_degree(
         degrees.append(degree)
         return 12.5
 
-    monkeypatch.setattr("tocom_export.training.evaluate.accuracy", accuracy)
+    monkeypatch.setattr("tocom_export.training.torch_engine.evaluate_model", accuracy)
     options = ("--checkpoint", checkpoint, *recipe, "--source", 8, "--val", photos, "--json")
     document = json.loads(succeeds("finetune", *options).stdout)
     assert document["accuracy_after_epoch"] == {"1": 12.5, "2": 12.5}
@@ -178,7 +180,7 @@ def test_another_image_size(
     assert load_file(file)["pos_embed"].shape == (1, (size // 8) ** 2 + 1, 64)
     options = ("--checkpoint", file, "--bank", "none", "--targets", "4", "--out", "bundle")
     succeeds("build", *options)
-    succeeds("run", "bundle", "--target", 4, photos / "a" / "0.png")
+    succeeds("run", "bundle", "--variant", 4, photos / "a" / "0.png")
 
 
 def test_positions_are_resampled(
@@ -329,5 +331,5 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_without_torch(fails: Run, photos: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.is_installed", lambda *_: False)
     fails("finetune", "--data", photos, says=("torch", "pip install 'tocom-export[torch]'"))

@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 
 Run = Callable[..., Result]
 
 
 def test_a_bundle(succeeds: Run, bundle: Path):
     text = succeeds("inspect", bundle).stdout
-    for fact in ("tiny", "3×32×32", "17 of width 64, 4 heads", "scale 0.1",
-                 "r04.onnx", "r08.onnx", "17 → 2", "hashes"):  # fmt: skip
+    for fact in ("tiny", "3×32×32", "17 of width 64, 4 heads", "hashes"):
         assert fact in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["variant", "degree", "source", "scale", "tokens", "MACs", "own", "weights"] in rows
+    assert ["r04", "4", "4", "-", "17", "→", "3"] in [row[:7] for row in rows]  # its source
+    assert ["r08", "8", "4", "0.1", "17", "→", "2"] in [row[:7] for row in rows]
     assert "9 5 3 2" in succeeds("inspect", bundle, "--layers").stdout
 
 
@@ -39,8 +42,10 @@ def test_an_engine(succeeds: Run, bundle: Path, tmp_path: Path, moved: bool):
     assert document["weight files"] == ["r08.safetensors", "weights.safetensors"]
     metadata = document["metadata"]
     assert (metadata["model"], metadata["method"]) == ("tiny", "tome")
-    numbers = {name: json.loads(metadata[name]) for name in ("source", "target", "schedule")}
-    assert numbers == {"source": 4, "target": 8, "schedule": [9, 5, 3, 2]}
+    assert metadata["variant"] == "r08"
+    facts = {name: json.loads(metadata[name]) for name in ("source", "degrees", "tokens", "scale")}
+    assert facts == {"source": 4, "degrees": [8] * 4, "tokens": [9, 5, 3, 2], "scale": 0.1}
+    assert json.loads(metadata["compensated"]) is True
     assert "operators" not in document
 
 
@@ -86,7 +91,7 @@ def test_a_checkpoint_with_adapters(
     succeeds: Run, make_spec: Callable, make_checkpoint: Callable, tmp_path: Path
 ):
     spec = make_spec(image_size=[32, 48], adapter_width=3)
-    file = make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
+    file = make_checkpoint(tmp_path, spec, metadata=to_metadata(ModelInfo(spec)))
     document = json.loads(succeeds("inspect", file, "--json").stdout)
     assert (document["images"], document["adapters"]) == ("3×32×48", 3)
     assert "adapters" in succeeds("inspect", file).stdout
@@ -98,6 +103,14 @@ def test_a_checkpoint_that_does_not_say_what_it_is(
     file = make_checkpoint(tmp_path, make_spec())
     document = json.loads(succeeds("inspect", file, "--json").stdout)
     assert [document[name] for name in ("model", "images", "adapters")] == [None] * 3
+
+
+def test_the_weights_of_a_bundle(succeeds: Run, bundle: Path):
+    for name, variant, model in (("r08", "r08", None), ("weights", None, "tiny")):
+        file = bundle / f"{name}.safetensors"
+        document = json.loads(succeeds("inspect", file, "--json").stdout)
+        assert document["kind"] == "checkpoint"
+        assert (document["variant"], document["model"]) == (variant, model)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])
@@ -115,7 +128,7 @@ def test_a_missing_file(fails: Run, bundle: Path, name: str):
 @pytest.fixture
 def planned(nvidia, succeeds: Run, model: tuple[object, ...], tmp_path: Path) -> Path:
     """A bundle with a plan of a pretended TensorRT."""
-    options = ("--targets", "4,8", "--engine", "tensorrt", "--out", tmp_path / "planned")
+    options = ("--targets", "4,8", "--backend", "tensorrt", "--out", tmp_path / "planned")
     succeeds("build", *model, *options)
     return tmp_path / "planned"
 

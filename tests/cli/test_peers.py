@@ -11,15 +11,21 @@ import torch
 from click.testing import Result
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.cli.output import installed
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.verify import sample_images
+from tocom_export.loading import is_installed
 from tocom_export.model.spec import VitSpec
 from tocom_export.training import peers as module
-from tocom_export.training.exporters import EXPORTERS, by_optimum, by_torch
-from tocom_export.training.peers import Peer, open_peer, peers
+from tocom_export.training.peers import (
+    EXPORTERS,
+    Peer,
+    export_by_optimum,
+    export_by_torch,
+    open_peers,
+    open_run,
+)
 
 Run = Callable[..., Result]
 Export = Callable[..., None]
@@ -38,12 +44,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """What takes long is left out; what processes would be started to measure memory."""
     asked: list[tuple[object, ...]] = []
 
-    def memory_of(*arguments: object) -> int:
+    def measure_memory(*arguments: object) -> int:
         asked.append(arguments)
         return 1
 
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    monkeypatch.setattr(module, "memory_of", memory_of)
+    monkeypatch.setattr(module, "measure_memory", measure_memory)
     return asked
 
 
@@ -60,12 +66,12 @@ def exporters(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Export]], 
 
 def found(bundle: Bundle, folder: Path, told: list[str] | None = None) -> list[Peer | str]:
     tell = (told if told is not None else []).append
-    return list(peers(bundle, "cpu", None, folder, tell))
+    return list(open_peers(bundle, "cpu", None, folder, tell))
 
 
-def same(run: Callable, bundle: Bundle, target: int, compensated: bool = True) -> None:
+def same(run: Callable, bundle: Bundle, variant: str, compensated: bool = True) -> None:
     images = sample_images(bundle.spec, 8)
-    expected = OnnxEngine(bundle, target, threads=1, compensated=compensated).run(images)
+    expected = OnnxEngine(bundle, variant, threads=1, compensated=compensated).run(images)
     logits = run(images)
     assert (logits.dtype, logits.shape) == (np.float32, (8, 10))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
@@ -76,33 +82,33 @@ def same(run: Callable, bundle: Bundle, target: int, compensated: bool = True) -
 def test_each_says_what_our_engine_says(plain: Bundle, quick, exporters, tmp_path: Path):
     exporters({})
     told: list[str] = []
-    eager, compiled, usual = found(plain, tmp_path, told)
+    eager, compiled, scatter = found(plain, tmp_path, told)
     expected = {
-        "torch eager, dense": 0,
-        "torch.compile, dense": 0,
-        "torch eager, usual merging, r = 8": 8,
+        "torch eager, dense": "r00",
+        "torch.compile, dense": "r00",
+        "torch eager, merging by scatter, r08": "r08",
     }
-    for peer in (eager, compiled, usual):
+    for peer in (eager, compiled, scatter):
         assert isinstance(peer, Peer)
-        assert peer.degree == expected[peer.name]
-        same(peer.run, plain, peer.degree)
+        assert peer.variant == expected[peer.name]
+        same(peer.run, plain, peer.variant)
     assert told == list(expected)
 
 
 def test_weights_are_those_without_compensation(
     succeeds: Run, model, quick, exporters, tmp_path: Path
 ):
-    """The usual way has no bank."""
+    """What one would write has no bank."""
     exporters({})
     succeeds("build", *model, "--targets", "0,8", "--out", "compensated")
     bundle = Bundle.open(Path("compensated"))
-    eager, _, usual = found(bundle, tmp_path)
+    eager, _, scatter = found(bundle, tmp_path)
     assert isinstance(eager, Peer)
-    assert isinstance(usual, Peer)
-    for peer in (eager, usual):
-        same(peer.run, bundle, peer.degree, compensated=False)
+    assert isinstance(scatter, Peer)
+    for peer in (eager, scatter):
+        same(peer.run, bundle, peer.variant, compensated=False)
     images = sample_images(bundle.spec, 8)
-    assert np.abs(usual.run(images) - OnnxEngine(bundle, 8).run(images)).max() > 1e-2
+    assert np.abs(scatter.run(images) - OnnxEngine(bundle, "r08").run(images)).max() > 1e-2
 
 
 def test_attention_is_what_the_bundle_s_is(
@@ -110,15 +116,29 @@ def test_attention_is_what_the_bundle_s_is(
 ):
     """Not in proportion to the tokens' sizes, where it was trained so."""
     exporters({})
-    metadata = ModelInfo(spec, 0, Method("tome", False)).to_metadata()
+    metadata = to_metadata(ModelInfo(spec, 0, Method("tome", False)))
     file = make_checkpoint(tmp_path, spec, metadata=metadata)
     options = ("--checkpoint", file, "--bank", "none", "--no-verify", "--targets", "0,8")
     succeeds("build", *options, "--out", "other")
     bundle = Bundle.open(Path("other"))
     assert not bundle.method.proportional
-    *_, usual = found(bundle, tmp_path)
-    assert isinstance(usual, Peer)
-    same(usual.run, bundle, 8)
+    *_, scatter = found(bundle, tmp_path)
+    assert isinstance(scatter, Peer)
+    same(scatter.run, bundle, "r08")
+
+
+def test_merging_at_a_degree_per_layer(
+    succeeds: Run, checkpoint: Path, quick, exporters, tmp_path: Path
+):
+    """Where the variant that costs least has one."""
+    exporters({})
+    options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify", "--targets", "0,4")
+    succeeds("build", *options, "--schedule", "fast=8,4,1,0", "--out", "named")
+    bundle = Bundle.open(Path("named"))
+    *_, scatter = found(bundle, tmp_path)
+    assert isinstance(scatter, Peer)
+    assert (scatter.variant, scatter.name[-6:]) == ("fast", ", fast")
+    same(scatter.run, bundle, "fast")
 
 
 @pytest.mark.parametrize("method", ["evit", "tome"])
@@ -142,8 +162,8 @@ def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, c
     *_, exported = found(plain, tmp_path)
     assert isinstance(exported, Peer), exported
     assert exported.name == "torch.onnx.export, ONNX Runtime, dense"
-    same(exported.run, plain, 0)
-    assert EXPORTERS[name][1] is by_torch
+    same(exported.run, plain, "r00")
+    assert EXPORTERS[name][1] is export_by_torch
     capfd.readouterr()
 
     exported.memory(4)
@@ -157,13 +177,13 @@ def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, c
 def test_what_optimum_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path):
     name = "Optimum's export"
     packages, export = EXPORTERS[name]
-    assert export is by_optimum
-    if not installed(*packages):
+    assert export is export_by_optimum
+    if not is_installed(*packages):
         pytest.skip("Optimum is not installed")
     monkeypatch.setattr(module, "EXPORTERS", {name: EXPORTERS[name]})
     *_, exported = found(plain, tmp_path)
     assert isinstance(exported, Peer), exported
-    same(exported.run, plain, 0)
+    same(exported.run, plain, "r00")
 
 
 def test_what_can_t_be_had_is_named(plain: Bundle, quick, monkeypatch, tmp_path: Path):
@@ -184,9 +204,9 @@ def test_what_can_t_be_had_is_named(plain: Bundle, quick, monkeypatch, tmp_path:
         "broken": ((), broken),
     }
     monkeypatch.setattr(module, "EXPORTERS", exporters)
-    eager, compiled, usual, missing, dotted, failing, unreadable = found(plain, tmp_path)
+    eager, compiled, scatter, missing, dotted, failing, unreadable = found(plain, tmp_path)
     assert isinstance(eager, Peer)
-    assert isinstance(usual, Peer)
+    assert isinstance(scatter, Peer)
     assert compiled == "torch.compile, dense: no compiler"
     assert missing == "missing: no_such_package is not installed."
     assert dotted == "dotted: no_such_package.part is not installed."
@@ -198,7 +218,7 @@ def test_what_can_t_be_had_is_named(plain: Bundle, quick, monkeypatch, tmp_path:
 
 
 def test_without_torch(plain: Bundle, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(module, "installed", lambda *packages: "torch" not in packages)
+    monkeypatch.setattr(module, "is_installed", lambda *packages: "torch" not in packages)
     (line,) = found(plain, tmp_path)
     assert line == "torch and timm are not installed: there is nothing to compare with."
 
@@ -208,22 +228,32 @@ def test_how_memory_is_asked_for(
     plain: Bundle, quick, exporters, threads: int | None, tmp_path: Path
 ):
     exporters({})
-    for peer in peers(plain, "cpu", threads, tmp_path, lambda _: None):
+    for peer in open_peers(plain, "cpu", threads, tmp_path, lambda _: None):
         assert isinstance(peer, Peer)
         assert peer.memory(6) == 1
     more = () if threads is None else (threads,)
-    kinds = (("eager", 0), ("compiled", 0), ("usual", 8))
+    kinds = (("eager", "r00"), ("compiled", "r00"), ("scatter", "r08"))
     image = ",".join(map(str, (plain.spec.channels, *plain.spec.image_size)))
     assert quick == [
-        ("tocom_export.training.peers", (plain.path, kind, degree, "cpu", f"6,{image}", *more))
-        for kind, degree in kinds
+        ("tocom_export.training.peers", (plain.path, kind, variant, "cpu", f"6,{image}", *more))
+        for kind, variant in kinds
     ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 def test_a_process_that_runs_one(plain: Bundle):
     image = ",".join(map(str, (2, plain.spec.channels, *plain.spec.image_size)))
-    line = [sys.executable, "-m", module.__name__, str(plain.path), "usual", "8", "cpu", image, "1"]
+    line = [
+        sys.executable,
+        "-m",
+        module.__name__,
+        str(plain.path),
+        "scatter",
+        "r08",
+        "cpu",
+        image,
+        "1",
+    ]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100_000_000  # PyTorch is in it
@@ -240,8 +270,8 @@ def test_threads_of_onnx_runtime(plain: Bundle, monkeypatch):
         return session(file, options, **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    graph = plain.graph(0)  # any with one input
-    runs = [open_peer(graph, "file", 0, "cpu", threads) for threads in (None, 2)]
+    graph = plain.graph("r00")  # any with one input
+    runs = [open_run(graph, "file", "r00", "cpu", threads) for threads in (None, 2)]
     assert opened == [(0, ["CPUExecutionProvider"]), (2, ["CPUExecutionProvider"])]
     for run in runs:
-        same(run, plain, 0)
+        same(run, plain, "r00")

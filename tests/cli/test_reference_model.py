@@ -33,15 +33,16 @@ def files(here: Path) -> list[Path]:
 def test_build_without_an_option(succeeds: Run, here: Path):
     document = json.loads(succeeds("build", "--no-verify", "--json").stdout)
     assert document["bundle"] == "reference-source0"
-    assert (document["model"], document["source"]) == ("reference", 0)
-    assert document["compensated"] is True
+    assert document["model"] == "reference"
+    assert {variant["source"] for variant in document["variants"]} == {0}
+    assert [variant["compensated"] for variant in document["variants"]] == [False] + [True] * 4
     bundle = Bundle.open(here / "reference-source0", hashes=True)
     spec = bundle.spec
     assert (spec.image_size, spec.patch_size, spec.depth) == ((48, 48), (6, 6), 6)
     assert bundle.classes == INFO.classes
-    assert bundle.targets[16] == (49, 33, 17, 9, 5, 3)
-    assert sorted(bundle.targets) == [4, 8, 12, 16]
-    costs = [target["multiply_adds"] for target in document["targets"]]
+    assert bundle.variant(16).schedule(spec).tokens_out == (49, 33, 17, 9, 5, 3)
+    assert list(bundle.variants) == ["r00", "r04", "r08", "r12", "r16"]
+    costs = [variant["macs"] for variant in document["variants"]]
     assert costs == sorted(costs, reverse=True)
 
 
@@ -55,23 +56,24 @@ def test_the_model_by_name_is_the_default(succeeds: Run, here: Path):
 
 def test_run_on_a_few_images(succeeds: Run, files: list[Path]):
     succeeds("build", "--targets", "0,8", "--no-verify")
-    options = ("reference-source0", "--target", "8", *files)
+    options = ("reference-source0", "--variant", "r08", *files)
     images = json.loads(succeeds("run", *options, "--json").stdout)["images"]
-    assert [image["image"] for image in images] == [str(file) for file in files]
+    assert [image["file"] for image in images] == [str(file) for file in files]
     for image in images:
-        names = [top["class"] for top in image["top5"]]
+        names = [top["name"] for top in image["classes"]]
         assert len(set(names)) == 5
         assert set(names) <= set(INFO.classes)
-        shares = [top["probability"] for top in image["top5"]]
+        shares = [top["probability"] for top in image["classes"]]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 1 + 1e-6
 
 
 def test_every_degree_passes_verification(succeeds: Run):
     document = json.loads(succeeds("build", "--targets", "0,4,8,12,16", "--json").stdout)
-    for target in document["targets"]:
-        assert target["check"]["passed"] is True
-        assert target["check"]["agreement"] == 100
+    assert len(document["variants"]) == 5
+    for variant in document["variants"]:
+        assert variant["check"]["passed"] is True
+        assert variant["check"]["agreement"] == 100
 
 
 @pytest.mark.parametrize("method", ["tome", "evit"])
@@ -97,7 +99,7 @@ def test_the_package_stays_small():
 
 def test_its_checkpoint_needs_no_metadata_from_elsewhere():
     checkpoint = Checkpoint.open(REFERENCE_CHECKPOINT)
-    assert checkpoint.fit(checkpoint.info.spec) == checkpoint.info.spec
+    assert checkpoint.check(checkpoint.info.spec) == checkpoint.info.spec
     assert checkpoint.info.preprocess is not None
     assert len(checkpoint.info.classes) == checkpoint.info.spec.classes == 200
     assert "goldfish" in checkpoint.info.classes

@@ -10,10 +10,16 @@ from click.testing import Result
 from safetensors.numpy import load_file, save_file
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.engines.onnx.engine import OnnxEngine
 
 Run = Callable[..., Result]
+
+
+def shown_in(text: str, name: str) -> list[str]:
+    """The first three cells, or fewer, of a row of ``inspect``."""
+    (row,) = (line.split() for line in text.splitlines() if line.split()[0] == name)
+    return row[1:4]
 
 
 def test_another_source(
@@ -25,15 +31,15 @@ def test_another_source(
         "refit", bundle / "r08.onnx", "--source", 16, "--bank", bank_file, "--scale", 0.05, "--json"
     )
     document = json.loads(result.stdout)
-    assert (document["target"], document["source"], document["scale"]) == (8, 16, 0.05)
+    assert (document["variant"], document["degrees"]) == ("r08", [8] * 4)
+    assert (document["source"], document["scale"]) == (16, 0.05)
     assert document["compensated"] is True
     assert document["check"]["passed"] is True
     assert not np.allclose(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
-    facts = succeeds("inspect", bundle).stdout
-    assert "r08: source 16, scale 0.05" in facts
+    assert shown_in(succeeds("inspect", bundle).stdout, "r08") == ["8", "16", "0.05"]
     succeeds("verify", bundle)
     says = ("was refitted", "build a bundle")
-    fails("evaluate", bundle, "--data", "images", "--targets", 8, says=says)
+    fails("evaluate", bundle, "--data", "images", "--variants", 8, says=says)
     # what isn't named stays as it is, and back
     again = ("refit", bundle / "r08.onnx", "--bank", bank_file, "--no-verify")
     document = json.loads(succeeds(*again, "--scale", 0.1, "--json").stdout)
@@ -48,15 +54,32 @@ def test_without_a_bank(succeeds: Run, bundle: Path, bank_file: Path):
     document = json.loads(result.stdout)
     assert (document["bank"], document["compensated"]) == ("none", False)
     assert "; bank: none." in result.stderr
-    entry = {"source": 4, "scale": 0.2, "compensated": False}
-    assert json.loads((bundle / "manifest.json").read_text())["refitted"] == {"8": entry}
-    assert "r08: source 4, not compensated" in succeeds("inspect", bundle).stdout
+    entry = {
+        "name": "r08", "degrees": [8] * 4, "targets": [8] * 4, "source": 4, "scale": 0.2,
+        "compensated": False,
+    }  # fmt: skip
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert (manifest["variants"]["r08"], manifest["refitted"]) == (entry, ["r08"])
+    text = succeeds("inspect", bundle).stdout
+    assert shown_in(text, "r08") == ["8", "4", "-"]
+    assert shown_in(text, "refitted") == ["r08"]
     assert json.loads(succeeds("inspect", engine, "--json").stdout)["refitted"] == entry
     rows = [line.split() for line in succeeds("inspect", engine).stdout.splitlines()]
     assert {("scale", "0.2"), ("compensated", "false"), ("refitted", "yes")} <= {*map(tuple, rows)}
     result = succeeds("refit", engine, "--bank", bank_file)
     assert f"; bank: {bank_file}." in result.stderr
-    assert "r08: source 4, scale 0.2" in succeeds("inspect", bundle).stdout
+    assert shown_in(succeeds("inspect", bundle).stdout, "r08") == ["8", "4", "0.2"]
+
+
+def test_without_compensation_it_stays_so(succeeds: Run, fails: Run, bundle: Path, bank_file: Path):
+    """Until a bank is named."""
+    refit = ("refit", bundle / "r08.onnx")
+    fails(*refit, "--scale", 0.2, says=("tiny has no bank of its own",))
+    succeeds(*refit, "--bank", "none")
+    document = json.loads(succeeds(*refit, "--scale", 0.2, "--json").stdout)
+    assert (document["bank"], document["compensated"], document["scale"]) == ("none", False, 0.2)
+    document = json.loads(succeeds(*refit, "--bank", bank_file, "--json").stdout)
+    assert (document["compensated"], document["scale"]) == (True, 0.2)
 
 
 def test_the_bank_of_the_package(succeeds: Run):
@@ -77,13 +100,13 @@ def test_another_checkpoint(
 ):
     tensors = load_file(checkpoint)
     tensors["blocks.1.attn.qkv.weight"] *= 2
-    save_file(tensors, "other.safetensors", info.to_metadata())
+    save_file(tensors, "other.safetensors", to_metadata(info))
     options = ("--checkpoint", "other.safetensors", "--bank", bank_file)
     succeeds("refit", bundle / "r08.onnx", *options)
     says = ("--source 8", "trained at degree 4", "leave --source out")
     fails("refit", bundle / "r08.onnx", *options, "--source", 8, says=says)
     tensors["head.bias"] += 1
-    save_file(tensors, "other.safetensors", info.to_metadata())
+    save_file(tensors, "other.safetensors", to_metadata(info))
     before = (bundle / "r08.safetensors").read_bytes()
     says = ("other.safetensors", "another head.bias", "build a bundle")
     fails("refit", bundle / "r08.onnx", *options, says=says)
@@ -132,7 +155,20 @@ def test_options_that_don_t_fit(fails: Run, bundle: Path, bank_file: Path):
     fails("refit", engine, "--bank", "nowhere.safetensors", says=("nowhere.safetensors",))
 
 
+@pytest.mark.parametrize("missing", ["torch", "timm", "onnxruntime"])
+def test_without_what_verifies(
+    succeeds: Run, fails: Run, bundle: Path, bank_file: Path, monkeypatch, missing: str
+):
+    monkeypatch.setattr(
+        "tocom_export.cli.commands.refit.is_installed", lambda *names: missing not in names
+    )
+    options = (bundle / "r08.onnx", "--bank", bank_file)
+    says = ("--verify needs torch, timm and onnxruntime", "'tocom-export[cpu,torch]'")
+    fails("refit", *options, "--verify", says=says)
+    assert json.loads(succeeds("refit", *options, "--json").stdout)["check"] is None
+
+
 def test_a_plan_without_its_record(fails: Run, bundle: Path, bank_file: Path):
     (bundle / "r08.plan").write_bytes(b"plan")
-    says = ("r08.plan has no r08.plan.json beside it", "build --engine tensorrt")
+    says = ("r08.plan has no r08.plan.json beside it", "build --backend tensorrt")
     fails("refit", bundle / "r08.plan", "--bank", bank_file, says=says)

@@ -12,12 +12,12 @@ from click.testing import Result
 from safetensors.numpy import load_file
 
 from tocom_export.cli.output import Output
-from tocom_export.cli.training_options import reporting
+from tocom_export.cli.training_options import report_steps
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.model.spec import VitSpec
-from tocom_export.training.loop.loop import Recipe
+from tocom_export.training.loop.optimizer import Hyperparameters
 
 Run = Callable[..., Result]
 Started = Callable[..., dict[str, Any]]
@@ -28,13 +28,13 @@ Options = tuple[object, ...]
 def headless(tmp_path: Path, make_spec: Callable, make_checkpoint: Callable) -> Path:
     """A checkpoint without a head, as MAE's are."""
     spec = make_spec(model="tiny", image_size=[32, 32], classes=0)
-    return make_checkpoint(tmp_path, spec, metadata=ModelInfo(spec).to_metadata())
+    return make_checkpoint(tmp_path, spec, metadata=to_metadata(ModelInfo(spec)))
 
 
 @pytest.fixture
 def unproportional(tmp_path: Path, spec: VitSpec, make_checkpoint: Callable) -> Path:
     info = ModelInfo(spec, 0, Method("tome", proportional=False))
-    return make_checkpoint(tmp_path, spec, metadata=info.to_metadata())
+    return make_checkpoint(tmp_path, spec, metadata=to_metadata(info))
 
 
 def test_a_bank_that_build_takes(
@@ -362,7 +362,7 @@ def test_an_output_that_build_would_not_read(
 
 
 def test_without_torch(fails: Run, checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.training_options.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.training_options.is_installed", lambda *_: False)
     options = ("--checkpoint", checkpoint, "--data", photos)
     fails("train", *options, says=("torch", "pip install 'tocom-export[torch]'"))
 
@@ -398,7 +398,7 @@ def test_a_line_for_each_hundredth(
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr("tocom_export.cli.training_options.time", clock)
     total = 50 * epochs
-    with reporting(Output(False, 0), "training", Recipe(epochs, 4, 1e-3), 50) as report:
+    with report_steps(Output(False, 0), "training", Hyperparameters(epochs, 4, 1e-3), 50) as report:
         for step in range(1, total + 1):
             now += 0.5
             report(step, total, 1 / step, 1e-3)

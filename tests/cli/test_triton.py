@@ -28,10 +28,10 @@ def test_a_repository(succeeds: Run, bundle: Path, here: Path):
     result = succeeds("triton", bundle, "models", "--json")
     document = json.loads(result.stdout)
     assert (document["bundle"], document["repository"]) == (str(bundle), "models")
-    assert document["engine"] == "onnx"
+    assert document["backend"] == "onnxruntime"
     eight = document["models"][1]
     assert [model["name"] for model in document["models"]] == ["tiny_r04", "tiny_r08"]
-    assert (eight["target"], eight["max_batch"]) == (8, 32)
+    assert (eight["variant"], eight["max_batch"]) == ("r08", 32)
     assert eight["files"] == {
         f"tiny_r08/{name}": (here / "models" / "tiny_r08" / name).stat().st_size
         for name in (
@@ -45,7 +45,7 @@ def test_a_repository(succeeds: Run, bundle: Path, here: Path):
 
 def test_the_options_reach_the_configuration(succeeds: Run, bundle: Path, here: Path):
     succeeds(
-        "triton", bundle, "models", "--targets", "8", "--name", "mine", "--device", "gpu",
+        "triton", bundle, "models", "--variants", "8", "--name", "mine", "--device", "gpu",
         "--max-batch", 16, "--instances", 2, "--max-delay-ms", 2.5, "--threads", 3,
     )  # fmt: skip
     (model,) = (here / "models").iterdir()
@@ -57,10 +57,21 @@ def test_the_options_reach_the_configuration(succeeds: Run, bundle: Path, here: 
     assert found.parameters["intra_op_thread_count"].string_value == "3"
 
 
+def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, here: Path):
+    succeeds("build", *model, "--targets", "8", "--schedule", "fast=6,2,1,0", "--out", "named")
+    document = json.loads(succeeds("triton", "named", "models", "--json").stdout)
+    assert [(m["name"], m["variant"]) for m in document["models"]] == [
+        ("tiny_r08", "r08"), ("tiny_fast", "fast")
+    ]  # fmt: skip
+    assert config_of(here / "models" / "tiny_fast").name == "tiny_fast"
+    succeeds("triton", "named", "models", "--variants", "fast", "--force")
+    assert [folder.name for folder in (here / "models").iterdir()] == ["tiny_fast"]
+
+
 def test_how_much_is_said(succeeds: Run, bundle: Path):
     plain = succeeds("triton", bundle, "plain")
     (row,) = (line for line in plain.stdout.splitlines() if line.startswith("tiny_r08"))
-    assert row.split()[:3] == ["tiny_r08", "8", "32"]
+    assert row.split()[:3] == ["tiny_r08", "r08", "32"]
     assert "model.onnx" not in plain.stderr
     assert "loud/tiny_r08/1/model.onnx" in succeeds("triton", bundle, "loud", "-v").stderr
     assert succeeds("triton", bundle, "quiet", "-q").stderr == ""
@@ -69,7 +80,7 @@ def test_how_much_is_said(succeeds: Run, bundle: Path):
 def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path, here: Path):
     succeeds("triton", bundle, "models")
     fails("triton", bundle, "models", says=("models exists", "--force"))
-    succeeds("triton", bundle, "models", "--targets", "4", "--force")
+    succeeds("triton", bundle, "models", "--variants", "4", "--force")
     assert [folder.name for folder in (here / "models").iterdir()] == ["tiny_r04"]
     (here / "models" / "mine.txt").touch()
     fails("triton", bundle, "models", "--force", says=("models holds other files", "remove it"))
@@ -78,10 +89,12 @@ def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path
 @pytest.mark.parametrize(
     "options, says",
     [
-        (("--targets", "8,12"), ("no target 12", "4, 8")),
-        (("--targets", "x"), ("--targets",)),
-        (("--engine", "tensorrt"), ("no plan for target 4", "build --engine tensorrt")),
-        (("--engine", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
+        (("--variants", "8,12"), ("no variant r12", "r04, r08")),
+        (("--variants", "x"), ("no variant x", "r04, r08")),
+        (("--variants", "8,"), ("--variants",)),
+        (("--backend", "tensorrt"), ("no plan for r04", "tocom-export build")),
+        (("--backend", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
+        (("--backend", "tensorrt", "--threads", 2), ("--threads is for --backend onnxruntime",)),
         (("--name", "a b"), ("--name 'a b'",)),
         (("--max-batch", 0), ("--max-batch",)),
         (("--max-batch", 2**31), ("--max-batch",)),
@@ -141,12 +154,12 @@ def test_the_page_s_commands_and_client(
         extra = ["--no-verify"] if line.startswith("build") else []
         succeeds(*shlex.split(line), *extra)
     (photos / "a" / "0.png").rename(here / "cat.png")
-    document = succeeds("run", "reference-source0", "--target", "8", "cat.png", "--json").stdout
-    top5 = json.loads(document)["images"][0]["top5"]
+    document = succeeds("run", "reference-source0", "--variant", "8", "cat.png", "--json").stdout
+    classes = json.loads(document)["images"][0]["classes"]
 
     server = Server(here / "models", run_graph)
     monkeypatch.setattr(triton, "InferenceServerClient", lambda url: server)
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
     exec(compile(example, "docs/triton.md", "exec"), {})
     lines = [line.split(":") for line in capsys.readouterr().out.splitlines()]
-    assert [(int(i), name) for _, i, name in lines] == [(t["index"], t["class"]) for t in top5]
+    assert [(int(i), name) for _, i, name in lines] == [(c["index"], c["name"]) for c in classes]

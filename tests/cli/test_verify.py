@@ -12,7 +12,7 @@ from click.testing import Result
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.engines.tensorrt.plan import open_plan, save_plan
-from tocom_export.engines.verify import TOLERANCES, compare_engine
+from tocom_export.engines.verify import TOLERANCES, compare
 
 Run = Callable[..., Result]
 PAGE = (Path(__file__).parents[2] / "docs" / "precision.md").read_text("utf-8")
@@ -37,20 +37,23 @@ def test_a_good_bundle(succeeds: Run, bundle: Path):
 def test_json_is_one_document(succeeds: Run, bundle: Path):
     document = strict(succeeds("verify", bundle, "--json").stdout)
     assert (document["bundle"], document["passed"]) == (str(bundle), True)
-    assert [target["target"] for target in document["targets"]] == [4, 8]
-    for target in document["targets"]:
-        assert target["passed"] is target["finite"] is True
-        assert (target["agreement"], target["beyond"]) == (100.0, 0)
-        assert 0 < target["max_difference"] < target["tolerance"]
+    engines = [(found["engine"], found["variant"]) for found in document["engines"]]
+    assert engines == [("r04.onnx", "r04"), ("r08.onnx", "r08")]
+    for found in document["engines"]:
+        assert found["passed"] is found["finite"] is True
+        assert (found["agreement"], found["beyond"]) == (100.0, 0)
+        assert 0 < found["max_difference"] < found["tolerance"]
 
 
 def test_images_of_ones_own(succeeds: Run, bundle: Path, photos: Path):
     document = strict(succeeds("verify", bundle, "--images", photos, "--json").stdout)
-    assert [target["images"] for target in document["targets"]] == [12, 12]
+    assert [found["images"] for found in document["engines"]] == [12, 12]
 
 
 def test_an_engine_that_differs(fails: Run, bundle: Path):
-    result = fails("verify", bundle, "--atol", "0", says=(bundle, "4, 8", "differ"), status=1)
+    result = fails(
+        "verify", bundle, "--atol", "0", says=(bundle, "r04.onnx, r08.onnx differ"), status=1
+    )
     assert result.stdout.count("FAILED") == 2
 
 
@@ -59,7 +62,7 @@ def test_an_engine_that_differs_in_json(run: Run, bundle: Path):
     assert result.exit_code == 1
     document = strict(result.stdout)
     assert document["passed"] is False
-    assert [target["passed"] for target in document["targets"]] == [False, False]
+    assert [found["passed"] for found in document["engines"]] == [False, False]
 
 
 def test_the_help_and_the_page_have_the_limits(succeeds: Run):
@@ -72,20 +75,23 @@ def test_the_help_and_the_page_have_the_limits(succeeds: Run):
 @pytest.fixture
 def planned(nvidia: Any, succeeds: Run, model: tuple[object, ...], tmp_path: Path) -> Path:
     """A bundle with plans of a pretended TensorRT, which give logits of their own."""
-    options = ("--targets", "4,8", "--engine", "tensorrt", "--out", tmp_path / "planned")
+    options = ("--targets", "4,8", "--backend", "tensorrt", "--out", tmp_path / "planned")
     succeeds("build", *model, *options)
     return tmp_path / "planned"
 
 
 def test_plans_are_run(fails: Run, succeeds: Run, planned: Path, monkeypatch):
-    result = fails("verify", planned, says=("at 4, 8 differ",), status=1)
+    result = fails("verify", planned, says=("r04.plan, r08.plan differ",), status=1)
     assert [line for line in result.stdout.splitlines() if "r08.plan" in line and "FAILED" in line]
     monkeypatch.setattr(
-        "tocom_export.engines.tensorrt.checking.compare_engine",
-        lambda run, t, p, images, judge, *rest: compare_engine(judge, t, p, images, judge, *rest),
+        "tocom_export.engines.verify.compare",
+        lambda run, images, oracle, *rest, **options: compare(
+            oracle, images, oracle, *rest, **options
+        ),
     )
     document = strict(succeeds("verify", planned, "--json").stdout)
-    assert [plan["target"] for plan in document["plans"] if plan["passed"]] == [4, 8]
+    passed = [found["engine"] for found in document["engines"] if found["passed"]]
+    assert passed == ["r04.onnx", "r08.onnx", "r04.plan", "r08.plan"]
     assert document["not_run"] == {}
 
 
@@ -96,7 +102,8 @@ def test_plans_that_can_t_be_run_are_named(
     flags = ("VERSION_COMPATIBLE",)
     save_plan(planned / "r04.plan", content, dataclasses.replace(record, flags=flags))
     content, record = open_plan(planned / "r08.plan")
-    save_plan(planned / "r08.plan", content, dataclasses.replace(record, source=0))
+    other = dataclasses.replace(record.variant, source=0)
+    save_plan(planned / "r08.plan", content, dataclasses.replace(record, variant=other))
     result = succeeds("verify", planned)
     assert "r04.plan was not run: it brings code along" in result.stderr
     assert "r08.plan was not run: it was refitted apart from the graph (source 0" in result.stderr
@@ -117,14 +124,14 @@ def test_a_plan_and_a_graph_that_were_refitted_alike(
     """Without a bank, which the bundle has."""
     for name in ("r08.onnx", "r08.plan"):
         succeeds("refit", planned / name, "--bank", "none", "--no-verify")
-    result = fails("verify", planned, "--json", says=("at 4, 8 differ",), status=1)
+    result = fails("verify", planned, "--json", says=("r04.plan, r08.plan differ",), status=1)
     assert strict(result.stdout)["not_run"] == {}
 
 
 def test_an_engine_that_reads_other_weights(fails: Run, bundle: Path, misreads: Callable):
     misreads(bundle)
     assert Bundle.open(bundle, hashes=True)
-    fails("verify", bundle, says=(bundle, "at 8 differ"), status=1)
+    fails("verify", bundle, says=(f"{bundle}: r08.onnx differs",), status=1)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -133,12 +140,12 @@ def test_logits_that_are_no_numbers(run: Run, bundle: Path, nan_in: Callable, as
     result = run("verify", bundle, *(["--json"] if as_json else []))
     assert result.exit_code == 1
     if as_json:
-        four, eight = strict(result.stdout)["targets"]
+        four, eight = strict(result.stdout)["engines"]
         assert (four["finite"], four["passed"]) == (True, True)
         assert (eight["finite"], eight["passed"]) == (False, False)
     else:
         assert "NO" in result.stdout
-        assert "at 8 differ" in result.stderr
+        assert "r08.onnx differs" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])
@@ -170,7 +177,7 @@ def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path):
 
 
 def test_without_torch(fails: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tocom_export.cli.commands.verify.installed", lambda *_: False)
+    monkeypatch.setattr("tocom_export.cli.commands.verify.is_installed", lambda *_: False)
     fails("verify", bundle, says=("torch", "pip install 'tocom-export[torch]'"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tocom_export.errors import OutputError
-from tocom_export.io.atomic import replaced, replaced_folder
+from tocom_export.io.atomic import replace_file, replace_folder
 
 
 def mode(path: Path) -> int:
@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path):
     target = tmp_path / "new" / "file"
-    with replaced(target) as beside:
+    with replace_file(target) as beside:
         beside.write_text("new")
         assert not target.exists()
         assert beside.parent == target.parent
@@ -31,7 +31,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path):
 def test_a_failing_block_leaves_the_old_file(tmp_path: Path):
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced(target) as beside:
+    with pytest.raises(KeyboardInterrupt), replace_file(target) as beside:
         beside.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "old"
@@ -40,7 +40,7 @@ def test_a_failing_block_leaves_the_old_file(tmp_path: Path):
 
 def test_a_folder_appears_when_the_block_ends(tmp_path: Path):
     target = tmp_path / "new" / "folder"
-    with replaced_folder(target) as beside:
+    with replace_folder(target) as beside:
         (beside / "a").write_text("new")
         assert not target.exists()
     assert names(target) == ["a"]
@@ -51,7 +51,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").touch()
-    with replaced_folder(target) as beside:
+    with replace_folder(target) as beside:
         (beside / "new").touch()
         assert names(target) == ["old"]
     assert names(target) == ["new"]
@@ -63,7 +63,7 @@ def test_a_failing_block_leaves_the_old_folder(tmp_path: Path, error: type[BaseE
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(error), replaced_folder(target) as beside:
+    with pytest.raises(error), replace_folder(target) as beside:
         (beside / "new").touch()
         raise error
     assert names(target) == ["old"]
@@ -75,9 +75,9 @@ def test_a_failing_block_leaves_the_old_folder(tmp_path: Path, error: type[BaseE
 def test_permissions_follow_the_umask(tmp_path: Path, mask: int):
     old = os.umask(mask)
     try:
-        with replaced(tmp_path / "file"):
+        with replace_file(tmp_path / "file"):
             pass
-        with replaced_folder(tmp_path / "folder") as beside:
+        with replace_folder(tmp_path / "folder") as beside:
             (beside / "a").touch()
     finally:
         os.umask(old)
@@ -86,7 +86,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int):
     assert mode(tmp_path / "folder" / "a") == 0o666 & ~mask
 
 
-@pytest.mark.parametrize("write", [replaced, replaced_folder])
+@pytest.mark.parametrize("write", [replace_file, replace_folder])
 def test_a_parent_that_is_a_file(tmp_path: Path, write):
     (tmp_path / "file").touch()
     target = tmp_path / "file" / "out"
@@ -97,7 +97,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path, write):
 
 def test_a_file_over_a_folder(tmp_path: Path):
     (tmp_path / "out" / "kept").mkdir(parents=True)
-    with pytest.raises(OutputError, match="out"), replaced(tmp_path / "out"):
+    with pytest.raises(OutputError, match="out"), replace_file(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["kept"]
@@ -117,7 +117,7 @@ def test_an_interrupt_while_renaming_keeps_the_old_folder(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), replaced_folder(target) as beside:
+    with pytest.raises(KeyboardInterrupt), replace_folder(target) as beside:
         (beside / "new").write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     assert [p.name for p in target.iterdir()] == ["old"]

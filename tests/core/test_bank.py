@@ -70,6 +70,23 @@ def test_gap_telescopes(bank: ToComBank, source: int, middle: int, target: int):
         np.testing.assert_allclose(a + b, whole, rtol=0, atol=1e-12)
 
 
+@given(layer=st.integers(0, 2), source=degrees, low=st.integers(0, 15), share=st.floats(0, 1))
+def test_between_whole_degrees_the_gap_is_interpolated(
+    bank: ToComBank, layer: int, source: int, low: int, share: float
+):
+    found = bank.gap(layer, source, low + share, 0.1)
+    below, above = (bank.gap(layer, source, low + end, 0.1) for end in (0, 1))
+    for gap, a, b in zip(found, below, above, strict=True):
+        np.testing.assert_allclose(gap, (1 - share) * a + share * b, rtol=0, atol=1e-12)
+
+
+@given(source=degrees, middle=degrees, target=st.floats(0, 16))
+def test_gap_telescopes_to_any_target(bank: ToComBank, source: int, middle: int, target: float):
+    first, second = bank.gap(2, source, middle, 0.1), bank.gap(2, middle, target, 0.1)
+    for a, b, whole in zip(first, second, bank.gap(2, source, target, 0.1), strict=True):
+        np.testing.assert_allclose(a + b, whole, rtol=0, atol=1e-12)
+
+
 @pytest.fixture(scope="module")
 def ablated(make_bank: Callable[..., ToComBank], spec: VitSpec) -> Callable[..., ToComBank]:
     """A bank of the paper's ablation, its groups all different."""
@@ -130,7 +147,7 @@ def test_the_arithmetic_is_saved(tmp_path: Path, ablated: Callable, spec: VitSpe
 
 def test_a_bank_that_doesnt_say_is_of_steps(tmp_path: Path, bank: ToComBank):
     file = tmp_path / "bank.safetensors"
-    meta = {"method": "tome", "proportional": True, "model": "m"}
+    meta = {"method": {"name": "tome"}, "model": "m"}
     save_file(bank.factors(), file, {METADATA_KEY: json.dumps(meta)})
     assert ToComBank.load(file).arithmetic == "steps"
 
@@ -153,8 +170,11 @@ def test_an_ablations_degrees_end_at_16_too(
         ablated(arithmetic).gap(0, source, target, 0.1)
 
 
-@pytest.mark.parametrize(("source", "target"), [(-1, 4), (0, 17), (17, 17), (4, -1)])
-def test_gap_out_of_range(bank: ToComBank, source: int, target: int):
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(-1, 4), (0, 17), (17, 17), (4, -1), (0, 16.1), (0, -0.1), (0, float("nan"))],
+)
+def test_gap_out_of_range(bank: ToComBank, source: int, target: float):
     with pytest.raises(DegreeError, match=r"0\.\.16"):
         bank.gap(0, source, target, 0.1)
 
@@ -224,7 +244,7 @@ def broken(bank: ToComBank, tmp_path: Path, change: Callable, meta: Any = None) 
     bank.save(file)
     tensors = load_file(file)
     change(tensors)
-    meta = {"method": "tome", "proportional": True, "model": "m"} if meta is None else meta
+    meta = {"method": {"name": "tome"}, "model": "m"} if meta is None else meta
     save_file(tensors, file, {METADATA_KEY: meta if isinstance(meta, str) else json.dumps(meta)})
     with pytest.raises(BankError) as caught:
         ToComBank.load(file)
@@ -266,12 +286,24 @@ def test_wrong_names_shapes_or_types(tmp_path: Path, bank: ToComBank, change, pa
         "[]",
         "3",
         {},
-        {"method": "topk", "proportional": True, "model": "m"},
-        {"method": "tome", "proportional": True, "model": "m", "arithmetic": "sums"},
+        {"model": "m"},
+        {"method": "tome", "model": "m"},
+        {"method": {"name": "topk"}, "model": "m"},
+        {"method": {"name": "tome", "proportional": 1}, "model": "m"},
+        {"method": {"name": "tome"}, "model": 3},
+        {"method": {"name": "tome"}, "model": "m", "arithmetic": "sums"},
+        {"method": {"name": "tome"}, "model": "m", "rank": 2},
     ],
 )
 def test_bad_metadata(tmp_path: Path, bank: ToComBank, meta: Any):
-    broken(bank, tmp_path, lambda _: None, meta)
+    _, message = broken(bank, tmp_path, lambda _: None, meta)
+    assert "is not a ToCom bank: its metadata" in message
+
+
+def test_a_bank_without_metadata(tmp_path: Path, bank: ToComBank):
+    save_file(bank.factors(), tmp_path / "bank.safetensors")
+    with pytest.raises(BankError, match="is not a ToCom bank: its metadata"):
+        ToComBank.load(tmp_path / "bank.safetensors")
 
 
 def test_a_checkpoint_is_not_a_bank(tmp_path: Path, make_checkpoint, spec: VitSpec):

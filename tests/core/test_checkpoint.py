@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from tocom_export.compression.checkpoint import Checkpoint, finite
-from tocom_export.compression.metadata import METADATA_KEY, ModelInfo
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import METADATA_KEY, ModelInfo, to_metadata
 from tocom_export.errors import CheckpointError
 from tocom_export.model.spec import VitSpec
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 def refused(file: Path, spec: VitSpec) -> str:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(file).fit(spec)
+        Checkpoint.open(file).check(spec)
     assert str(file) in str(caught.value)
     return str(caught.value)
 
@@ -48,7 +48,7 @@ def test_tensors_are_mapped_as_they_are(file: Path, spec: VitSpec, tensors: Tens
     stored = {name: t.astype(dtype) for name, t in tensors.items()}
     save_file(stored, file)
     checkpoint = Checkpoint.open(file)
-    assert checkpoint.fit(spec) == spec
+    assert checkpoint.check(spec) == spec
     assert set(checkpoint.tensors) == set(tensors)
     for name, tensor in stored.items():
         assert checkpoint.tensors[name].dtype == dtype
@@ -62,29 +62,79 @@ def test_the_number_of_classes_is_the_checkpoints(
     file: Path, make_spec: Callable[..., VitSpec], make_weights: Callable, classes: int
 ):
     save_file(make_weights(make_spec(classes=classes)), file)
-    assert Checkpoint.open(file).fit(make_spec(classes=1000)).classes == classes
+    assert Checkpoint.open(file).check(make_spec(classes=1000)).classes == classes
 
 
 def test_a_model_without_a_head(file: Path, make_spec: Callable[..., VitSpec], make_weights):
     spec = make_spec(classes=0)
     save_file(make_weights(spec), file)
-    assert Checkpoint.open(file).fit(spec) == spec
+    assert Checkpoint.open(file).check(spec) == spec
 
 
 def test_metadata_are_read(file: Path, spec: VitSpec, tensors: Tensors):
     info = ModelInfo(spec, source=8, classes=("a", "b"))
-    save_file(tensors, file, info.to_metadata())
+    save_file(tensors, file, to_metadata(info))
     assert Checkpoint.open(file).info == info
     save_file(tensors, file, {"format": "pt"})
     assert Checkpoint.open(file).info == ModelInfo()
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", json.dumps({"source": 99}), json.dumps({"spec": {"width": 3}})]
+    "text",
+    [
+        "{",
+        "[1]",
+        json.dumps({"source": 99}),
+        json.dumps({"spec": {"width": 3}}),
+        json.dumps({"sauce": 8}),
+    ],
 )
 def test_bad_metadata(file: Path, spec: VitSpec, tensors: Tensors, text: str):
     save_file(tensors, file, {METADATA_KEY: text})
     refused(file, spec)
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "default", "source"),
+    [(8, None, 3, 8), (8, 8, 3, 8), (None, 4, 3, 4), (None, None, 3, 3), (0, None, 3, 0)],
+)
+def test_the_source_is_as_given_or_as_the_metadata_say(
+    file: Path, tensors: Tensors, known: int | None, given: int | None, default: int, source: int
+):
+    save_file(tensors, file, to_metadata(ModelInfo(source=known)))
+    assert Checkpoint.open(file).choose_source(given, default) == source
+
+
+@pytest.mark.parametrize(("known", "given"), [(8, 4), (0, 4), (8, 0)])
+def test_another_source_than_the_metadatas_is_refused(
+    file: Path, tensors: Tensors, known: int, given: int
+):
+    save_file(tensors, file, to_metadata(ModelInfo(source=known)))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(file).choose_source(given)
+    for part in (f"`source` {given}", str(file), f"at degree {known} by"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a",) * 11])
+def test_metadata_that_name_another_number_of_classes(
+    file: Path, spec: VitSpec, tensors: Tensors, names: tuple[str, ...]
+):
+    save_file(tensors, file, to_metadata(ModelInfo(classes=names)))
+    assert f"names {len(names)} classes, but its head has 10" in refused(file, spec)
+
+
+def test_an_int8_bundles_weights_are_no_checkpoint(file: Path, spec: VitSpec, tensors: Tensors):
+    name = "blocks.0.mlp.fc1.weight"
+    save_file({**tensors, name: tensors[name].astype(np.int8)}, file)
+    message = refused(file, spec)
+    assert f"{name} is int8" in message
+    assert "the bundle was built from" in message
+
+
+def test_a_bank_is_no_checkpoint(tmp_path: Path, spec: VitSpec, make_bank):
+    make_bank(spec).save(tmp_path / "bank.safetensors")
+    assert "is a ToCom bank, not" in refused(tmp_path / "bank.safetensors", spec)
 
 
 def test_missing_file(file: Path, spec: VitSpec):
@@ -151,11 +201,6 @@ def test_not_finite(file: Path, spec: VitSpec, tensors: Tensors, bad: float, dty
     assert "blocks.0.mlp.fc1.weight" in refused(file, spec)
 
 
-def test_finite_where_the_sum_overflows():
-    assert finite(np.full(100, 3e38, np.float32))
-    assert not finite(np.array([np.inf, -np.inf, 1], np.float32))
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint8])
 def test_wrong_dtype(file: Path, spec: VitSpec, tensors: Tensors, dtype: Any):
     save_file({**tensors, "norm.bias": tensors["norm.bias"].astype(dtype)}, file)
@@ -180,7 +225,7 @@ def test_pytorch_files(
     state: Any = {name: torch.from_numpy(t) for name, t in tensors.items()}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, file)
     checkpoint = Checkpoint.open(file)
-    assert checkpoint.fit(spec) == spec
+    assert checkpoint.check(spec) == spec
     np.testing.assert_array_equal(checkpoint.tensors["pos_embed"], tensors["pos_embed"])
 
 
@@ -190,7 +235,7 @@ def test_pytorch_file_of_a_parallel_model_in_bfloat16(
     file = tmp_path / "weights.pth"
     state = {f"module.{n}": torch.nn.Parameter(torch.from_numpy(t)) for n, t in tensors.items()}
     torch.save({name: p.bfloat16() for name, p in state.items()}, file)
-    assert Checkpoint.open(file).fit(spec) == spec
+    assert Checkpoint.open(file).check(spec) == spec
 
 
 class Malicious:
@@ -244,7 +289,7 @@ def test_pytorch_file_with_its_arguments(tmp_path: Path, spec: VitSpec, tensors:
     content = {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "weights.pth")
     opened = Checkpoint.open(tmp_path / "weights.pth")
-    assert opened.fit(spec) == spec
+    assert opened.check(spec) == spec
 
 
 def test_pytorch_file_with_an_object(tmp_path: Path, spec: VitSpec):

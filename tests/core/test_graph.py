@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tocom_export.compression.method import Method
-from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.graph.writer import write_graph
 from tocom_export.io.tensors import read_header
@@ -67,7 +67,7 @@ class Case:
         self.weights, _ = read_header(folder / "weights.safetensors")
 
     def write(self, degree: Any, method: Method = TOME, name: str = "graph.onnx") -> Path:
-        schedule = TokenSchedule.of(self.spec, degree)
+        schedule = Schedule.of(self.spec, degree)
         model = write_graph(self.spec, schedule, method, self.weights, {"a": "b"})
         ir.save(model, self.folder / name)
         return self.folder / name
@@ -123,7 +123,7 @@ def test_down_to_the_last_tokens(
 ):
     case = make_case(make_spec(image_size=[size, size], depth=6, **changes))
     images = make_images(case.spec, 2)
-    assert TokenSchedule.of(case.spec, 16).tokens_out[-1] == case.spec.prefix + 1
+    assert Schedule.of(case.spec, 16).tokens_out[-1] == case.spec.prefix + 1
     for method in (TOME, EVIT):
         if method == TOME or case.spec.class_token:
             assert case.differs(run_graph, 16, method, images) <= 1e-4, method

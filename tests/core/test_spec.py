@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 
 from tocom_export.errors import InputError
+from tocom_export.io.json_codec import decode, encode
 from tocom_export.model.spec import VitSpec
 
 BASE = {
@@ -15,13 +16,13 @@ BASE = {
 
 
 def test_counts_of_deit_tiny():
-    spec = VitSpec.from_json(BASE)
+    spec = decode(VitSpec, BASE)
     assert spec.grid == (14, 14)
     assert (spec.patches, spec.prefix, spec.tokens, spec.head_width) == (196, 1, 197, 64)
 
 
 def test_the_grid_leaves_out_a_part_of_a_patch():
-    spec = VitSpec.from_json({**BASE, "image_size": [47, 33], "patch_size": [16, 8]})
+    spec = decode(VitSpec, {**BASE, "image_size": [47, 33], "patch_size": [16, 8]})
     assert spec.grid == (2, 4)
 
 
@@ -36,20 +37,20 @@ def test_the_grid_leaves_out_a_part_of_a_patch():
     ],
 )
 def test_prefix(changes: dict, prefix: int):
-    spec = VitSpec.from_json({**BASE, **changes})
+    spec = decode(VitSpec, {**BASE, **changes})
     assert spec.prefix == prefix
     assert spec.tokens == 196 + prefix
     assert spec.weights()["pos_embed"] == (1, 196 + prefix, 192)
     if changes.get("distilled"):
         return  # its prefix always has positions
-    spec = VitSpec.from_json({**BASE, **changes, "prefix_positions": False})
+    spec = decode(VitSpec, {**BASE, **changes, "prefix_positions": False})
     assert spec.weights()["pos_embed"] == (1, 196, 192)
 
 
 def test_json_leaves_out_defaults_and_comes_back():
-    spec = VitSpec.from_json({**BASE, "pool": "token", "eps": 1e-6})
-    assert spec.to_json() == BASE
-    assert VitSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    spec = decode(VitSpec, {**BASE, "pool": "token", "eps": 1e-6})
+    assert encode(spec, defaults=False) == BASE
+    assert decode(VitSpec, json.loads(json.dumps(encode(spec)))) == spec
 
 
 def test_json_keeps_every_field():
@@ -60,15 +61,16 @@ def test_json_keeps_every_field():
         prefix_positions=False, pre_norm=True, layer_scale=True, qk_norm=True, pool="avg",
         final_norm=None, adapter_width=8,
     )  # fmt: skip
-    assert len(spec.to_json()) == len(fields(spec)) - 1  # distilled is left out
-    assert VitSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert len(encode(spec, defaults=False)) == len(fields(spec)) - 1  # distilled is left out
+    assert len(encode(spec)) == len(fields(spec))
+    assert decode(VitSpec, json.loads(json.dumps(encode(spec)))) == spec
 
 
 def test_an_adapter_adds_two_linear_layers_to_each_mlp():
-    plain = VitSpec.from_json(BASE)
+    plain = decode(VitSpec, BASE)
     assert plain.adapter_width == 0
-    adapted = VitSpec.from_json({**BASE, "adapter_width": 32})
-    assert VitSpec.from_json(json.loads(json.dumps(adapted.to_json()))) == adapted
+    adapted = decode(VitSpec, {**BASE, "adapter_width": 32})
+    assert decode(VitSpec, json.loads(json.dumps(encode(adapted)))) == adapted
     added = {
         f"blocks.{layer}.mlp.{name}": shape
         for layer in range(12)
@@ -84,70 +86,80 @@ def test_an_adapter_adds_two_linear_layers_to_each_mlp():
 
 def test_unknown_field():
     with pytest.raises(InputError, match="patches_size"):
-        VitSpec.from_json({**BASE, "patches_size": 3})
+        decode(VitSpec, {**BASE, "patches_size": 3})
 
 
 @pytest.mark.parametrize("name", BASE)
 def test_missing_field(name: str):
-    with pytest.raises(InputError, match=name):
-        VitSpec.from_json({k: v for k, v in BASE.items() if k != name})
+    with pytest.raises(InputError, match=f"missing required field {name}"):
+        decode(VitSpec, {k: v for k, v in BASE.items() if k != name})
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "message"),
     [
-        ("model", 3),
-        ("image_size", 224),
-        ("image_size", [224]),
-        ("image_size", [224, 224, 3]),
-        ("image_size", [224, 0]),
-        ("image_size", [224.0, 224]),
-        ("image_size", "ab"),
-        ("width", "192"),
-        ("width", 192.0),
-        ("width", True),
-        ("width", 0),
-        ("depth", -1),
-        ("heads", None),
-        ("classes", -1),
-        ("registers", -1),
-        ("adapter_width", -1),
-        ("adapter_width", 32.0),
-        ("adapter_width", None),
-        ("eps", 0),
-        ("eps", "1e-6"),
-        ("eps", True),
-        ("eps", float("nan")),
-        ("eps", float("inf")),
-        ("activation", "swish"),
-        ("activation", ["gelu"]),
-        ("pool", "map"),
-        ("pool", None),
-        ("final_norm", "rms"),
-        ("qkv_bias", 1),
-        ("qkv_bias", "true"),
+        ("model", 3, "model: expected str, got int."),
+        ("image_size", 224, "image_size: expected array, got int."),
+        ("image_size", [224], "image_size: expected array of length 2, got 1."),
+        ("image_size", [224, 224, 3], "image_size: expected array of length 2, got 3."),
+        ("image_size", [224, 0], "image_size[1]: expected int >= 1."),
+        ("image_size", [224.0, 224], "image_size[0]: expected int, got float."),
+        ("image_size", "ab", "image_size: expected array, got str."),
+        ("width", "192", "width: expected int, got str."),
+        ("width", 192.0, "width: expected int, got float."),
+        ("width", True, "width: expected int, got bool."),
+        ("width", 0, "width: expected int >= 1."),
+        ("width", 10**400, "width: expected int <= 1000000."),
+        ("depth", -1, "depth: expected int >= 1."),
+        ("depth", 1_000_001, "depth: expected int <= 1000000."),
+        ("heads", None, "heads: expected int, got null."),
+        ("heads", 0, "heads: expected int >= 1."),
+        ("classes", -1, "classes: expected int >= 0."),
+        ("registers", -1, "registers: expected int >= 0."),
+        ("adapter_width", -1, "adapter_width: expected int >= 0."),
+        ("adapter_width", 32.0, "adapter_width: expected int, got float."),
+        ("adapter_width", None, "adapter_width: expected int, got null."),
+        ("eps", 0, "eps: expected float > 0.0."),
+        ("eps", 1, "eps: expected float < 1.0."),
+        ("eps", "1e-6", "eps: expected float, got str."),
+        ("eps", True, "eps: expected float, got bool."),
+        ("eps", float("nan"), "eps: expected float > 0.0."),
+        ("eps", float("inf"), "eps: expected float < 1.0."),
+        ("activation", "swish", "activation: invalid enum value 'swish'."),
+        ("activation", ["gelu"], "activation: expected str, got array."),
+        ("pool", "map", "pool: invalid enum value 'map'."),
+        ("pool", None, "pool: expected str, got null."),
+        ("final_norm", "rms", "final_norm: invalid enum value 'rms'."),
+        ("qkv_bias", 1, "qkv_bias: expected bool, got int."),
+        ("qkv_bias", "true", "qkv_bias: expected bool, got str."),
     ],
 )
-def test_wrong_value(name: str, value: object):
+def test_wrong_value(name: str, value: object, message: str):
     with pytest.raises(InputError) as caught:
-        VitSpec.from_json({**BASE, name: value})
+        decode(VitSpec, {**BASE, name: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../m", "-m", "m n", "m\n", ".m", "ä"])
+def test_a_name_that_is_no_folders(name: str):
+    with pytest.raises(InputError) as caught:
+        decode(VitSpec, {**BASE, "model": name})
     assert repr(name) in str(caught.value)
-    assert repr(value) in str(caught.value)
 
 
 def test_width_must_divide_into_heads():
     with pytest.raises(InputError, match=r"192.* 5 heads"):
-        VitSpec.from_json({**BASE, "heads": 5})
+        decode(VitSpec, {**BASE, "heads": 5})
 
 
 def test_image_smaller_than_a_patch():
     with pytest.raises(InputError, match="smaller than a patch"):
-        VitSpec.from_json({**BASE, "image_size": [15, 224]})
+        decode(VitSpec, {**BASE, "image_size": [15, 224]})
 
 
 def test_token_pool_needs_a_class_token():
     with pytest.raises(InputError, match="class token"):
-        VitSpec.from_json({**BASE, "class_token": False})
+        decode(VitSpec, {**BASE, "class_token": False})
 
 
 @pytest.mark.parametrize(
@@ -162,4 +174,4 @@ def test_token_pool_needs_a_class_token():
 )
 def test_what_timms_distilled_model_has_not(changes: dict):
     with pytest.raises(InputError, match="distilled"):
-        VitSpec.from_json({**BASE, "distilled": True, **changes})
+        decode(VitSpec, {**BASE, "distilled": True, **changes})

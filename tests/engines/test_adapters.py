@@ -12,20 +12,23 @@ import torch
 from safetensors.torch import save_file
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.bundle.writing import BuildPlan, write_bundle
+from tocom_export.bundle.weights import ModelWeights
+from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
-from tocom_export.compression.metadata import ModelInfo
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
-from tocom_export.engines.verify import compare, sample_images
+from tocom_export.engines.verify import sample_images, verify
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
-from tocom_export.training.adaptformer import add_adapters, merged_state
+from tocom_export.training.adaptformer import add_adapters, merge_adapter_scale
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.torch_engine import Reference
+from tocom_export.training.torch_engine import make_oracle
+from tocom_export.variant import Variant
 
-SOURCE, TARGETS, GAP_SCALE = 8, (0, 8, 16), 0.1
+SOURCE, GAP_SCALE = 8, 0.1
+VARIANTS = {"r00": 0, "r08": 8, "r16": 16, "fast": (20, 3, 0, 7)}
 
 
 @pytest.fixture(params=["tome", "evit"])
@@ -60,14 +63,17 @@ def bank(trained: CompressedVit, make_spec: Callable, make_bank: Callable) -> To
 @pytest.fixture
 def bundle(trained: CompressedVit, bank: ToComBank, tmp_path: Path) -> Bundle:
     file = tmp_path / "checkpoint.safetensors"
-    save_file(merged_state(trained.vit), file, ModelInfo(trained.spec, SOURCE).to_metadata())
+    info = ModelInfo(trained.spec, SOURCE)
+    save_file(merge_adapter_scale(trained.vit), file, to_metadata(info))
     checkpoint = Checkpoint.open(file)
     assert checkpoint.info.spec == trained.spec
-    spec = checkpoint.fit(checkpoint.info.spec)
-    plan = BuildPlan(
-        spec, checkpoint, bank, trained.method, SOURCE, TARGETS, GAP_SCALE, Preprocess()
-    )
-    write_bundle(plan, tmp_path / "bundle")
+    spec = checkpoint.check(checkpoint.info.spec)
+    variants = {
+        name: Variant.of(spec, degrees, name, source=SOURCE, scale=GAP_SCALE)
+        for name, degrees in VARIANTS.items()
+    }
+    weights = ModelWeights(spec, checkpoint, bank)
+    write_bundle(Blueprint(weights, trained.method, variants, Preprocess()), tmp_path / "bundle")
     return Bundle.open(tmp_path / "bundle")
 
 
@@ -78,19 +84,19 @@ def test_engines_say_what_the_trained_model_says(
     paths = TrainableBank.from_bank(bank, trained.spec)
 
     @torch.inference_mode()
-    def model(target: int, images: Any) -> Any:
-        side = paths.side(SOURCE, target, GAP_SCALE)
-        return trained(torch.from_numpy(images), target, side).numpy()
+    def model(variant: Variant, images: Any) -> Any:
+        side = paths.side(SOURCE, variant.targets, GAP_SCALE)
+        return trained(torch.from_numpy(images), variant.degrees, side).numpy()
 
     images = sample_images(trained.spec)
-    for reference in (model, Reference(bundle), Reference(bundle, bank)):
-        results = list(compare(bundle, images, reference))
-        assert [result.target for result in results] == list(TARGETS)
+    for oracle in (model, make_oracle(bundle), make_oracle(bundle, bank)):
+        results = list(verify(bundle, images, oracle))
+        assert [result.variant for result in results] == list(VARIANTS)
         assert [result for result in results if not result.passed] == []
 
     with torch.no_grad():
         for block in trained.vit.blocks:
             block.mlp.scale = 0.0
-    for target in TARGETS:
-        gone = np.abs(model(target, images) - Reference(bundle)(target, images)).max()
+    for variant in bundle.variants.values():
+        gone = np.abs(model(variant, images) - make_oracle(bundle)(variant, images)).max()
         assert gone > 1e-2  # the comparison would see a missing branch

@@ -18,18 +18,18 @@ from tocom_export.training.adaptformer import add_adapters, freeze_all_but_adapt
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.data.train import TrainData
-from tocom_export.training.evaluate import accuracy
 from tocom_export.training.finetune import finetune
-from tocom_export.training.loop.distributed import Placement
-from tocom_export.training.loop.loop import Recipe
+from tocom_export.training.loop.distributed import Process
+from tocom_export.training.loop.optimizer import Hyperparameters
 from tocom_export.training.model import CompressedVit
 from tocom_export.training.timm_models import vit_from_spec
+from tocom_export.training.torch_engine import evaluate_model
 
 # timm leaves image files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 TOME = Method("tome")
-RECIPE = Recipe(epochs=2, batch=4, lr=1e-2)
+HYPERPARAMETERS = Hyperparameters(epochs=2, batch=4, lr=1e-2)
 PREPROCESS = Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9)
 EVENTS = {".tensorboard"}  # where it is installed
 
@@ -52,14 +52,19 @@ class Run:
         self.data = TrainData(self.images, self.model.spec, PREPROCESS, 4)
 
     def __call__(
-        self, out: Path, source: int = 4, recipe: Recipe = RECIPE, stop: int = 0, **options: Any
+        self,
+        out: Path,
+        source: int = 4,
+        hyperparameters: Hyperparameters = HYPERPARAMETERS,
+        stop: int = 0,
+        **options: Any,
     ) -> None:
         def report(step: int, total: int, loss: float, lr: float) -> None:
             if step == stop:
                 raise Stop
 
         finetune(
-            self.model, self.data, recipe, out, source=source, preprocess=PREPROCESS,
+            self.model, self.data, hyperparameters, out, source=source, preprocess=PREPROCESS,
             report=report, **options,
         )  # fmt: skip
 
@@ -76,7 +81,7 @@ def test_the_checkpoint_says_what_it_is(make_run, tmp_path: Path, method: Method
     run = make_run(method)
     run(tmp_path / "model.safetensors")
     checkpoint = Checkpoint.open(tmp_path / "model.safetensors")
-    assert checkpoint.fit(run.model.spec) == run.model.spec
+    assert checkpoint.check(run.model.spec) == run.model.spec
     info = checkpoint.info
     assert info.spec == run.model.spec
     assert (info.source, info.method, info.preprocess) == (4, method, PREPROCESS)
@@ -141,9 +146,9 @@ def test_training_runs_at_the_source_degree(make_run, tmp_path: Path, monkeypatc
 
 def test_two_colours_are_learnt(make_run, tmp_path: Path):
     run = make_run()
-    run(tmp_path / "model.safetensors", recipe=Recipe(epochs=8, batch=4, lr=5e-3))
+    run(tmp_path / "model.safetensors", hyperparameters=Hyperparameters(epochs=8, batch=4, lr=5e-3))
     batches = EvalData(run.images, run.model.spec, PREPROCESS, batch=5)
-    assert accuracy(run.model, batches, 4) == 100.0
+    assert evaluate_model(run.model, batches, 4) == 100.0
     assert not run.model.training
 
 
@@ -153,7 +158,7 @@ def test_accuracy_counts_every_image(make_run):
     with torch.no_grad():
         labels = model(images, 4).argmax(dim=1)
     labels[0] = 1 - labels[0]
-    assert accuracy(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], 4) == (
+    assert evaluate_model(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], 4) == (
         pytest.approx(100 * 6 / 7)
     )
 
@@ -162,7 +167,10 @@ def test_accuracy_counts_every_image(make_run):
     ("options", "words"),
     [
         ({"label_smoothing": 0.0}, "label-smoothing 0.1 there, 0.0 here"),
-        ({"recipe": Recipe(epochs=2, batch=4, lr=1e-3)}, "lr 0.01 there, 0.001 here"),
+        (
+            {"hyperparameters": Hyperparameters(epochs=2, batch=4, lr=1e-3)},
+            "lr 0.01 there, 0.001 here",
+        ),
     ],
 )
 def test_a_run_of_another_recipe_is_not_continued(
@@ -192,7 +200,7 @@ def test_the_checkpoint_of_an_adapted_model_has_its_scale_merged(make_run, tmp_p
     spec = checkpoint.info.spec
     assert spec == run.model.spec
     assert spec.adapter_width == 8
-    assert checkpoint.fit(spec) == spec
+    assert checkpoint.check(spec) == spec
     again = vit_from_spec(spec)  # scale 1
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -219,7 +227,7 @@ def test_a_run_that_trains_other_weights_is_not_continued(make_run, tmp_path: Pa
 
 def test_bf16_leaves_float32_weights(make_run, tmp_path: Path):
     make_run()(tmp_path / "exact.safetensors")
-    make_run()(tmp_path / "rough.safetensors", placement=Placement(amp=torch.bfloat16))
+    make_run()(tmp_path / "rough.safetensors", process=Process(amp=torch.bfloat16))
     exact, rough = (load_file(tmp_path / f"{n}.safetensors") for n in ("exact", "rough"))
     assert {t.dtype for t in rough.values()} == {torch.float32}
     assert all(t.isfinite().all() for t in rough.values())

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tocom_export.compression.bake import bake
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
-from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import DegreeError, UnsupportedModelError
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.model import CompressedVit
+from tocom_export.variant import Variant
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -66,7 +67,7 @@ def test_merging_follows_the_schedule_and_keeps_the_total(
     model = CompressedVit(make_vit(make_spec(**changes))).eval()
     with torch.inference_mode():
         x, size = model.features(batch(model.spec), degree)
-    left = TokenSchedule.of(model.spec, degree).tokens_out[-1]
+    left = Schedule.of(model.spec, degree).tokens_out[-1]
     assert x.shape == (2, left, model.spec.width)
     assert size is not None
     assert size.sum(dim=1).flatten().tolist() == [model.spec.tokens] * 2
@@ -160,7 +161,7 @@ def test_side_paths_are_the_merged_weights(
     with torch.inference_mode():
         plain = model(images, target)
         beside = model(images, target, GapSides(bank, source, target, 0.1))
-        baked = bake(make_weights(spec), spec, bank, source, target, 0.1)
+        baked = bake(make_weights(spec), spec, bank, Variant.of(spec, target, source=source))
         state = {name: torch.from_numpy(weight) for name, weight in baked.items()}
         model.vit.load_state_dict(state, strict=False)
         merged = model(images, target)
@@ -204,7 +205,7 @@ def test_bfloat16(make_vit, make_spec, batch):
 
 def test_a_wrong_schedule(make_vit, make_spec, batch):
     model = CompressedVit(make_vit(make_spec()))
-    with pytest.raises(DegreeError, match=r"3 degrees.* 4 layers"):
+    with pytest.raises(DegreeError, match=r"4 layers.* not 3"):
         model(batch(model.spec), [1, 2, 3])
     with pytest.raises(DegreeError, match="-1"):
         model(batch(model.spec), -1)

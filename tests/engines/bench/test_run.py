@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import write_bundle
+from tocom_export.engines.bench.report import Report, Row
+from tocom_export.engines.bench.run import name_device, time_bundle
+from tocom_export.engines.bench.timing import summarise_times
+from tocom_export.errors import DegreeError, InputError
+
+QUICK = {"seconds": 0.0, "threads": 1}
+
+
+@pytest.fixture
+def named(make_blueprint: Callable[..., Any], tmp_path: Path) -> Bundle:
+    """r00, r08, and a variant with a degree per layer."""
+    schedules = {"fast": (20, 8, 4, 0)}
+    blueprint = make_blueprint(tmp_path, targets=(0, 8), schedules=schedules)
+    return write_bundle(blueprint, tmp_path / "named")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """No process is started to measure memory; what would have been run in one."""
+    found: list[tuple[object, ...]] = []
+
+    def measure(_: str, arguments: tuple[object, ...]) -> int:
+        found.append(arguments)
+        return 123
+
+    monkeypatch.setattr("tocom_export.engines.bench.memory.measure_memory", measure)
+    return found
+
+
+def peer(name: str, ran: list[tuple[int, ...]]) -> Any:
+    def run(images: np.ndarray) -> None:
+        ran.append(images.shape)
+
+    return SimpleNamespace(
+        name=name, backend="torch", variant="r00", run=run, memory=lambda batch: 1000 * batch
+    )
+
+
+def test_every_variant_and_peer_at_every_batch(named: Bundle, asked):
+    ran: list[tuple[int, ...]] = []
+    told: list[str] = []
+    # A peer may be called as a variant is.
+    peers = [peer("r08", ran), "another: not installed.", peer("torch", ran)]
+    report = time_bundle(
+        named, ["fast", 8], batch=(2, 1), peers=peers, progress=told.append, **QUICK
+    )
+    assert [(row.name, row.peer, row.timing.batch) for row in report.rows] == [
+        (name, is_peer, batch)
+        for batch in (1, 2)
+        for name, is_peer in (("fast", False), ("r08", False), ("r08", True), ("torch", True))
+    ]
+    assert [(row.backend, row.precision, row.variant) for row in report.rows[:4]] == [
+        ("onnx", "fp32", "fast"), ("onnx", "fp32", "r08"),
+        ("torch", "fp32", "r00"), ("torch", "fp32", "r00"),
+    ]  # fmt: skip
+    assert [row.memory for row in report.rows[:4]] == [123, 123, 2000, 2000]
+    assert asked == [(named.path, "fast", 2, 1), (named.path, "r08", 2, 1)]
+    assert report.not_timed == ["another: not installed."]
+    assert set(ran) == {(1, 3, 56, 56), (2, 3, 56, 56)}
+    assert len(told) == 4 * (2 + 1)
+    assert (told[0], told[-1]) == ("fast, batch 1", "torch, memory")
+    assert report.dense is None
+    assert report.device == name_device("onnx", "cpu")
+
+
+def test_all_variants_by_default(named: Bundle, asked):
+    report = time_bundle(named, batch=[1], **QUICK)
+    assert [row.variant for row in report.rows] == ["r00", "r08", "fast"]
+    assert report.dense == "r00"
+    assert report.bound("r00") == 1
+    costs = [report.macs(row.variant) for row in report.rows]
+    assert report.bound("fast") == pytest.approx(costs[0] / costs[2])
+    dense, _, fast = report.rows
+    ratio = fast.timing.images_per_s / dense.timing.images_per_s
+    assert (report.speed_up(dense), report.speed_up(fast)) == (1, pytest.approx(ratio))
+
+
+def test_what_steering_would_do_with_names(named: Bundle, asked):
+    report = time_bundle(named, ["r00", "fast"], batch=[1], **QUICK)
+    found = report.steer(0.05, {"two": np.array([0.0, 1.0])})
+    assert list(found.steering["two"].fixed) == ["r00", "fast"]
+    assert found.steering["two"].steered.requests == 2
+    assert not report.steering
+
+
+@pytest.mark.parametrize("name", ["r12", "slow", 16])
+def test_a_variant_that_the_bundle_lacks(named: Bundle, name: str | int):
+    with pytest.raises(DegreeError, match=r"no variant .*; it has r00, r08, fast"):
+        time_bundle(named, [name], batch=[1], **QUICK)
+
+
+def test_backends_that_aren_t(named: Bundle):
+    with pytest.raises(InputError, match="`backend` 'trtexec': it is onnx, tensorrt"):
+        time_bundle(named, ["r00"], backend="trtexec", **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(DegreeError, match="no plan for r00"):
+        time_bundle(named, ["r00"], backend="tensorrt", **QUICK)
+
+
+def test_where_it_ran(nvidia: Any):
+    assert "cores" in name_device("onnx", "cpu")
+    assert name_device("tensorrt", "cpu") == name_device("onnx", "cuda") != "GPU"
+
+
+def test_a_gpu_without_cuda_python():
+    assert name_device("onnx", "cuda") == "GPU"
+
+
+def rows(name: str, *, is_peer: bool, each: float) -> list[Row]:
+    """At the batches 8 and 1."""
+    return [
+        Row(name, "onnx", "fp32", name, summarise_times([batch * each + is_peer], batch), is_peer)
+        for batch in (8, 1)
+    ]
+
+
+def test_what_is_drawn(named: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """Peers at the largest batch, and the accuracy of what was timed."""
+    known = dataclasses.replace(named, accuracy={"fast": 80.0, "r08": 79.0})
+    found = [*rows("fast", is_peer=False, each=0.01), *rows("torch", is_peer=True, each=0.02)]
+    drawn: list[object] = []
+    monkeypatch.setattr("tocom_export.engines.bench.plot.draw_speeds", lambda *a: drawn.extend(a))
+    monkeypatch.setattr("tocom_export.study.plot_style.save", lambda _, file: drawn.append(file))
+    report = Report(known, "a processor", found)
+    report.plot(Path("speed.svg"))
+    speeds = {8: {"fast": pytest.approx(100)}, 1: {"fast": pytest.approx(100)}}
+    assert drawn == [
+        speeds, {"fast": report.macs("fast")}, {"fast": 80.0},
+        {"torch": pytest.approx(8 / 1.16)}, Path("speed.svg"),
+    ]  # fmt: skip

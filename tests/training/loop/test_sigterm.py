@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+import torch.nn.functional as F
+from torch import Tensor
+
+from tocom_export.errors import Stopped
+
+# timm leaves image files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+STEPS = 9
+
+
+def test_sigterm_saves_after_the_step(make_run):
+    unbroken, run = make_run("unbroken"), make_run("run")
+    unbroken.train()
+
+    def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return F.cross_entropy(run.module(images), labels)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        run.train(loss_of=loss_of)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert caught.value.exit_status == 0
+    assert str(caught.value) == f"Stopped after step 5 of {STEPS}; saved in {run.state}."
+    again = make_run("run")
+    again.train()
+    assert again.losses == unbroken.losses[5:]
+
+
+def test_a_thread_leaves_signals_alone(make_run):
+    run, before = make_run("run"), signal.getsignal(signal.SIGTERM)
+    errors: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            run.train()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert not errors
+    assert len(run.losses) == STEPS
+    assert signal.getsignal(signal.SIGTERM) is before

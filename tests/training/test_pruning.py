@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tocom_export.training.pruning import prune
+
+
+@settings(deadline=None)
+@given(
+    patches=st.integers(2, 24), prefix=st.integers(1, 6), share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_pruning_is_what_the_method_says(patches: int, prefix: int, share: float, seed: int):
+    remove = round(share * (patches // 2))
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, prefix + patches, 5, generator=g, dtype=torch.float64)
+    attention = torch.rand(2, prefix + patches, generator=g)
+    found = prune(x, attention, remove, prefix)
+    for image in range(2):
+        scores = attention[image].tolist()
+        order = sorted(range(prefix, prefix + patches), key=lambda p: scores[p])
+        kept = [*range(prefix), *sorted(order[remove:])]
+        assert torch.equal(found[image], x[image, kept])
