@@ -14,10 +14,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import tensorrt_rtx as trt
-from common import Row, checkpoint
+from common import Row, make_checkpoint
 
 from tocom_export.compression.method import Method
-from tocom_export.compression.schedule import TokenSchedule
+from tocom_export.compression.schedule import Schedule
 from tocom_export.graph.writer import write_graph
 from tocom_export.io.tensors import read_header
 from tocom_export.training.timm_models import spec_of_name
@@ -35,7 +35,7 @@ MODELS = (
 DEGREES = (0, 4, 8, 12, 16)
 
 
-def unmarkable(file: Path, names: list[str]) -> list[str]:
+def find_unmarkable(file: Path, names: list[str]) -> list[str]:
     """Weights that NVIDIA's parser would not let a refit reach.
 
     Raises:
@@ -57,15 +57,15 @@ def measure() -> list[Row]:
         folder = Path(name)
         for model in MODELS:
             spec = spec_of_name(model)
-            stored, _ = read_header(checkpoint(model, folder))
+            stored, _ = read_header(make_checkpoint(model, folder))
             methods = (Method("tome"), Method("tome", proportional=False), Method("evit"))
             for method, degree in itertools.product(methods, DEGREES):
-                graph = write_graph(spec, TokenSchedule.of(spec, degree), method, stored, {})
+                graph = write_graph(spec, Schedule.of(spec, degree), method, stored, {})
                 file = folder / "graph.onnx"
                 ir.save(graph, file)
                 onnx.checker.check_model(str(file), full_check=True)
                 onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-                left += len(unmarkable(file, list(stored)))
+                left += len(find_unmarkable(file, list(stored)))
                 weights += len(stored)
                 graphs += 1
             print(f"{model}: {graphs} graphs so far, {left} weights can't be marked")

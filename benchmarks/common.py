@@ -21,7 +21,7 @@ Row = tuple[str, str, str]
 """What was measured, the outcome, the bar."""
 
 
-def checkpoint(model: str, folder: Path) -> Path:
+def make_checkpoint(model: str, folder: Path) -> Path:
     """A timm model's checkpoint; random weights, perturbed so that no two tensors are alike."""
     file = folder / f"{model}.safetensors"
     if not file.exists():
@@ -33,7 +33,7 @@ def checkpoint(model: str, folder: Path) -> Path:
     return file
 
 
-def bank(model: str, folder: Path) -> Path:
+def make_bank(model: str, folder: Path) -> Path:
     """A random bank of rank 2 for that model."""
     file = folder / f"{model}-bank.safetensors"
     if not file.exists():
@@ -45,19 +45,19 @@ def bank(model: str, folder: Path) -> Path:
     return file
 
 
-def built(model: str, folder: Path, targets: Iterable[int]) -> Path:
-    """A bundle of those two."""
+def build_bundle(model: str, folder: Path, targets: Iterable[int]) -> Path:
+    """A bundle of those two, its variants r00, r04, ..."""
     out = folder / f"{model}-bundle"
     subprocess.run(
-        ["tocom-export", "build", "--model", model, "--checkpoint", checkpoint(model, folder),
-         "--bank", bank(model, folder), "--targets", ",".join(map(str, targets)), "--out", out,
+        ["tocom-export", "build", "--model", model, "--checkpoint", make_checkpoint(model, folder),
+         "--bank", make_bank(model, folder), "--targets", ",".join(map(str, targets)), "--out", out,
          "--no-verify", "--quiet"],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return out
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """Processor, threads and the versions that a figure depends on."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

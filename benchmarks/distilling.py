@@ -57,7 +57,7 @@ class MaskedBank(nn.Module):
         return path
 
 
-def kept(step: Callable[[], Tensor]) -> int:
+def count_kept_bytes(step: Callable[[], Tensor]) -> int:
     """Bytes that a forward pass keeps for the backward pass, each storage counted once."""
     seen: dict[int, int] = {}
 
@@ -94,7 +94,7 @@ def measure() -> list[Row]:
                 seconds[name].append(time.perf_counter() - began)
     bytes_kept = {
         name: np.mean([
-            kept(lambda: distill_loss(model, bank, images, *draw_degrees(draw)))  # type: ignore[arg-type]  # noqa: B023
+            count_kept_bytes(lambda: distill_loss(model, bank, images, *draw_degrees(draw)))  # type: ignore[arg-type]  # noqa: B023
             for draw in range(STEPS)
         ])
         for name, bank in banks.items()

@@ -10,7 +10,7 @@ import datetime
 import importlib
 import sys
 
-from common import machine
+from common import describe_machine
 
 ALL = ("starting", "accepting", "parity", "running", "building", "distilling", "serving", "peers")
 
@@ -20,7 +20,7 @@ def main() -> None:
     rows = []
     for name in sys.argv[1:] or ALL:
         rows += importlib.import_module(name).measure()
-    print(f"\n{datetime.date.today()}, {machine()}\n")
+    print(f"\n{datetime.date.today()}, {describe_machine()}\n")
     print("| what | measured | bar |\n|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import Row, bank, checkpoint
+from common import Row, make_bank, make_checkpoint
 
 MODEL = "deit_tiny_patch16_224"
 
 
-def help_seconds() -> float:
+def time_help() -> float:
     """``tocom-export --help``: median of ten."""
     seconds = []
     for _ in range(10):
@@ -24,10 +24,10 @@ def help_seconds() -> float:
     return median(seconds)
 
 
-def imports_of_build(folder: Path) -> list[str]:
+def list_imports_of_build(folder: Path) -> list[str]:
     """Heavy packages among the modules that ``build --no-verify`` imports."""
-    arguments = ["build", "--model", MODEL, "--checkpoint", str(checkpoint(MODEL, folder)),
-                 "--bank", str(bank(MODEL, folder)), "--no-verify", "-q",
+    arguments = ["build", "--model", MODEL, "--checkpoint", str(make_checkpoint(MODEL, folder)),
+                 "--bank", str(make_bank(MODEL, folder)), "--no-verify", "-q",
                  "--out", str(folder / "bundle")]  # fmt: skip
     code = (
         "import sys\nfrom tocom_export.cli.main import cli\n"
@@ -41,9 +41,9 @@ def imports_of_build(folder: Path) -> list[str]:
 def measure() -> list[Row]:
     """Both."""
     with tempfile.TemporaryDirectory() as name:
-        imported = imports_of_build(Path(name))
+        imported = list_imports_of_build(Path(name))
     return [
-        ("`tocom-export --help`", f"{help_seconds():.2f} s", "≤ 0.3 s"),
+        ("`tocom-export --help`", f"{time_help():.2f} s", "≤ 0.3 s"),
         (
             "`build --no-verify` of a safetensors checkpoint imports",
             ", ".join(imported) or "no torch, timm or onnxruntime",

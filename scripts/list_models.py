@@ -8,11 +8,13 @@ With it a bundle can be built where timm isn't installed. Run it after an upgrad
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import timm
 
 from tocom_export.errors import UnsupportedModelError
+from tocom_export.io.json_codec import encode
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.training.timm_models import preprocess_of_name, spec_of_name
 
@@ -34,15 +36,15 @@ def main() -> None:
         except UnsupportedModelError:
             refused += 1
             continue
-        entry = spec.to_json()
+        entry = encode(spec, defaults=False)
         del entry["model"]
         models[name] = {"spec": entry}
-        default = preprocess_of_name(name).to_json()
-        models[name]["preprocess"] = changes(default, Preprocess().to_json())
+        default = asdict(preprocess_of_name(name))
+        models[name]["preprocess"] = changes(default, asdict(Preprocess()))
         models[name]["tags"] = {
             pretrained.split(".")[1]: tag
             for pretrained in timm.list_pretrained(f"{name}.*")
-            if (tag := changes(preprocess_of_name(pretrained).to_json(), default))
+            if (tag := changes(asdict(preprocess_of_name(pretrained)), default))
         }
     lines = [f"{json.dumps(n)}: {json.dumps(m)}" for n, m in sorted(models.items())]
     OUT.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")

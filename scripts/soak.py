@@ -3,7 +3,7 @@
 python scripts/soak.py [--seconds 600] [--threads 8] [--model NAME --checkpoint FILE --bank FILE]
                        [--arrivals FILE] [--out FILE]
 
-Each answer is held against an engine of the same degree and the same weights, opened from a bundle
+Each answer is held against an engine of the same variant and the same weights, opened from a bundle
 that was built so: equal in every bit, or it counts as wrong. Prints what was counted as JSON, and
 exits with 1 if an answer was wrong or lost, or if the memory's median in the last tenth of the
 time is more than a hundredth above that in the second tenth. Without --model, the one inside the
@@ -30,15 +30,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tocom_export import EnginePool
-from tocom_export.bundle.writing import BuildPlan, write_bundle
-from tocom_export.cli.resolve import plan_build
+from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.verify import sample_images
 from tocom_export.errors import ImageError
-from tocom_export.io.memory import own_memory
+from tocom_export.exporting import prepare
+from tocom_export.io.memory import read_memory
 
-TARGETS = (0, 4, 8, 12, 16)
 GROWTH = 0.01
 BATCHES = (1, 2, 3)
 
@@ -55,30 +54,33 @@ class Weights:
 class Soak:
     """What is asked of a pool, what must come back, and what was counted."""
 
-    def __init__(self, plan: BuildPlan, folder: Path) -> None:
+    def __init__(self, blueprint: Blueprint, folder: Path) -> None:
         own, other = folder / "own.safetensors", folder / "other.safetensors"
-        tensors = {name: np.asarray(t, np.float32) for name, t in plan.checkpoint.tensors.items()}
+        weights = blueprint.weights
+        tensors = {n: np.asarray(t, np.float32) for n, t in weights.checkpoint.tensors.items()}
         save_file(tensors, own)
         save_file({name: t * np.float32(1.01) for name, t in tensors.items()}, other)
         self.choices = [
             Weights(own, 0, 0.1), Weights(own, 8, 0.2), Weights(other, 0, 0.3),
             Weights(other, 8, 0.4),
         ]  # fmt: skip
-        self.bank = plan.bank
-        self.images = [sample_images(plan.spec, batch) for batch in BATCHES]
-        self.wanted: dict[tuple[float, int], list[np.ndarray]] = {}
+        self.bank = weights.bank
+        self.images = [sample_images(weights.spec, batch) for batch in BATCHES]
+        self.wanted: dict[tuple[float, str], list[np.ndarray]] = {}
         for number, choice in enumerate(self.choices):
+            checkpoint = Checkpoint.open(choice.checkpoint)
             changed = dataclasses.replace(
-                plan,
-                checkpoint=Checkpoint.open(choice.checkpoint),
-                source=choice.source,
-                scale=choice.scale,
+                blueprint,
+                weights=dataclasses.replace(weights, checkpoint=checkpoint),
+                variants={
+                    name: dataclasses.replace(variant, source=choice.source, scale=choice.scale)
+                    for name, variant in blueprint.variants.items()
+                },
             )
             bundle = write_bundle(changed, folder / f"bundle{number}")
-            for target in plan.targets:
-                engine = OnnxEngine(bundle, target, threads=1)
-                logits = [engine.run(images) for images in self.images]
-                self.wanted[choice.scale, target] = logits
+            for name in bundle.variants:
+                engine = OnnxEngine(bundle, name, threads=1)
+                self.wanted[choice.scale, name] = [engine.run(images) for images in self.images]
         self.pool = EnginePool(folder / "bundle0", threads=1)
         self.count: Counter[str] = Counter()
         self.lock = threading.Lock()
@@ -111,7 +113,7 @@ class Soak:
                 count["lost"] += 1
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
-            wanted = self.wanted[serving.scale, serving.target][which]
+            wanted = self.wanted[serving.variant.scale, serving.variant.name][which]
             count["right" if np.array_equal(logits, wanted) else "wrong"] += 1
         with self.lock:
             self.count.update(count)
@@ -122,9 +124,10 @@ class Soak:
         known = self.choices[0].checkpoint
         while time.monotonic() < until:
             for _ in range(dice.randrange(20)):
-                target = dice.choice(self.pool.targets)
-                if self.pool.switch(target).target != target or self.pool.serving.target != target:
-                    self.failures.append(f"the switch to {target} did nothing")
+                name = dice.choice(self.pool.variants)
+                found = self.pool.switch(name).variant.name, self.pool.serving.variant.name
+                if found != (name, name):
+                    self.failures.append(f"the switch to {name} did nothing")
                 self.count["switches"] += 1
                 time.sleep(dice.expovariate(1 / 0.02))
             choice = dice.choice(self.choices)
@@ -140,10 +143,10 @@ class Soak:
                 checkpoint=file, bank=self.bank, source=choice.source, scale=choice.scale
             )
             known = choice.checkpoint
-            if self.pool.serving.scale != choice.scale:
+            if self.pool.serving.variant.scale != choice.scale:
                 self.failures.append(f"the refit to scale {choice.scale} did nothing")
             self.count["refits"] += 1
-            if (memory := own_memory()) is not None:
+            if (memory := read_memory()) is not None:
                 self.memory.append((time.monotonic(), memory))
 
     def run(self, seconds: float, threads: int) -> dict[str, Any]:
@@ -201,13 +204,9 @@ def main() -> None:
     parser.add_argument("--arrivals", type=Path, help="write when each request came, seconds")
     parser.add_argument("--out", type=Path, help="write the JSON there, too")
     options = parser.parse_args()
-    plan = plan_build(
-        model=options.model, checkpoint_file=options.checkpoint, bank_name=options.bank,
-        method_name=None, source=None, targets=TARGETS, scale=0.1,
-    )  # fmt: skip
-    plan = dataclasses.replace(plan, source=0)
+    blueprint = prepare(options.model, checkpoint=options.checkpoint, bank=options.bank)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(plan, Path(folder))
+        soak = Soak(blueprint, Path(folder))
         found = soak.run(options.seconds, options.threads)
     text = json.dumps(found, indent=2)
     print(text)

@@ -145,9 +145,9 @@ def measurements(data: Path, out: Path) -> Iterator[Task]:
             more = ("--method", method)
             yield evaluate("rows", name, dataset, bank, [model], str(source), *more)
     for dataset, (name, change) in product(DOWNSTREAM, ABLATIONS.items()):
-        variant = "ToCom, trained as briefly" if name == "tocom" else name
+        bank_name = "ToCom, trained as briefly" if name == "tocom" else name
         scale = change.split()[-1] if change.startswith("--scale") else "0.1"
         bank = out / "ablation" / f"{name.replace(' ', '-')}.safetensors"
-        more = ("--variant", variant, "--scale", scale)
+        more = ("--bank-name", bank_name, "--scale", scale)
         yield evaluate("rows", f"{name} from 0", dataset, bank, ["tome00-s0"], "12,16", *more)
         yield evaluate("rows", f"{name} from 16", dataset, bank, ["tome16-s0"], "0", *more)

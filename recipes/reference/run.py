@@ -23,7 +23,7 @@ from pathlib import Path
 
 from program import Task, tasks
 
-from tocom_export.study.results import Results, Row
+from tocom_export.study.results import Results, parse_row
 
 HERE = Path(__file__).resolve().parent
 PARALLEL = ("downstream", "ablation", "rows")
@@ -76,7 +76,7 @@ def processors() -> int:
 def collect(out: Path) -> None:
     """All rows measured so far, as one document, and the page of it."""
     rows = [
-        Row.from_json(row if file.parent.name == "timed" else {**row, "throughput": None})
+        parse_row(row if file.parent.name == "timed" else {**row, "throughput": None})
         for file in sorted((out / "rows").glob("*/*.json"))
         for row in json.loads(file.read_text())["rows"]
     ]  # what ran beside others says nothing of speed
@@ -84,7 +84,7 @@ def collect(out: Path) -> None:
         target = out / "study" / "results.json"
         target.parent.mkdir(exist_ok=True)
         known = Results.load(target) if target.exists() else Results()
-        known.merge(rows).with_references().save(target)
+        known.merge(rows).save(target)
         command = [sys.executable, "-m", "tocom_export.cli.main", "evaluate", "--out"]
         subprocess.run([*command, str(target.parent)], check=True)
 
