@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tocom_export.training.data.train import TrainData
     from tocom_export.training.loop.loop import ReportStep
     from tocom_export.training.loop.optimizer import Hyperparameters
-    from tocom_export.training.recipe import Recipe
+    from tocom_export.training.settings import Settings
 
 
 def _safetensors(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
@@ -54,7 +54,7 @@ _OPTIONS = (
     click.option(
         "--lr",
         type=FiniteFloat(1e-12),
-        help="Learning rate at its peak; default: the recipe's, in proportion to --batch.",
+        help="Learning rate at its peak; default: the paper's, in proportion to --batch.",
     ),
     click.option("--weight-decay", type=FiniteFloat(0), help="AdamW's."),
     click.option(
@@ -126,7 +126,7 @@ def start_training(options: dict[str, Any]) -> Output:
     return output if int(os.environ.get("RANK", 0)) == 0 else Output(False, -1)
 
 
-def open_data(recipe: Recipe, options: Mapping[str, Any], model: Model) -> TrainData:
+def open_data(settings: Settings, options: Mapping[str, Any], model: Model) -> TrainData:
     """The images to train a model on."""
     from tocom_export.training.data.opening import open_images
     from tocom_export.training.data.train import TrainData
@@ -134,8 +134,8 @@ def open_data(recipe: Recipe, options: Mapping[str, Any], model: Model) -> Train
     root, download = options["data_root"], options["download"]
     images = open_images(options["data"], data_root=root, download=download)
     return TrainData(
-        images, model.spec, model.preprocess, recipe.batch,
-        seed=recipe.seed, workers=options["workers"], warn=_warn, **recipe.augmentation(),
+        images, model.spec, model.preprocess, settings.batch,
+        seed=settings.seed, workers=options["workers"], warn=_warn, **settings.augmentation(),
     )  # fmt: skip
 
 

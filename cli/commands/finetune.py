@@ -104,30 +104,30 @@ def finetune_command(
     from tocom_export.training.data.seeding import seed_all
     from tocom_export.training.finetune import finetune
     from tocom_export.training.loop.distributed import join_processes
-    from tocom_export.training.recipe import ADAPTFORMER, FULL
+    from tocom_export.training.settings import ADAPTFORMER, FULL
     from tocom_export.training.starting import change_classes, resize
 
     output, out = start_training(options), options["out"]
-    recipe = (FULL if options["tune"] == "full" else ADAPTFORMER).change(options)
+    settings = (FULL if options["tune"] == "full" else ADAPTFORMER).change(options)
     start = _open_start(model, checkpoint, init, options["tune"])
     if image_size:
         start = resize(start, image_size)
     with join_processes(options["device"], options["amp"]) as process:
-        images = open_data(recipe, options, start)
+        images = open_data(settings, options, start)
         source = start.checkpoint.info.source or 0 if source is None else source
-        seed_all(recipe.seed)
+        seed_all(settings.seed)
         start = change_classes(start, images.classes)
-        network = _make_network(start, recipe.drop_path, options)
+        network = _make_network(start, settings.drop_path, options)
         accuracy = _Accuracy(val, options, start, images.classes, output)
-        with report_steps(output, "training", recipe, images.steps_per_epoch) as report:
+        with report_steps(output, "training", settings, images.steps_per_epoch) as report:
             finetune(
                 network,
                 images,
-                recipe,
+                settings,
                 out,
                 source=source,
                 preprocess=start.preprocess,
-                label_smoothing=recipe.label_smoothing,
+                label_smoothing=settings.label_smoothing,
                 process=process,
                 accumulate=options["accumulate"],
                 report=report,

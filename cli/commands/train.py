@@ -83,27 +83,27 @@ def train_command(
     from tocom_export.training.distill import distill
     from tocom_export.training.loop.distributed import join_processes
     from tocom_export.training.lora import TrainableBank
-    from tocom_export.training.recipe import DISTILL
+    from tocom_export.training.settings import DISTILL
     from tocom_export.training.starting import make_network
 
-    output, recipe = start_training(options), DISTILL.change(options)
+    output, settings = start_training(options), DISTILL.change(options)
     loaded, out = load_model(model, checkpoint), options["out"]
     spec = loaded.spec
     chosen = choose_method(method, None, loaded.checkpoint.info, proportional)
     with join_processes(options["device"], options["amp"]) as process:
-        images = open_data(recipe, options, loaded)
-        seed_all(recipe.seed)
+        images = open_data(settings, options, loaded)
+        seed_all(settings.seed)
         rank *= MAX_DEGREE if arithmetic == "shared" else 1
         bank = TrainableBank(spec, chosen, rank=rank, scale=scale, arithmetic=arithmetic)
-        network = make_network(loaded, chosen, recipe.drop_path)
+        network = make_network(loaded, chosen, settings.drop_path)
         if options["compile"]:
             network.compile()
-        with report_steps(output, "distilling", recipe, images.steps_per_epoch) as report:
+        with report_steps(output, "distilling", settings, images.steps_per_epoch) as report:
             trained = distill(
                 network,
                 bank,
                 images,
-                recipe,
+                settings,
                 out,
                 loss=loss or ("kl" if spec.classes else "features"),
                 process=process,

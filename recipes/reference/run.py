@@ -48,7 +48,6 @@ def run(task: Task, threads: int | None) -> str:
     with task.made.with_suffix(".log").open("a") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "tocom_export.cli.main", *task.command],
-            cwd=HERE,  # in the checkout's root its folder would hide the installed package
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None,

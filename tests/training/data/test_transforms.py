@@ -16,7 +16,7 @@ from tocom_export.training.data.transforms import (
     eval_transform,
     train_transform,
 )
-from tocom_export.training.recipe import DISTILL
+from tocom_export.training.settings import DISTILL
 
 PLAIN = {"flip": True, "crop_scale": 0.5, "erasing": 0.0}
 

@@ -1,4 +1,4 @@
-"""The paper's recipes (section 5.1 and its table), and options in place of what they say."""
+"""The paper's settings (section 5.1 and its table), and options in place of what they say."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .loop.optimizer import Hyperparameters
 
 
 @dataclass(frozen=True)
-class Recipe(Augmentation, Hyperparameters):
+class Settings(Augmentation, Hyperparameters):
     """Hyper-parameters, and what is done to the images and the model while training."""
 
     label_smoothing: float = 0.0
     drop_path: float = 0.1
     """Stochastic depth of the last layer."""
 
-    def change(self, options: Mapping[str, Any]) -> Recipe:
-        """The recipe with the options, by the names of the fields, that are there and not None.
+    def change(self, options: Mapping[str, Any]) -> Settings:
+        """These settings with those options, named as the fields are, that are given.
 
         A learning rate that isn't given grows with the batch, and a warm-up that isn't given is
         shorter in a run that is.
@@ -35,7 +35,7 @@ class Recipe(Augmentation, Hyperparameters):
         return {field.name: getattr(self, field.name) for field in fields(Augmentation)}
 
 
-DISTILL = Recipe(
+DISTILL = Settings(
     epochs=10, batch=1024, lr=2e-3, augment="rand-m9-mstd0.5-inc1", erasing=0.25, mixup=0.8,
     cutmix=1.0,
 )  # fmt: skip
@@ -45,5 +45,5 @@ FULL = replace(DISTILL, epochs=30, batch=64, lr=2e-4, warmup_epochs=5, label_smo
 """All weights, on the fine-grained sets; the paper searches the learning rate from 1e-4 to
 5e-3 there."""
 
-ADAPTFORMER = Recipe(epochs=100, batch=64, lr=1e-3, weight_decay=1e-4, augment="none")
+ADAPTFORMER = Settings(epochs=100, batch=64, lr=1e-3, weight_decay=1e-4, augment="none")
 """Adapters and head alone, on the thousand images of a VTAB-1k task, which are only resized."""
