@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tocom_export.errors import ImageError
+from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
 
@@ -16,8 +16,6 @@ Images = npt.NDArray[np.float32]
 """Normalised images (B, C, H, W)."""
 Logits = npt.NDArray[np.float32]
 """(B, classes); pooled features (B, width) of a model without a head."""
-Tensors = Mapping[str, npt.NDArray[Any]]
-"""PyTorch name → weight, in the types that the bundle stores."""
 
 
 class Engine(Protocol):

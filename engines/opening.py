@@ -8,9 +8,10 @@ from tocom_export.bundle.file_hashes import load_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
+from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from .engine import Engine, Tensors
+from .engine import Engine
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 

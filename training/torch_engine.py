@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
 from tocom_export.graph.quantising import dequantize
+from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run, measure_accuracy
 from tocom_export.variant import Variant
@@ -24,7 +25,6 @@ from .lora import TrainableBank
 from .model import CompressedVit, Degrees
 from .timm_models import vit_from_spec
 
-Tensors = Mapping[str, npt.NDArray[Any]]
 Images = npt.NDArray[np.float32]
 
 

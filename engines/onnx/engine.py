@@ -6,10 +6,10 @@ from functools import partial
 
 from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
-from tocom_export.io.tensors import map_tensors, read_header
+from tocom_export.io.tensors import Tensors, map_tensors, read_header
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, Tensors, check_images
+from ..engine import Images, Logits, check_images
 from .session import Device, open_session
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, DeviceError, InputError, MissingPackageError, brief
-
-from ..engine import Tensors
+from tocom_export.io.tensors import Tensors
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 """What ONNX Runtime calls a provider."""

@@ -20,11 +20,12 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import BankError, BundleError, InputError, PoolError
+from tocom_export.io.tensors import Tensors
 from tocom_export.loading import load_bank
 from tocom_export.model.catalogue import REFERENCE
 from tocom_export.variant import Variant
 
-from ..engine import Engine, Images, Logits, Tensors, check_logits
+from ..engine import Engine, Images, Logits, check_logits
 from ..opening import Backend, check_backend, open_engine, read_weights
 
 

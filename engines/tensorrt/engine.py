@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tocom_export.errors import DeviceError, ImageError, PlanError
+from tocom_export.io.tensors import Tensors
 
-from ..engine import Images, Logits, Tensors, check_images
+from ..engine import Images, Logits, check_images
 from . import refitter
 from .cuda import find_gpu, why_no_gpu
 from .lane import Lane

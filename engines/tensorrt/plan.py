@@ -17,10 +17,10 @@ from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import scale_name
 from tocom_export.io.atomic import replace_file
 from tocom_export.io.json_codec import decode, encode, format_json, read_json
+from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
 
-from ..engine import Tensors
 from .library import Library
 
 FORMAT = 2

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tocom_export.bundle.weights import ModelWeights
+from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Tensors
 from .engine import TensorRtEngine
 from .plan import PlanRecord, open_plan, save_plan, select_refittable
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tocom_export.errors import PlanError
+from tocom_export.io.tensors import Tensors
 
-from ..engine import Tensors
 from .interrupt import deferred_interrupt
 from .library import Nvidia
 from .plan import PlanRecord

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tocom_export.compression.bank import FACTORS, ToComBank
-from tocom_export.compression.bank_groups import ARITHMETICS, groups_of
+from tocom_export.compression.bank_groups import Arithmetic, groups_of
 from tocom_export.compression.metadata import METADATA_KEY
 from tocom_export.compression.method import Method
 from tocom_export.errors import BankError, DegreeError
@@ -132,7 +132,7 @@ def test_only_steps_add_up_and_turn_round(ablated: Callable, arithmetic: str, ho
     assert np.allclose(past, there) == holds
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("arithmetic", get_args(Arithmetic))
 def test_the_arithmetic_is_saved(tmp_path: Path, ablated: Callable, spec: VitSpec, arithmetic: Any):
     bank = ablated(arithmetic)
     bank.save(tmp_path / "bank.safetensors")

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tocom_export.compression.bank_groups import (
-    ARITHMETICS,
     Arithmetic,
     coefficients,
     groups_of,
 )
+
+ARITHMETICS = get_args(Arithmetic)
 
 degrees = st.integers(0, 16)
 reals = st.floats(0, 16)

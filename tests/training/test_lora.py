@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,13 +12,15 @@ import torch
 
 from tocom_export.compression.bake import bake, qkv_name
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.bank_groups import ARITHMETICS, groups_of
+from tocom_export.compression.bank_groups import Arithmetic, groups_of
 from tocom_export.compression.method import Method
 from tocom_export.errors import BankError
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
 from tocom_export.variant import Variant
+
+ARITHMETICS = get_args(Arithmetic)
 
 PAIRS = [(0, 1), (0, 16), (3, 9), (16, 0), (9, 8)]
 FAST = (20, 3, 0)

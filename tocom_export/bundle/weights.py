@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,10 @@ from ..compression.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..graph.precision import Precision
 from ..graph.quantising import quantized_layers, stored_form
+from ..io.tensors import Tensors
 from ..model.catalogue import REFERENCE, REFERENCE_CHECKPOINT
 from ..model.spec import VitSpec
 from ..variant import Variant
-
-Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from source up to target, subtracted on the way down (section 4.1). The other tw
 ablation compares it with (section 5.4): ``shared``, one group for every pair of degrees; and
 ``no-inversion``, groups of their own for the way down."""
 
-ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 _GROUPS: dict[Arithmetic, int] = {
     "steps": MAX_DEGREE,
     "shared": 1,

@@ -19,6 +19,8 @@ from ..errors import CheckpointError, InputError
 from .json_codec import decode, parse_json
 
 Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+"""PyTorch name → weight."""
 Bytes = Annotated[int, Meta(ge=0, le=2**48)]
 
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
