@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.errors import ImageError
+from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
@@ -23,6 +24,14 @@ class Engine(Protocol):
 
     spec: VitSpec
     variant: Variant
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in, which may be less than its bundle's graphs say."""
+
+    @property
+    def about(self) -> str:
+        """The runtime, where it runs and in which precision, for people."""
 
     @property
     def largest(self) -> int | None:

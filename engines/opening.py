@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from tocom_export.bundle.file_hashes import load_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
-from tocom_export.io.tensors import Tensors
+from tocom_export.io.tensors import Tensors, map_tensors, read_header
 from tocom_export.variant import Variant
 
 from .engine import Engine
 
-Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
+_SOME = {
+    "threads": (None, ("onnx", "openvino")),
+    "compensated": (True, ("onnx", "openvino")),
+    "inference_precision": ("auto", ("openvino",)),
+    "hint": ("latency", ("openvino",)),
+    "streams": (None, ("openvino",)),
+    "host_code": (False, ("tensorrt", "tensorrt-rtx")),
+}
+"""Options that are for some backends alone: their defaults, and which."""
 
 
 def open_engine(
@@ -21,8 +31,13 @@ def open_engine(
     variant: Variant,
     *,
     backend: Backend = "onnx",
-    device: Any = "cpu",
+    device: Any = None,
     threads: int | None = None,
+    streams: int | None = None,
+    hint: Literal["latency", "throughput"] = "latency",
+    inference_precision: Literal["auto", "f32", "bf16"] = "auto",
+    batch: Sequence[int] = (),
+    compensated: bool = True,
     weights: Tensors | None = None,
     graph: bytes | None = None,
     host_code: bool = False,
@@ -30,25 +45,54 @@ def open_engine(
     """A bundle's variant, ready to run.
 
     Args:
-        device: where ONNX Runtime runs; a plan runs on the GPU that CUDA uses.
-        threads: of ONNX Runtime within an operator; None leaves it to the runtime.
+        device: where it runs. ONNX Runtime: cpu (the default), cuda, tensorrt; OpenVINO: CPU (the
+            default), GPU, NPU, AUTO; a plan runs on the GPU that CUDA uses.
+        threads: of a CPU; None leaves it to the runtime.
+        streams: runs side by side in OpenVINO; None leaves it to the hint.
+        hint: what OpenVINO is tuned for.
+        inference_precision: what OpenVINO computes in where the graph says float32; auto leaves
+            it to the device, and the engine's ``precision`` says what that chose.
+        batch: sizes of batches that will come: OpenVINO compiles a faster model for each.
+        compensated: False runs the checkpoint's own weights: token reduction alone.
         weights: all tensors of the variant; a plan must let go of those that differ.
         graph: in place of the bundle's file, for ONNX Runtime.
         host_code: let a version-compatible plan run the code that it brings along.
 
     Raises:
+        InputError: an option that is not for this backend.
         PlanError: a plan of another variant, or that doesn't let go of the weights.
         TocomError: what opening an engine of that backend raises.
     """
-    check_backend(backend)
+    check_backend(
+        backend, threads=threads, streams=streams, hint=hint, host_code=host_code,
+        inference_precision=inference_precision, compensated=compensated,
+    )  # fmt: skip
     if threads is not None and threads < 1:
         raise InputError(f"`threads` {threads}: there is one at least.")
+    if not compensated:
+        weights = map_tensors(read_header(bundle.path / WEIGHTS)[0])
     if backend == "onnx":
         from .onnx.engine import OnnxEngine
 
         return OnnxEngine(
-            bundle, variant, device=device, threads=threads, weights=weights, graph=graph
+            bundle, variant, device=device or "cpu", threads=threads, weights=weights, graph=graph
         )
+    if backend == "openvino":
+        from .openvino.engine import OpenVinoEngine
+        from .openvino.library import Settings
+
+        settings = Settings(device or "CPU", inference_precision, hint, threads, streams)
+        return OpenVinoEngine(bundle, variant, settings=settings, batch=batch, weights=weights)
+    return _open_plan(bundle, variant, backend, weights, host_code)
+
+
+def _open_plan(
+    bundle: Bundle,
+    variant: Variant,
+    backend: Backend,
+    weights: Tensors | None,
+    host_code: bool,
+) -> Engine:
     from .tensorrt.engine import TensorRtEngine
     from .tensorrt.plan import check_plan, select_refittable
 
@@ -72,7 +116,15 @@ def read_weights(bundle: Bundle, *names: str) -> Tensors:
     return {k: tensor for file in files.items() for k, tensor in load_recorded(*file).items()}
 
 
-def check_backend(backend: str) -> None:
-    """Raise InputError where there is no such backend."""
+def check_backend(backend: str, **options: Any) -> None:
+    """Raise InputError where there is no such backend, or an option is not for it.
+
+    Args:
+        options: of :func:`open_engine`; one that is at its default goes with any.
+    """
     if backend not in (known := get_args(Backend)):
         raise InputError(f"`backend` {backend!r}: it is {', '.join(known)}.")
+    for name, value in options.items():
+        default, owners = _SOME[name]
+        if value != default and backend not in owners:
+            raise InputError(f"`{name}` is for `backend` {' and '.join(owners)}.")

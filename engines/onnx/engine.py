@@ -50,9 +50,18 @@ class OnnxEngine:
         graph: bytes | None = None,
     ) -> None:
         self.spec, self._path, self._compensated = bundle.spec, bundle.path, compensated
+        self.precision = bundle.precision
         self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
         self._open = partial(open_session, bundle, self.variant.name, device, threads, graph=graph)
         self._opened = self._open(weights=weights or self._read_plain())
+
+    @property
+    def about(self) -> str:
+        """``ONNX Runtime 1.32.0, CPUExecutionProvider, fp32``."""
+        import onnxruntime
+
+        provider = self._opened[0].get_providers()[0]
+        return f"ONNX Runtime {onnxruntime.__version__}, {provider}, {self.precision}"
 
     def run(self, images: Images) -> Logits:
         """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""

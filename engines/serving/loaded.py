@@ -63,7 +63,7 @@ class Loaded:
     backend: Backend
     options: Mapping[str, Any]
     files: Mapping[str, Any]
-    """Variant → its graph, or what tells its plan from one that is put in its place."""
+    """Variant → its graph, or what tells its files from others that are put in their place."""
     new: ModelWeights | None = None
     """What other weights than those in the bundle's files are made of."""
     new_shared: Tensors | None = None
@@ -88,8 +88,9 @@ class Loaded:
             graphs = {name: bundle.graph(name) for name in names}
             read = {n: read_recorded(file, bundle.files[file.name]) for n, file in graphs.items()}
             return cls(bundle, names, backend, options, read)
-        plans = {name: _identify(bundle.plan(name)) for name in names}
-        return cls(bundle, names, backend, options, plans)
+        found = cls(bundle, names, backend, options, {})
+        files = {name: tuple(map(_identify, found._list_files(name))) for name in names}
+        return dataclasses.replace(found, files=files)
 
     @cached_property
     def shared(self) -> Tensors:
@@ -104,12 +105,23 @@ class Loaded:
             weights, graph = {**self.shared, **own}, self.files[name]
             engine = open_engine(bundle, variant, weights=weights, graph=graph, **self.options)
             return Serving(engine, sum(tensor.nbytes for tensor in own.values()))
-        plan = bundle.plan(name)
-        if _identify(plan) != self.files[name]:
-            raise BundleError(f"{plan} was changed since its bundle was opened; reload the pool.")
+        files = self._list_files(name)
+        read = files[:1] if self.new else files  # of OpenVINO's, the graph alone
+        for file, known in zip(read, self.files[name], strict=False):
+            if _identify(file) != known:
+                raise BundleError(
+                    f"{file} was changed since its bundle was opened; reload the pool."
+                )
         new = {**self.shared, **self.new.own(variant)} if self.new else None
         engine = open_engine(bundle, variant, backend=self.backend, weights=new, **self.options)
-        return Serving(engine, plan.stat().st_size)
+        return Serving(engine, sum(file.stat().st_size for file in files))
+
+    def _list_files(self, name: str) -> list[Path]:
+        """What a backend reads itself: a plan, or OpenVINO's graph and its weights."""
+        bundle = self.bundle
+        if self.backend == "openvino":
+            return [bundle.graph(name), *bundle.weight_files(name)]
+        return [bundle.plan(name)]
 
     def replace_weights(
         self,
@@ -165,10 +177,10 @@ class Loaded:
         return shared, Checkpoint(opened.file, exact, opened.info)
 
 
-def _identify(plan: Path) -> tuple[int, ...]:
-    """Tells a plan from one that is put in its place, without reading it."""
+def _identify(file: Path) -> tuple[int, ...]:
+    """Tells a file from one that is put in its place, without reading it."""
     try:
-        found = plan.stat()
+        found = file.stat()
     except OSError as error:
-        raise BundleError(f"{plan}: can't be read: {error.strerror}.") from None
+        raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
     return found.st_ino, found.st_size, found.st_mtime_ns

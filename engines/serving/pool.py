@@ -37,7 +37,7 @@ class EnginePool:
         backend: what runs them.
         memory: opens a variant when it is first asked for, and closes those that were not used
             for longest where all weights together are more than so many bytes; None opens all.
-        options: device, threads and host_code, as of :meth:`Bundle.engine`.
+        options: device, threads, batch and the like, as of :meth:`Bundle.engine`.
 
     Raises:
         TocomError: what opening a bundle and its engines raises.

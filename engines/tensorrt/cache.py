@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,19 +13,12 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import DeviceError, OutputError, PlanError
 from tocom_export.variant import Variant
 
+from ..machine_cache import digest, find_cache
 from .building import PlanOptions
 from .cuda import find_gpu
 from .library import Nvidia
 from .plan import PlanRecord, digest_fixed, list_marked, open_plan, save_plan, select_refittable
 from .refit import refit_opened
-
-
-def find_cache() -> Path:
-    """``$TOCOM_EXPORT_CACHE``, else ``tocom-export`` in the user's cache folder."""
-    if named := os.environ.get("TOCOM_EXPORT_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tocom-export"
 
 
 def find_place(
@@ -55,7 +46,7 @@ def find_place(
         nvidia.version,
         dataclasses.asdict(gpu),
     )
-    return find_cache() / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.plan"
+    return find_cache() / f"{digest(facts)}.plan"
 
 
 def take_plan(file: Path, bundle: Bundle, variant: Variant) -> tuple[bytes, PlanRecord] | None:

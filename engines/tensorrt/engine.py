@@ -49,6 +49,7 @@ class TensorRtEngine:
         content, record = unsaved or open_plan(plan)
         self.record = record
         self.spec, self.variant, self.largest = record.spec, record.variant, record.batch[2]
+        self.precision = record.precision
         self._nvidia = open_library(record.backend)
         self._engine = _deserialize(self._nvidia, plan, content, record, host_code)
         self._changing, self._running = threading.Lock(), threading.Lock()
@@ -57,6 +58,11 @@ class TensorRtEngine:
         self._why_not = "the plan is stripped of its weights; tocom-export refit gives it some."
         if not record.stripped:
             self._make_ready()
+
+    @property
+    def about(self) -> str:
+        """``tensorrt 10.3.0, fp16``."""
+        return f"{self.record.backend} {self.record.version}, {self.precision}"
 
     def run(self, images: Images) -> Logits:
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.

@@ -98,6 +98,10 @@ class GraphBuilder:
             self._values[name] = self._tape.initializer(tensor)
         return self._values[name]
 
+    def shape(self, weight: str) -> tuple[int, ...]:
+        """The shape of a weight of the checkpoint."""
+        return self._weights[weight].shape
+
     def ints(self, *numbers: int) -> ir.Value:
         """An int64 vector, stored in the graph."""
         name = "ints_" + "_".join(map(str, numbers)).replace("-", "m")

@@ -3,7 +3,8 @@
 The same arithmetic as :mod:`tocom_export.training.matching`, in operators that every runtime
 has: no scatter (parsers reject it or send it to plugins), no ``-inf`` masks, no sorting but
 TopK. Every shape but the batch is static. Tokens and sizes are of the stream; similarities are
-float32 in every precision. A merging step, matching included, is 28 nodes.
+float32 in every precision. A merging step, matching included, is 31 nodes, most of them on a
+few numbers: what is done with all tokens is one gather, one product and one sum.
 """
 
 from __future__ import annotations
@@ -22,38 +23,26 @@ from .builder import FLOAT, GraphBuilder
 class Matching:
     """Which of N tokens go where when r of them are merged, as values of a graph.
 
-    Tokens at odd positions behind the prefix are set B, M of them. After the merge the order is
-    ``[prefix, kept A, B]``.
+    Behind the prefix, tokens at even positions are set A, those at odd ones set B. After the
+    merge the order is ``[prefix, kept A, B]``.
     """
 
     kept: ir.Value
-    """Positions of the prefix and of the A tokens that stay, in order (B, N - M - r, 1), int64."""
+    """Positions of the tokens that stay, in their new order (B, N - r, 1), int64."""
     merged: ir.Value
     """Positions of the A tokens that go, the best match first (B, r, 1), int64."""
     into: ir.Value
-    """The B token of each, as an index into set B (B, r, 1), int64."""
+    """The place of each after the merge (B, r, 1), int64."""
     one_hot: ir.Value
-    """The same in the stream's type, to add tokens by a product (B, M, r)."""
+    """The same in the stream's type, to add tokens by a product (B, N - r, r)."""
     tokens: int
     """N."""
     removed: int
     """r."""
-    prefix: int
-    """Protected tokens."""
-
-    @property
-    def set_b(self) -> range:
-        """Positions of set B."""
-        return _set_b(self.tokens, self.prefix)
 
 
 def match(builder: GraphBuilder, keys: ir.Value, tokens: int, remove: int, prefix: int) -> Matching:
     """Match the ``remove`` most similar pairs of patch tokens.
-
-    Tokens at even positions are set A, at odd ones set B. All N tokens propose to set B, and
-    a constant then ranks A's proposals above those of the prefix tokens, and these above set
-    B's: one TopK yields ``[merged A | kept A and prefix | ...]`` as positions, with nothing to
-    slice away first.
 
     Args:
         keys: (B, H, N, D), in the type that is computed in.
@@ -61,33 +50,55 @@ def match(builder: GraphBuilder, keys: ir.Value, tokens: int, remove: int, prefi
         remove: number of tokens to merge away, r, at most ``(N - prefix) // 2``.
         prefix: number of protected tokens.
     """
-    set_b = _set_b(tokens, prefix)
-    others = tokens - len(set_b)  # set A and the prefix
+    set_a = np.arange(prefix + prefix % 2, tokens, 2)
+    set_b = np.arange(prefix + 1 - prefix % 2, tokens, 2)
     keys = builder.cast(keys, builder.types.compute, FLOAT)
     metric = builder.op("ReduceMean", keys, builder.ints(1), keepdims=0)  # (B, N, D)
     metric = builder.op("Div", metric, builder.op("ReduceL2", metric, builder.ints(2)))
-    metric_b = builder.cut(metric, 1, set_b.start, tokens, 2)  # (B, M, D)
-    metric_b = builder.op("Transpose", metric_b, perm=(0, 2, 1))
-    scores = builder.op("MatMul", metric, metric_b)  # (B, N, M)
-    best, into = builder.ops("TopK", scores, builder.ints(1), outputs=2, axis=2)  # (B, N, 1)
-    best = builder.op("Add", best, _rank(builder, tokens, prefix))
-    _, order = builder.ops("TopK", best, builder.ints(others), outputs=2, axis=1)
-    lengths = builder.ints(remove, others - remove)
-    merged, kept = builder.ops("Split", order, lengths, outputs=2, axis=1)
-    kept = _sort(builder, kept, others - remove)[0]  # back in the original order
-
+    metric_a, metric_b = (
+        builder.op("Gather", metric, builder.constant(f"set_{s[0]}_{tokens}", s), axis=1)
+        for s in (set_a, set_b)
+    )
+    scores = builder.op("MatMul", metric_a, builder.op("Transpose", metric_b, perm=(0, 2, 1)))
+    best, into = builder.ops("TopK", scores, builder.ints(1), outputs=2, axis=2)  # (B, A, 1)
+    _, order = builder.ops("TopK", best, builder.ints(len(set_a)), outputs=2, axis=1)
+    stay = len(set_a) - remove
+    if stay:
+        lengths = builder.ints(remove, stay)
+        merged, kept = builder.ops("Split", order, lengths, outputs=2, axis=1)
+        kept = _sort(builder, kept, stay)[0]  # back in the original order
+    else:
+        merged, kept = order, None
     into = builder.op("GatherND", into, merged, batch_dims=1)  # (B, r, 1)
+    into = builder.op("Add", into, builder.ints(prefix + stay))
+    positions = builder.constant(f"set_a_{tokens}_{prefix}", set_a)
+    merged = builder.op("Gather", positions, merged)
+
+    # Padding and adding a constant stands in for a Concat with one, which would have to be
+    # expanded to the batch. Where all of set A goes, there is nothing to pad but zero.
+    known = np.concatenate([np.arange(prefix), np.zeros(stay, np.int64), set_b])
+    if kept is None:
+        kept = builder.op("Mul", builder.cut(merged, 1, 0, 1), builder.ints(0))
+    else:
+        kept = builder.op("Gather", positions, kept)
+        kept = builder.op("Pad", kept, builder.ints(0, prefix, 0, 0, len(set_b), 0))
+    kept = builder.op("Add", kept, _column(builder, f"known_{tokens}_{prefix}_{stay}", known))
+
     bits = builder.floats(0.0, 1.0, dtype=FLOAT)  # float32: ONNX Runtime has no OneHot of bfloat16
-    one_hot = builder.op("OneHot", into, builder.ints(len(set_b)), bits, axis=1)  # (B, M, r, 1)
-    one_hot = builder.op("Squeeze", one_hot, builder.ints(3))
+    one_hot = builder.op("OneHot", into, builder.ints(tokens - remove), bits, axis=1)
+    one_hot = builder.op("Squeeze", one_hot, builder.ints(3))  # (B, N - r, r)
     one_hot = builder.cast(one_hot, FLOAT, builder.types.stream)
-    return Matching(kept, merged, into, one_hot, tokens, remove, prefix)
+    return Matching(kept, merged, into, one_hot, tokens, remove)
 
 
 def merge(
     builder: GraphBuilder, matching: Matching, x: ir.Value, size: ir.Value | None
 ) -> tuple[ir.Value, ir.Value]:
     """Merge tokens into averages weighted by their sizes.
+
+    What is merged pulls the token that it goes into towards itself, by its share of the whole:
+    tokens that nothing goes into, and those that are equal to what does, stay what they are in
+    every precision.
 
     Args:
         x: tokens (B, N, C).
@@ -96,21 +107,20 @@ def merge(
     Returns:
         Tokens (B, N - r, C) and their sizes (B, N - r, 1).
     """
+    left = builder.op("GatherND", x, matching.kept, batch_dims=1)  # (B, N - r, C)
+    pull = builder.op("GatherND", x, matching.merged, batch_dims=1)
+    pull = builder.op("Sub", pull, builder.op("GatherND", left, matching.into, batch_dims=1))
     if size is None:
-        weighted = x
-        size_b = builder.op("ReduceSum", matching.one_hot, builder.ints(2))
-        one = builder.floats(1.0, dtype=builder.types.stream)
-        size_b = builder.op("Add", size_b, one)  # (B, M, 1)
-        kept = matching.tokens - matching.removed - len(matching.set_b)
-        size = builder.op("Pad", size_b, builder.ints(0, kept, 0, 0, 0, 0), one)  # (B, N - r, 1)
+        own = builder.floats(1.0, dtype=builder.types.stream)
+        added = builder.op("ReduceSum", matching.one_hot, builder.ints(2))
     else:
-        weighted = builder.op("Mul", x, size)
-        size_b = _sum_b(builder, matching, size)
-        size_kept = builder.op("GatherND", size, matching.kept, batch_dims=1)
-        size = builder.op("Concat", size_kept, size_b, axis=1)  # (B, N - r, 1)
-    means = builder.op("Div", _sum_b(builder, matching, weighted), size_b)  # (B, M, C)
-    x = builder.op("GatherND", x, matching.kept, batch_dims=1)
-    return builder.op("Concat", x, means, axis=1), size  # (B, N - r, C)
+        own = builder.op("GatherND", size, matching.kept, batch_dims=1)
+        size = builder.op("GatherND", size, matching.merged, batch_dims=1)  # (B, r, 1)
+        added = builder.op("MatMul", matching.one_hot, size)
+        pull = builder.op("Mul", pull, size)  # (B, r, C)
+    total = builder.op("Add", added, own)  # (B, N - r, 1)
+    shares = builder.op("Div", matching.one_hot, total)  # (B, N - r, r)
+    return builder.op("Add", left, builder.op("MatMul", shares, pull)), total
 
 
 def unmerge(builder: GraphBuilder, matching: Matching, x: ir.Value) -> ir.Value:
@@ -131,39 +141,17 @@ def token_map(builder: GraphBuilder, matching: Matching) -> ir.Value:
 
 
 def _places(builder: GraphBuilder, matching: Matching) -> ir.Value:
-    """The token map as (B, N, 1), which GatherND reads, in 8 nodes.
+    """The token map as (B, N, 1), which GatherND reads, in 5 nodes.
 
-    ``[kept | merged]`` holds the positions of all tokens but set B's, whose places are known:
-    sorting these alone inverts the permutation. Padding and adding a constant stands in for a
-    Concat with one, which would have to be expanded to the batch.
+    ``[kept | merged]`` is a permutation of all positions: sorting inverts it.
     """
-    tokens, removed, set_b = matching.tokens, matching.removed, matching.set_b
-    others = tokens - len(set_b)
-    start_b = others - removed  # the place where set B begins
-    order = builder.op("Concat", matching.kept, matching.merged, axis=1)  # (B, N - M, 1)
-    entries = _sort(builder, order, others)[1]  # of each position, its entry in that order
-
-    places = builder.op("Pad", matching.into, builder.ints(0, start_b, 0, 0, 0, 0))
-    known = np.minimum(np.arange(others), start_b)
-    places = builder.op("Add", places, _column(builder, f"places_{start_b}_{removed}", known))
-    places = builder.op("GatherND", places, entries, batch_dims=1)  # (B, N - M, 1)
-
-    places = builder.op("Pad", places, builder.ints(0, 0, 0, 0, len(set_b), 0))
-    known = np.pad(start_b + np.arange(len(set_b)), (others, 0))
-    name = f"places_{others}_{start_b}_{len(set_b)}"
-    places = builder.op("Add", places, _column(builder, name, known))  # (B, N, 1), set B last
-
-    is_b = np.isin(np.arange(tokens), set_b)
-    turns = is_b.argsort(kind="stable").argsort()  # of each position, its entry with set B last
-    turn = builder.constant(f"turns_{tokens}_{set_b.start}", turns.astype(np.int64))
-    return builder.op("Gather", places, turn, axis=1)
-
-
-def _sum_b(builder: GraphBuilder, matching: Matching, x: ir.Value) -> ir.Value:
-    """Each token of set B plus those that go into it: (B, N, C) → (B, M, C)."""
-    gone = builder.op("GatherND", x, matching.merged, batch_dims=1)  # (B, r, C)
-    added = builder.op("MatMul", matching.one_hot, gone)
-    return builder.op("Add", builder.cut(x, 1, matching.set_b.start, matching.tokens, 2), added)
+    tokens, left = matching.tokens, matching.tokens - matching.removed
+    order = builder.op("Concat", matching.kept, matching.merged, axis=1)  # (B, N, 1)
+    entries = _sort(builder, order, tokens)[1]  # of each position, its entry in that order
+    places = builder.op("Pad", matching.into, builder.ints(0, left, 0, 0, 0, 0))  # (B, N, 1)
+    known = np.where(np.arange(tokens) < left, np.arange(tokens), 0)
+    places = builder.op("Add", places, _column(builder, f"places_{tokens}_{left}", known))
+    return builder.op("GatherND", places, entries, batch_dims=1)
 
 
 def _sort(builder: GraphBuilder, positions: ir.Value, count: int) -> Sequence[ir.Value]:
@@ -171,19 +159,6 @@ def _sort(builder: GraphBuilder, positions: ir.Value, count: int) -> Sequence[ir
     return builder.ops("TopK", positions, builder.ints(count), outputs=2, axis=1, largest=0)
 
 
-def _rank(builder: GraphBuilder, tokens: int, prefix: int) -> ir.Value:
-    """What is added to cosine similarities (-1..1): set A 0, prefix tokens -4, set B -8."""
-    rank = np.zeros((tokens, 1), np.float32)
-    rank[_set_b(tokens, prefix)] = -8
-    rank[:prefix] = -4
-    return builder.constant(f"rank_{tokens}", rank)
-
-
 def _column(builder: GraphBuilder, name: str, numbers: npt.NDArray[np.integer]) -> ir.Value:
     """Whole numbers as (n, 1), int64."""
     return builder.constant(name, numbers.astype(np.int64)[:, None])
-
-
-def _set_b(tokens: int, prefix: int) -> range:
-    """Odd positions behind the prefix."""
-    return range(prefix + 1 - prefix % 2, tokens, 2)

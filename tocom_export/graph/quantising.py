@@ -19,14 +19,13 @@ LARGEST = 127
 
 
 def quantized_layers(spec: VitSpec) -> list[str]:
-    """Linear layers that become int8: attention and MLP of each block but the first.
+    """Linear layers that become int8: attention and MLP of each block, but the first qkv.
 
-    Patch embedding, first block, heads and adapters stay as they are: they are a small part of
-    the work, and rounding them costs the most. What the first block gets wrong decides which
-    tokens all later ones merge.
+    That one decides the first merges, before anything else could make up for them. Patch
+    embedding, heads and adapters stay as they are, too: they are a small part of the work.
     """
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    return [f"blocks.{layer}.{part}" for layer in range(1, spec.depth) for part in parts]
+    return [f"blocks.{layer}.{part}" for layer in range(spec.depth) for part in parts][1:]
 
 
 def scale_name(weight: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
@@ -158,6 +159,19 @@ def test_int8_multiplies_integers(tmp_path: Path, named: Blueprint):
     assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (count, 2 * count)
     scales = {t.name for t in model.graph.initializer if t.name.endswith(".input_scale")}
     assert scales == {f"{layer}.input_scale" for layer in quantized_layers(named.weights.spec)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_runtime_fuses_every_int8_product(tmp_path: Path, named: Blueprint, name: str):
+    bundle = build(named, "int8", tmp_path / "bundle")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it says that the file is for this machine alone
+    onnxruntime.InferenceSession(bundle.graph(name), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QGemm") == len(quantized_layers(named.weights.spec))
+    assert kinds.count("DequantizeLinear") == 0
 
 
 def test_input_scales_follow_the_images(bundle: Bundle):
