@@ -20,9 +20,9 @@ COUNT = click.IntRange(1, 2**31 - 1)  # an int32 in Triton's messages
 @click.option("--variants", type=Names(), default=(), help="Variants to serve; default: all.")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
     default="onnxruntime",
-    help="Triton's backend: onnxruntime runs the bundle's graphs, tensorrt its plans.",
+    help="Triton's backend: onnxruntime and openvino run the bundle's graphs, tensorrt its plans.",
 )
 @click.option("--name", help="Models are called <NAME>_<variant>; default: the model's name.")
 @click.option(
@@ -46,7 +46,7 @@ COUNT = click.IntRange(1, 2**31 - 1)  # an int32 in Triton's messages
     help="How long an image waits for others to fill a batch with.",
 )
 @click.option(
-    "--threads", type=COUNT, help="Threads of an instance on a CPU; default: ONNX Runtime's choice."
+    "--threads", type=COUNT, help="Threads of an instance on a CPU; default: the runtime's choice."
 )
 @click.option("--force", is_flag=True, help="Replace an existing repository.")
 @common_options

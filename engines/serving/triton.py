@@ -25,8 +25,8 @@ _INPUT, _OUTPUT = "images", "logits"
 class TritonOptions:
     """How Triton is to run a bundle."""
 
-    backend: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
-    """Triton's, of the bundle's graphs or of its plans."""
+    backend: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    """Triton's, of the bundle's graphs (the first two) or of its plans."""
     name: str | None = None
     """What the models' names begin with; None is the bundle's model name."""
     device: Literal["cpu", "gpu"] | None = None
@@ -38,7 +38,7 @@ class TritonOptions:
     max_delay_ms: float = 1.0
     """How long a request waits for others to fill a batch with."""
     threads: int | None = None
-    """Within an operator of ONNX Runtime; None leaves it to the runtime."""
+    """Of an instance on a CPU; None leaves it to the runtime."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[\w-]+", self.name, re.ASCII):
@@ -46,7 +46,7 @@ class TritonOptions:
         if self.backend == "tensorrt" and self.device == "cpu":
             raise InputError("`device` cpu: TensorRT plans run on a GPU; leave `device` out.")
         if self.backend == "tensorrt" and self.threads is not None:
-            raise InputError("`threads` is for `backend` onnxruntime; plans have none to set.")
+            raise InputError("`threads` is for graphs on a CPU; plans have none to set.")
         if not 0 <= self.max_delay_ms <= 60_000:
             raise InputError(f"`max_delay_ms` {self.max_delay_ms:g}: it is 0 to 60000, a minute.")
 
@@ -110,12 +110,13 @@ def write_repository(
 
 def _choose_engine(bundle: Bundle, variant: str, options: TritonOptions) -> tuple[Path, list[int]]:
     """A variant's file, and the batches that are worth a short wait, the largest it takes last."""
-    if options.backend == "onnxruntime":
+    if options.backend != "tensorrt":
         graph = bundle.graph(variant)
-        if bundle.precision == "bf16" and options.device != "gpu":
+        on_cpu = options.backend == "onnxruntime" and options.device != "gpu"
+        if bundle.precision == "bf16" and on_cpu:
             raise InputError(
                 f"{bundle.path} is bf16, which ONNX Runtime has no operators for on a CPU; choose "
-                "`device` gpu, or a bundle of another precision."
+                "`device` gpu, `backend` openvino, or a bundle of another precision."
             )
         largest = options.max_batch or 32
         return graph, sorted({max(1, largest // 4), largest})
@@ -143,8 +144,8 @@ def _configure(
 ) -> dict[str, Any]:
     """The fields of one model's ``ModelConfig``."""
     spec, known = bundle.spec, bundle.preprocess
-    onnx = options.backend == "onnxruntime"
-    gpu = options.device == "gpu" or not onnx
+    gpu = options.device == "gpu" or options.backend == "tensorrt"
+    kind = "KIND_GPU" if gpu and options.backend != "openvino" else "KIND_CPU"
     # Without the batch, here and in the warm-ups: Triton puts it in front.
     images = {"data_type": "TYPE_FP32", "dims": [spec.channels, *spec.image_size]}
     logits = {"data_type": "TYPE_FP32", "dims": [spec.classes or spec.width]}
@@ -156,7 +157,7 @@ def _configure(
         "max_batch_size": batches[-1],
         "input": [{"name": _INPUT, **images}],
         "output": [{"name": _OUTPUT, **logits, "label_filename": LABELS if bundle.classes else ""}],
-        "instance_group": [{"count": options.instances, "kind": "KIND_GPU" if gpu else "KIND_CPU"}],
+        "instance_group": [{"count": options.instances, "kind": kind}],
         "dynamic_batching": {
             "preferred_batch_size": batches,
             "max_queue_delay_microseconds": round(1000 * options.max_delay_ms),
@@ -168,7 +169,7 @@ def _configure(
     }
     # Of what engines/onnx/session.py sets, Triton's back end passes on the threads and the options
     # of CUDA. Prepacking and spinning can't be set: it knows one session.* entry, an allocator's.
-    if onnx and gpu:  # else float32 products are rounded to TF32
+    if options.backend == "onnxruntime" and gpu:  # else float32 products are rounded to TF32
         cuda = [{"name": "cuda", "parameters": {"use_tf32": "0"}}]
         config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": cuda}}
     # What a client must know to make images of a picture; Triton itself reads none of it.
@@ -179,8 +180,14 @@ def _configure(
         "crop_pct": str(known.crop_pct),
         "interpolation": known.interpolation,
     }
+    if options.backend == "openvino":
+        config["default_model_filename"] = "model.onnx"  # it looks for its own format
+        hint = "LATENCY" if options.instances == 1 else "THROUGHPUT"
+        parameters |= {"NUM_STREAMS": str(options.instances), "PERFORMANCE_HINT": hint}
+        parameters["TARGET_DEVICE"] = "GPU" if gpu else "CPU"
     if options.threads is not None:
-        parameters["intra_op_thread_count"] = str(options.threads)
+        name = {"openvino": "INFERENCE_NUM_THREADS"}.get(options.backend, "intra_op_thread_count")
+        parameters[name] = str(options.threads)
     config["parameters"] = {key: {"string_value": value} for key, value in parameters.items()}
     return config
 

@@ -94,7 +94,7 @@ def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path
         (("--variants", "8,"), ("--variants",)),
         (("--backend", "tensorrt"), ("no plan for r04", "tocom-export build")),
         (("--backend", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
-        (("--backend", "tensorrt", "--threads", 2), ("--threads is for --backend onnxruntime",)),
+        (("--backend", "tensorrt", "--threads", 2), ("--threads is for graphs on a CPU",)),
         (("--name", "a b"), ("--name 'a b'",)),
         (("--max-batch", 0), ("--max-batch",)),
         (("--max-batch", 2**31), ("--max-batch",)),

@@ -113,6 +113,30 @@ def test_the_configuration_on_a_gpu(bundle: Bundle, out: Path):
     assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
 
 
+@pytest.mark.parametrize(("device", "target"), [("cpu", "CPU"), ("gpu", "GPU")])
+def test_the_configuration_for_openvino(bundle: Bundle, out: Path, device: Any, target: str):
+    found = config(bundle, out, backend="openvino", device=device, threads=2, instances=3)
+    assert (found.backend, found.default_model_filename) == ("openvino", "model.onnx")
+    # Intel's GPU is none of those that Triton counts.
+    assert found.instance_group[0].kind == found.instance_group[0].KIND_CPU
+    values = {key: value.string_value for key, value in found.parameters.items()}
+    wanted = {"NUM_STREAMS": "3", "PERFORMANCE_HINT": "THROUGHPUT", "TARGET_DEVICE": target,
+              "INFERENCE_NUM_THREADS": "2"}  # fmt: skip
+    assert wanted.items() <= values.items()
+    assert "intra_op_thread_count" not in values
+    assert not found.HasField("optimization")
+
+
+def test_openvino_opens_the_graph_in_its_place(bundle: Bundle, out: Path, make_images):
+    openvino = pytest.importorskip("openvino")
+    write_repository(bundle, out, TritonOptions(backend="openvino"), ["r08"])
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(out / "small_r08/1/model.onnx"), "CPU", config)
+    images = make_images(bundle.spec)
+    wanted = bundle.engine("r08").run(images)
+    np.testing.assert_allclose(model(images)[0], wanted, atol=1e-4)
+
+
 def test_options(bundle: Bundle, out: Path):
     found = config(bundle, out, name="cats-2", instances=3, max_delay_ms=0.5, threads=2)
     assert found.name == "cats-2_r08"
@@ -227,7 +251,7 @@ def test_a_name_with_other_characters(blueprint: Blueprint, revise, tmp_path: Pa
         ({"name": ""}, "`name` ''"),
         ({"name": "größe"}, "`name` 'größe'"),
         ({"backend": "tensorrt", "device": "cpu"}, "`device` cpu: TensorRT plans run on a GPU"),
-        ({"backend": "tensorrt", "threads": 2}, "`threads` is for `backend` onnxruntime"),
+        ({"backend": "tensorrt", "threads": 2}, "`threads` is for graphs on a CPU"),
         ({"max_delay_ms": -1}, "`max_delay_ms` -1: it is 0 to 60000"),
         ({"max_delay_ms": float("nan")}, "`max_delay_ms` nan"),
     ],
