@@ -13,6 +13,7 @@ from tocom_export.io.tensors import Tensors, map_tensors, read_header
 from tocom_export.variant import Variant
 
 from .engine import Engine
+from .picking import resolve
 
 Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 _SOME = {
@@ -30,7 +31,7 @@ def open_engine(
     bundle: Bundle,
     variant: Variant,
     *,
-    backend: Backend = "onnx",
+    backend: Backend | Literal["auto"] = "onnx",
     device: Any = None,
     threads: int | None = None,
     streams: int | None = None,
@@ -45,6 +46,8 @@ def open_engine(
     """A bundle's variant, ready to run.
 
     Args:
+        backend: ``auto`` is what was picked for this machine (``bench --pick``), else ONNX
+            Runtime, else OpenVINO in float32.
         device: where it runs. ONNX Runtime: cpu (the default), cuda, tensorrt; OpenVINO: CPU (the
             default), GPU, NPU, AUTO; a plan runs on the GPU that CUDA uses.
         threads: of a CPU; None leaves it to the runtime.
@@ -63,27 +66,28 @@ def open_engine(
         PlanError: a plan of another variant, or that doesn't let go of the weights.
         TocomError: what opening an engine of that backend raises.
     """
+    chosen, inference_precision = resolve(bundle, backend, device, inference_precision)
     check_backend(
-        backend, threads=threads, streams=streams, hint=hint, host_code=host_code,
+        chosen, threads=threads, streams=streams, hint=hint, host_code=host_code,
         inference_precision=inference_precision, compensated=compensated,
     )  # fmt: skip
     if threads is not None and threads < 1:
         raise InputError(f"`threads` {threads}: there is one at least.")
     if not compensated:
         weights = map_tensors(read_header(bundle.path / WEIGHTS)[0])
-    if backend == "onnx":
+    if chosen == "onnx":
         from .onnx.engine import OnnxEngine
 
         return OnnxEngine(
             bundle, variant, device=device or "cpu", threads=threads, weights=weights, graph=graph
         )
-    if backend == "openvino":
+    if chosen == "openvino":
         from .openvino.engine import OpenVinoEngine
         from .openvino.library import Settings
 
         settings = Settings(device or "CPU", inference_precision, hint, threads, streams)
         return OpenVinoEngine(bundle, variant, settings=settings, batch=batch, weights=weights)
-    return _open_plan(bundle, variant, backend, weights, host_code)
+    return _open_plan(bundle, variant, chosen, weights, host_code)
 
 
 def _open_plan(

@@ -18,7 +18,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import OutputError
 from tocom_export.io.atomic import replace_file
 
-from ..machine_cache import digest, find_cache
+from ..machine import digest, find_cache
 from .library import Settings, get_version, open_core
 
 LARGEST = 4_000_000_000

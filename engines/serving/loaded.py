@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from tocom_export.variant import Variant
 
 from ..engine import Engine, Images, Logits, check_logits
 from ..opening import Backend, check_backend, open_engine, read_weights
+from ..picking import resolve
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,27 @@ class Loaded:
         cls,
         bundle: Bundle,
         variants: Sequence[str | int] | None,
-        backend: Backend,
+        backend: Backend | Literal["auto"],
         options: Mapping[str, Any],
     ) -> Loaded:
         """What a pool of some variants, or of all, holds of a bundle."""
-        check_backend(backend)
+        asked = options.get("inference_precision", "auto")
+        chosen, precision = resolve(bundle, backend, options.get("device"), asked)
+        check_backend(chosen)
+        if chosen == "openvino":
+            options = {**options, "inference_precision": precision}
         if variants is not None and not variants:
             raise InputError("`variants`: a pool holds one at least.")
-        chosen = [bundle.variant(v) for v in (bundle.variants if variants is None else variants)]
-        chosen.sort(key=lambda v: -v.schedule(bundle.spec).macs(bundle.spec))
-        names = tuple(dict.fromkeys(variant.name for variant in chosen))
-        if backend == "onnx":
+        wanted = [bundle.variant(v) for v in (bundle.variants if variants is None else variants)]
+        wanted.sort(key=lambda v: -v.schedule(bundle.spec).macs(bundle.spec))
+        names = tuple(dict.fromkeys(variant.name for variant in wanted))
+        if chosen == "onnx":
             graphs = {name: bundle.graph(name) for name in names}
             read = {n: read_recorded(file, bundle.files[file.name]) for n, file in graphs.items()}
-            return cls(bundle, names, backend, options, read)
-        found = cls(bundle, names, backend, options, {})
-        files = {name: tuple(map(_identify, found._list_files(name))) for name in names}
-        return dataclasses.replace(found, files=files)
+            return cls(bundle, names, chosen, options, read)
+        loaded = cls(bundle, names, chosen, options, {})
+        files = {name: tuple(map(_identify, loaded._list_files(name))) for name in names}
+        return dataclasses.replace(loaded, files=files)
 
     @cached_property
     def shared(self) -> Tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class EnginePool:
     Args:
         path: the bundle's folder.
         variants: those to hold, by name or bare degree; default: all of the bundle.
-        backend: what runs them.
+        backend: what runs them; ``auto`` is what was picked on this machine, else ONNX Runtime.
         memory: opens a variant when it is first asked for, and closes those that were not used
             for longest where all weights together are more than so many bytes; None opens all.
         options: device, threads, batch and the like, as of :meth:`Bundle.engine`.
@@ -48,7 +48,7 @@ class EnginePool:
         path: Path | str,
         *,
         variants: Iterable[str | int] | None = None,
-        backend: Backend = "onnx",
+        backend: Backend | Literal["auto"] = "auto",
         memory: float | None = None,
         **options: Any,
     ) -> None:

@@ -13,7 +13,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import DeviceError, OutputError, PlanError
 from tocom_export.variant import Variant
 
-from ..machine_cache import digest, find_cache
+from ..machine import digest, find_cache
 from .building import PlanOptions
 from .cuda import find_gpu
 from .library import Nvidia

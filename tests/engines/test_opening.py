@@ -106,7 +106,7 @@ def test_a_plan_of_another_variant(planned: Callable[..., Bundle], write_plan):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"backend": "plan"}, "`backend` 'plan': it is onnx, tensorrt, tensorrt-rtx"),
+        ({"backend": "plan"}, "`backend` 'plan': it is onnx, openvino, tensorrt, tensorrt-rtx"),
         ({"threads": 0}, "`threads` 0: there is one at least"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ import pytest
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
-from tocom_export.engines.machine_cache import find_cache
+from tocom_export.engines.machine import find_cache
 from tocom_export.engines.tensorrt.building import PlanOptions, build_plan
 from tocom_export.engines.tensorrt.cache import find_place, keep_plan, take_plan
 from tocom_export.engines.tensorrt.engine import TensorRtEngine
