@@ -78,8 +78,9 @@ def open_engine(
     if chosen == "onnx":
         from .onnx.engine import OnnxEngine
 
+        provider = device.lower() if device else "cpu"
         return OnnxEngine(
-            bundle, variant, device=device or "cpu", threads=threads, weights=weights, graph=graph
+            bundle, variant, device=provider, threads=threads, weights=weights, graph=graph
         )
     if chosen == "openvino":
         from .openvino.engine import OpenVinoEngine

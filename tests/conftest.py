@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -170,6 +170,14 @@ def make_weights() -> Callable[..., dict[str, Array]]:
 def make_images() -> Callable[..., npt.NDArray[np.float32]]:
     """A batch of smooth, slightly noisy images (B, C, H, W)."""
     return _images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own: the user's is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOCOM_EXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tocom_export.errors import CheckFailed
 
-from ..options import FILE, common_options, device_option, take_output
+from ..options import FILE, common_options, take_output
 from ..output import Command
-
-if TYPE_CHECKING:
-    from tocom_export.engines.onnx.session import Device
+from ..runtime_options import run_options
 
 
 @click.command("run", cls=Command)
 @click.argument("bundle", type=FILE)
 @click.option("--variant", help="A name or a bare degree; default: the one of the most MACs.")
-@device_option
+@run_options
 @click.option("--top-k", type=click.IntRange(1), default=5, help="Classes.")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 @common_options
 def run_command(
     bundle: Path,
     variant: str | None,
-    device: Device,
     top_k: int,
     images: tuple[Path, ...],
     **options: Any,
@@ -36,6 +33,7 @@ def run_command(
     \b
     Example:
       tocom-export run reference-source0 --variant r08 cat.jpg dog.png
+      tocom-export run reference-source0 --backend openvino --inference-precision f32 cat.jpg
     """
     import numpy as np
 
@@ -46,7 +44,8 @@ def run_command(
     # A wrong one is told before the images are read.
     chosen = opened.variant(variant or opened.by_cost()[0])
     batch = opened.preprocess.load_batch(images, opened.spec.image_size)
-    logits = opened.engine(chosen.name, device=device).run(batch).astype(np.float64)
+    engine = opened.engine(chosen.name, **options)
+    logits = engine.run(batch).astype(np.float64)
     if not np.isfinite(logits).all():
         raise CheckFailed(f"{opened.graph(chosen.name)}: logits are NaN or Inf.")
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -64,5 +63,6 @@ def run_command(
             [file.name if place == 0 else "", name, f"{100 * share[i]:.1f} %"]
             for place, (name, i) in enumerate(zip(names, top, strict=True))
         ]
-    output.document({"bundle": str(bundle), "images": documents})
-    output.table(["image", "class", "probability"], rows, f"{opened.spec.model}, {chosen.name}")
+    output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
+    title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
+    output.table(["image", "class", "probability"], rows, title)

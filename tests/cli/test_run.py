@@ -117,10 +117,11 @@ def test_a_device_that_is_not_there(
     fails("run", bundle, *options, says=("--device cuda", "has cpu", "onnxruntime-gpu"))
 
 
-def test_without_onnxruntime(
+def test_without_a_runtime(
     fails: Run, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for package in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, package, None)
     says = ("onnxruntime is not installed", "pip install 'tocom-export[cpu]'")
     fails("run", bundle, "--variant", "r08", photos / "a" / "0.png", says=says)
 
@@ -136,3 +137,32 @@ def test_without_a_variant_it_is_the_one_of_the_most_macs(
 ):
     document = json.loads(succeeds("run", bundle, photos / "a" / "0.png", "--json").stdout)
     assert document["images"][0]["variant"] == "r04"
+
+
+def test_another_backend(succeeds: Run, bundle: Path, photos: Path):
+    pytest.importorskip("openvino")
+    file = photos / "a" / "0.png"
+    options = ("--backend", "openvino", "--inference-precision", "f32", "--threads", 1)
+    found = json.loads(succeeds("run", bundle, file, *options, "--json").stdout)
+    wanted = json.loads(succeeds("run", bundle, file, "--json").stdout)
+    assert found["engine"].startswith("OpenVINO 20")
+    assert found["engine"].endswith(", fp32")
+    assert wanted["engine"].startswith("ONNX Runtime 1.")
+    for ours, theirs in zip(
+        found["images"][0]["classes"], wanted["images"][0]["classes"], strict=True
+    ):
+        assert ours["name"] == theirs["name"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "openvino", "--device", "npu"), "--device NPU: OpenVINO 20"),
+        (("--inference-precision", "bf16"), "--inference-precision is for --backend openvino."),
+        (("--device", "tpu", "--backend", "onnx"), "--device 'tpu': it is cpu, cuda, tensorrt"),
+    ],
+)
+def test_what_a_backend_lacks(fails: Run, bundle: Path, photos: Path, options, message: str):
+    pytest.importorskip("openvino")
+    fails("run", bundle, photos / "a" / "0.png", *options, says=(message,))
