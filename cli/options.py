@@ -88,20 +88,28 @@ class Names(click.ParamType[tuple[str, ...]]):
         return tuple(dict.fromkeys(found))
 
 
-class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """``NAME=20,17,11,6,1,3``, or ``NAME=FILE.json`` with such a list."""
+class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...] | str]]):
+    """``NAME=20,17,11,6,1,3``, ``NAME=FILE.json`` with such a list, or ``NAME=every:3``.
 
-    name = "NAME=LIST|FILE"
+    What a rule makes of a model isn't known here; its text is checked and passed on.
+    """
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+    name = "NAME=LIST|RULE|FILE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...] | str]:
         if isinstance(value, tuple):
             return value
+        from tocom_export.compression.seldom import Every
         from tocom_export.errors import InputError
         from tocom_export.io.json_codec import decode, read_json
 
         name, equals, text = value.partition("=")
         if not (name and equals and text):
-            self.fail(f"{value!r} is not NAME=20,17,11,6,1,3, nor NAME=FILE.json.", param, ctx)
+            self.fail(
+                f"{value!r} is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=FILE.json.",
+                param,
+                ctx,
+            )
         if text.endswith(".json"):
             try:
                 return name, tuple(decode(list[int], read_json(Path(text), 1_000_000)))
@@ -110,10 +118,16 @@ class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...]]]):
             except InputError as error:
                 self.fail(f"{text} is no list of degrees: {error}", param, ctx)
         try:
+            if text.startswith("every"):
+                Every.parse(text)
+                return name, text
             return name, tuple(int(part) for part in text.split(","))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
         except ValueError:
             self.fail(
-                f"{text!r} is neither a list of degrees, one per layer, nor a .json file.",
+                f"{text!r} is neither a list of degrees, one per layer, nor a rule (every:3), nor "
+                "a .json file.",
                 param,
                 ctx,
             )
@@ -163,12 +177,6 @@ def method_options(default: str) -> Callable[[F], F]:
     )
 
 
-device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    default="cpu",
-    help="Where ONNX Runtime runs.",
-)
 host_code_option = click.option(
     "--host-code",
     is_flag=True,

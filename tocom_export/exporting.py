@@ -16,6 +16,7 @@ from .bundle.opening import Bundle
 from .bundle.weights import ModelWeights
 from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
 from .compression.bank import ToComBank
+from .compression.seldom import list_degrees
 from .errors import InputError
 from .graph.precision import TYPES, Precision
 from .loading import is_installed, load_compensation, load_model
@@ -40,7 +41,7 @@ def export(
     *,
     checkpoint: Path | str | None = None,
     targets: Iterable[int] = TARGETS,
-    schedules: Mapping[str, Sequence[int]] | None = None,
+    schedules: Mapping[str, Sequence[int] | str] | None = None,
     source: int | None = None,
     bank: ToComBank | Path | str | None = None,
     scale: float = 0.1,
@@ -60,7 +61,7 @@ def export(
         checkpoint: .safetensors, .pth, .pt or .bin; default: timm's pretrained weights, those of
             the live model, or those inside the package.
         targets: degrees for all layers; they become the variants r00, r04, ...
-        schedules: a variant's name → a degree for each layer.
+        schedules: a variant's name → a degree for each layer, or a rule such as ``every:3``.
         source: degree that the weights were trained at; default: what their metadata say, else 0.
         bank: a bank or its file; ``none`` for no compensation; default: for the model inside the
             package its own.
@@ -86,7 +87,7 @@ def prepare(
     model: str | Any | None = None,
     checkpoint: Path | str | None = None,
     targets: Iterable[int] = TARGETS,
-    schedules: Mapping[str, Sequence[int]] | None = None,
+    schedules: Mapping[str, Sequence[int] | str] | None = None,
     source: int | None = None,
     bank: ToComBank | Path | str | None = None,
     scale: float = 0.1,
@@ -101,13 +102,12 @@ def prepare(
     spec, info = loaded.spec, loaded.checkpoint.info
     trained = loaded.checkpoint.choose_source(source)
     steps, chosen = load_compensation(bank, spec, info, method, proportional)
+    make = partial(Variant.of, spec, source=trained, scale=scale, compensated=steps is not None)
     variants: dict[str, Variant] = {}
-    named: list[tuple[str | None, int | Sequence[int]]] = [(None, degree) for degree in targets]
-    for name, degrees in [*named, *(schedules or {}).items()]:
+    named: list[tuple[str | None, Any]] = [(None, degree) for degree in targets]
+    for name, asked in [*named, *(schedules or {}).items()]:
         try:
-            variant = Variant.of(
-                spec, degrees, name, source=trained, scale=scale, compensated=steps is not None
-            )
+            variant = make(asked if name is None else list_degrees(spec, asked), name)
         except InputError as error:
             raise type(error)(f"`schedules` {name}: {error}" if name else str(error)) from None
         if variant.name.lower() in map(str.lower, variants):  # some file systems don't tell them

@@ -10,6 +10,7 @@ import torch
 
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.seldom import list_degrees
 from tocom_export.errors import CheckpointError
 from tocom_export.exporting import TARGETS
 from tocom_export.loading import load_compensation, load_model
@@ -23,7 +24,7 @@ def open_subject(
     path: Path,
     *,
     targets: Iterable[int] = TARGETS,
-    schedules: Iterable[tuple[str, Sequence[int]]] = (),
+    schedules: Iterable[tuple[str, Sequence[int] | str]] = (),
     bank: ToComBank | Path | str | None = None,
     method: str | None = None,
     device: torch.device | None = None,
@@ -32,7 +33,8 @@ def open_subject(
 
     Args:
         targets: degrees for all layers; they become the variants r00, r04, ...
-        schedules: names of variants, and a degree for each layer.
+        schedules: names of variants, and a degree for each layer or a rule that gives them
+            (``every:3``).
         bank, method: see :func:`~tocom_export.loading.load_compensation`.
 
     Raises:
@@ -48,7 +50,10 @@ def open_subject(
     opened, chosen = load_compensation(bank, spec, info, method)
     source = model.checkpoint.choose_source(None)
     make = partial(Variant.of, spec, source=source, compensated=opened is not None)
-    variants = (*map(make, targets), *(make(degrees, name) for name, degrees in schedules))
+    variants = (
+        *map(make, targets),
+        *(make(list_degrees(spec, asked), name) for name, asked in schedules),
+    )
     network = torch_engine.load_model(spec, model.checkpoint.tensors, chosen).to(device)
     return Subject(
         path, spec, model.preprocess, info.classes, chosen, variants,

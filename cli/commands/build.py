@@ -45,7 +45,9 @@ model_options = add_options(
         "schedules",
         type=NamedSchedule(),
         multiple=True,
-        help="A variant with a degree for each layer, or a .json file that lists them (NAME=FILE); "
+        help="A variant with a degree for each layer (NAME=20,17,11,6,1,3), or a .json file that "
+        "lists them; or NAME=every:K, which removes tokens in every K-th layer alone, as many as "
+        "make it cost what degree 16 in each does (every:K:R: degree R), and runs faster; "
         "repeatable.",
     ),
     click.option(
@@ -128,7 +130,7 @@ def build_command(
     \b
     Example:
       tocom-export build --source 0 --targets 4,8,12,16
-      tocom-export build --schedule fast=20,17,11,6,1,3
+      tocom-export build --schedule fast=20,17,11,6,1,3 --schedule seldom=every:2:12
       tocom-export build --model deit_base_patch16_224 \\
           --checkpoint mine.safetensors --bank bank.safetensors
     """
@@ -171,7 +173,10 @@ def build_command(
     _report(bundle, checks, time.perf_counter() - started, output)
 
 
-def _name_schedules(given: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tuple[int, ...]]:
+Named = tuple[str, tuple[int, ...] | str]
+
+
+def _name_schedules(given: tuple[Named, ...]) -> dict[str, tuple[int, ...] | str]:
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"--schedule {twice[0]} is given twice; choose another name.")
@@ -185,8 +190,12 @@ def _show_files(blueprint: Blueprint, out: Path, plans: Any, output: Output) -> 
     names = [plan_name(name) for name in blueprint.variants] if plans else []
     files = [*blueprint.files(), *names, *(f"{name}.json" for name in names)]
     lines, why = format_trtexec_lines(blueprint, out, *plans) if plans else ([], "")
-    output.document({"bundle": str(out), "files": files, "trtexec": lines})
+    degrees = {name: list(variant.degrees) for name, variant in blueprint.variants.items()}
+    output.document({"bundle": str(out), "files": files, "degrees": degrees, "trtexec": lines})
     output.table(["would be written"], [[out / name] for name in files], "")
+    for name, variant in blueprint.variants.items():
+        if variant.degree is None:  # a rule's degrees are seen here first
+            output.note(f"{name} would remove {variant.label} tokens, layer by layer.")
     if lines and not output.as_json:
         click.echo("\nThe same graphs by trtexec, which can't mark weights for refit:")
         click.echo("\n".join(lines))

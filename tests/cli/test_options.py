@@ -159,17 +159,32 @@ def test_no_degrees_among_names(text: str):
         ("fast=20", ("fast", (20,))),
         ("fast= 20, 3", ("fast", (20, 3))),
         ("fast=-1,3", ("fast", (-1, 3))),  # refused with the model, which says more
+        ("fast=every:3", ("fast", "every:3")),  # so is what a model can't be brought down to
+        ("every=every:2:12", ("every", "every:2:12")),
     ],
 )
-def test_a_named_schedule(text: str, named: tuple[str, tuple[int, ...]]):
+def test_a_named_schedule(text: str, named: tuple[str, tuple[int, ...] | str]):
     assert parse(NamedSchedule(), text) == named
 
 
 @pytest.mark.parametrize("text", ["fast", "fast=", "=20,3", "", "="])
 def test_a_schedule_without_name_or_list(text: str):
     assert refused(NamedSchedule(), text) == (
-        f"{text!r} is not NAME=20,17,11,6,1,3, nor NAME=FILE.json."
+        f"{text!r} is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=FILE.json."
     )
+
+
+@pytest.mark.parametrize("text", ["every", "every:", "every:0", "every:x", "every:3:99", "every3"])
+def test_a_rule_that_is_none(text: str):
+    message = refused(NamedSchedule(), f"fast={text}")
+    assert message.startswith(f"{text!r} is not every:K or every:K:R; K is 1 or more")
+    assert "\n" not in message
+
+
+def test_a_file_may_be_called_like_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("every:3.json").write_text("[20, 17, 11]")
+    assert parse(NamedSchedule(), "fast=every:3.json") == ("fast", (20, 17, 11))
 
 
 @pytest.mark.parametrize("text", ["a", "20;3", "20,", "1.5,3", "20-3", "file.txt"])

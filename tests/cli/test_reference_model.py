@@ -54,6 +54,19 @@ def test_the_model_by_name_is_the_default(succeeds: Run, here: Path):
     assert default == named
 
 
+def test_merging_seldom(succeeds: Run, fails: Run, files: list[Path], here: Path):
+    succeeds("build", "--targets", "16", "--schedule", "fast=every:2", "--out", "out")
+    bundle = Bundle.open(here / "out")
+    fast, constant = bundle.variant("fast"), bundle.variant(16)
+    assert fast.degrees == (32, 0, 16, 0, 8, 0)
+    costs = [variant.schedule(bundle.spec).macs(bundle.spec) for variant in (fast, constant)]
+    assert costs[0] <= costs[1]
+    found = json.loads(succeeds("run", "out", "--variant", "fast", *files, "--json").stdout)
+    assert [image["variant"] for image in found["images"]] == ["fast"] * 3
+    says = ("--schedule fast: every:3:16: with", "choose every:2:16 or every:3:12")
+    fails("build", "--schedule", "fast=every:3", "--out", "other", says=says)
+
+
 def test_run_on_a_few_images(succeeds: Run, files: list[Path]):
     succeeds("build", "--targets", "0,8", "--no-verify")
     options = ("reference-source0", "--variant", "r08", *files)

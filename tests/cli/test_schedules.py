@@ -14,6 +14,7 @@ from click.testing import Result
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bake import bake
 from tocom_export.compression.schedule import Schedule
+from tocom_export.compression.seldom import list_degrees
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.model.spec import VitSpec
 
@@ -79,10 +80,24 @@ def test_a_schedule_of_a_file(succeeds: Run, model: Options, here: Path):
     assert manifests[0] == manifests[1]
 
 
+def test_a_rule_is_the_list_that_it_makes(succeeds: Run, model: Options, spec: VitSpec, here: Path):
+    label = ",".join(map(str, list_degrees(spec, "every:2:4")))
+    options = (*model, "--targets", "8")
+    succeeds("build", *options, "--schedule", "fast=every:2:4", "--out", "rule")
+    succeeds("build", *options, "--schedule", f"fast={label}", "--out", "list")
+    manifests = [(here / name / "manifest.json").read_text() for name in ("rule", "list")]
+    assert manifests[0] == manifests[1]
+    rows = [line.split() for line in succeeds("inspect", "rule").stdout.splitlines()]
+    assert ["fast", label] in [row[:2] for row in rows]
+
+
 def test_a_dry_run_names_its_files(succeeds: Run, model: Options, here: Path):
     options = (*model, "--targets", "8", "--schedule", "fast=6,3,1,0", "--dry-run", "--json")
-    files = document(succeeds("build", *options))["files"]
-    assert {"fast.onnx", "fast.safetensors"} <= {*files}
+    found = document(succeeds("build", *options))
+    assert {"fast.onnx", "fast.safetensors"} <= {*found["files"]}
+    assert found["degrees"] == {"r08": [8] * 4, "fast": [6, 3, 1, 0]}
+    said = succeeds("build", *model, "--schedule", "fast=6,3,1,0", "--dry-run").stderr
+    assert said == "fast would remove 6,3,1,0 tokens, layer by layer.\n"
     plans = document(succeeds("build", *options, "--backend", "tensorrt"))
     assert {"fast.plan", "fast.plan.json"} <= {*plans["files"]}
     assert (
@@ -164,12 +179,16 @@ def test_a_plan(nvidia: Any, succeeds: Run, fails: Run, model: Options, bank_fil
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("fast", "'fast' is not NAME=20,17,11,6,1,3, nor NAME=FILE.json"),
+        ("fast", "'fast' is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=FILE.json"),
         ("fast=", "'fast=' is not NAME="),
         ("=6,3,1,0", "'=6,3,1,0' is not NAME="),
         ("fast=6,3,x,0", "'6,3,x,0' is neither a list of degrees"),
         ("fast=6,,3,0", "'6,,3,0' is neither a list of degrees"),
         ("fast=.", "nor a .json file"),
+        ("fast=every:", "'every:' is not every:K or every:K:R; K is 1 or more"),
+        ("fast=every:0", "'every:0' is not every:K or every:K:R"),
+        ("fast=every:3:99", "'every:3:99' is not every:K or every:K:R"),
+        ("fast=every:9", "fast: every:9:16: with tokens removed in 1 of its 4 layers tiny has"),
         ("fast=6,3,1", "fast: tiny has 4 layers; a degree is needed for each, not 3"),
         ("fast=8", "fast: tiny has 4 layers; a degree is needed for each, not 1"),
         ("fast=6,3,1,-1", "fast: degree -1: 0 to 1000000 is expected"),

@@ -18,6 +18,7 @@ from tocom_export.compression.bake import bake
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
+from tocom_export.compression.seldom import list_degrees
 from tocom_export.engines.verify import Comparison
 from tocom_export.errors import (
     BankError,
@@ -174,6 +175,12 @@ def test_a_degree_per_layer(checkpoint: Path, bank: ToComBank, out: Path):
         np.testing.assert_allclose(baked[name] - original[name], gap, rtol=0, atol=1e-6)
 
 
+def test_a_rule_in_place_of_a_list(checkpoint: Path, bank: ToComBank, spec: VitSpec):
+    blueprint = prepare(checkpoint=checkpoint, bank=bank, schedules={"fast": "every:2:4"})
+    listed = Variant.of(spec, list_degrees(spec, "every:2:4"), "fast", source=4)
+    assert blueprint.variants["fast"] == listed
+
+
 def test_degrees_and_schedules_together(checkpoint: Path, bank: ToComBank):
     blueprint = prepare(
         checkpoint=checkpoint, bank=bank, targets=iter([8, 0]), schedules={"fast": [20, 3, 0]}
@@ -220,6 +227,9 @@ def test_int8_is_calibrated_on_a_folder(
         ({"targets": (-1,)}, "degree -1"),
         ({"schedules": {"fast": [8, 8]}}, "`schedules` fast: small has 3 layers"),
         ({"schedules": {"fast": [8, 8, -1]}}, "`schedules` fast: degree -1"),
+        ({"schedules": {"fast": "every:0"}}, "`schedules` fast: 'every:0' is not every:K or"),
+        ({"schedules": {"fast": "8,8,8"}}, "`schedules` fast: '8,8,8' is not every:K or"),
+        ({"schedules": {"fast": "every:2:16"}}, "`schedules` fast: every:2:16: with tokens"),
         ({"schedules": {"r08": [8, 8, 7]}}, "`schedules` r08: r08 is the name of degree 8"),
         ({"schedules": {"weights": [8] * 3}}, "'weights' can't name a variant"),
         ({"schedules": {"": [8] * 3}}, "'' can't name a variant"),
