@@ -1,88 +1,177 @@
-"""The shipped model in each precision against float32 PyTorch, on real images.
+"""Accuracy of the shipped model in each precision, beside float32 PyTorch's, on labelled images.
 
-python benchmarks/precision.py IMAGES CALIBRATION
+python benchmarks/precision.py IMAGES CALIBRATION [--count N] [--backends onnx,openvino]
 
-IMAGES: a folder of test images, of which 1,000 are taken, spread over its sub-folders. CALIBRATION:
-other images, for int8. Prints a Markdown table.
+IMAGES: a folder <class>/<image> whose classes are the model's. CALIBRATION: other images, for int8.
+Prints two Markdown tables for merging and two for pruning: accuracy, and agreement. In brackets the
+difference to PyTorch in points and its 95 % interval; bold is what fails ``verify --data``.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import datetime
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import describe_machine
+from PIL import Image
 
-from tocom_export.bundle.opening import Bundle
-from tocom_export.bundle.writing import Blueprint, write_bundle
-from tocom_export.engines.onnx.calibration import measure_input_scales
-from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.engines.verify import Run
-from tocom_export.exporting import prepare
+from tocom_export.bundle.writing import Blueprint
+from tocom_export.engines.opening import Backend, open_engine
+from tocom_export.engines.verify import AccuracyCheck
+from tocom_export.errors import DeviceError, MissingPackageError
+from tocom_export.exporting import prepare, write
 from tocom_export.graph.precision import Precision
-from tocom_export.model.preprocess import find_images
+from tocom_export.study.accuracy import Score, find_reach, measure_accuracy
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.images import LabelledImages
+from tocom_export.training.data.opening import open_images
 from tocom_export.training.torch_engine import BankOracle, load_model
 
-IMAGES, CALIBRATION = 1_000, 512
-TARGETS = (0, 4, 8, 16)
-LEAST: dict[Precision, float] = {"fp16": 99.0, "bf16": 99.0, "int8": 97.0}
+TARGETS = (0, 4, 8, 12, 16)
+METHODS = {"tome": "Merging", "evit": "Pruning"}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+Batches = list[tuple[Any, Any]]
 
 
-def choose_images(folder: Path, count: int) -> list[Path]:
-    """So many of the images in a folder, evenly over it."""
-    files = find_images(folder)
-    return [files[i] for i in np.linspace(0, len(files) - 1, count).astype(int)]
+@dataclass(frozen=True)
+class Way:
+    """One way to run a bundle's graphs."""
+
+    name: str
+    backend: Backend
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of :func:`open_engine`."""
 
 
-def run_all(run: Run, images: np.ndarray) -> np.ndarray:
-    """Logits of all images, a hundred at a time."""
-    return np.concatenate([run(images[i : i + 100]) for i in range(0, len(images), 100)])
+WAYS = (
+    Way("ONNX Runtime", "onnx"),
+    Way("OpenVINO in f32", "openvino", {"inference_precision": "f32"}),
+    Way("OpenVINO in bf16", "openvino", {"inference_precision": "bf16"}),
+)
 
 
-def write_precision(
-    blueprint: Blueprint, precision: Precision, folder: Path, known: np.ndarray
-) -> Bundle:
-    """A bundle of the precision; int8's ranges are measured on the images ``known``."""
-    weights = dataclasses.replace(blueprint.weights, precision=precision)
-    return write_bundle(
-        dataclasses.replace(blueprint, weights=weights),
-        folder / "bundle",
-        calibrate=lambda bundle, variant: measure_input_scales(bundle, variant.name, known),
+class Some:
+    """So many of a set's images, evenly over it; see :class:`LabelledImages`."""
+
+    def __init__(self, images: LabelledImages, count: int) -> None:
+        self.classes, self.name, self._images = images.classes, images.name, images
+        self._chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label."""
+        return self._images.read(int(self._chosen[index]))
+
+    def where(self, index: int) -> str:
+        """Its name."""
+        return self._images.where(int(self._chosen[index]))
+
+
+def load_images(folder: Path, count: int | None, blueprint: Blueprint) -> Batches:
+    """The labelled images as the model takes them, read once for all runs."""
+    images = open_images(folder)
+    assert images.classes == blueprint.classes, f"{folder}: the classes are not the model's"
+    chosen = images if count is None else Some(images, count)
+    return list(EvalData(chosen, blueprint.weights.spec, blueprint.preprocess, batch=100))
+
+
+def score_model(blueprint: Blueprint, data: Batches) -> dict[str, Score]:
+    """What float32 PyTorch says, by variant."""
+    weights = blueprint.weights
+    model = load_model(weights.spec, weights.checkpoint.tensors, blueprint.method)
+    oracle = BankOracle(model, weights.bank)
+    runs = [oracle.runner(variant) for variant in blueprint.variants.values()]
+    return dict(zip(blueprint.variants, measure_accuracy(runs, data), strict=True))
+
+
+def score_engines(
+    method: str, precision: Precision, calibration: Path, data: Batches, ways: Sequence[Way]
+) -> dict[str, dict[str, Score]]:
+    """What a precision's engines say, by the way they are run and by variant."""
+    blueprint = prepare(targets=TARGETS, method=method, precision=precision)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        calibrate = calibration if precision == "int8" else None
+        bundle = write(blueprint, Path(folder) / "bundle", calibrate=calibrate, verify=False)
+        for way in ways:
+            print(f"{method} {precision} {way.name}", file=sys.stderr, flush=True)
+            try:
+                runs = [
+                    open_engine(bundle, variant, backend=way.backend, **way.options).run
+                    for variant in bundle.variants.values()
+                ]
+            except (DeviceError, MissingPackageError) as error:
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            scores = measure_accuracy(runs, data)
+            found[way.name] = dict(zip(bundle.variants, scores, strict=True))
+    return found
+
+
+def describe(check: AccuracyCheck) -> str:
+    """``30.41 (-0.07: -0.19 to +0.05)``; bold where it failed."""
+    low, high = check.difference.interval
+    text = (
+        f"{check.engine.accuracy:.2f} ({check.difference.points:+.2f}: {low:+.2f} to {high:+.2f})"
     )
+    return text if check.passed else f"**{text}**"
 
 
-def main(images: Path, calibration: Path) -> None:
-    """Build, run and compare."""
-    print(f"\n{datetime.date.today()}, {describe_machine()}\n")
-    print("| precision | method | variant | same top-1 | median and 99 % of max \\|Δ\\| | bar |")
-    print("|---|---|---|---:|---:|---|")
-    for method in ("tome", "evit"):
-        blueprint = prepare(targets=TARGETS, method=method)
-        weights, load = blueprint.weights, blueprint.preprocess.load_batch
-        batch = load(choose_images(images, IMAGES), weights.spec.image_size)
-        known = load(choose_images(calibration, CALIBRATION), weights.spec.image_size)
-        tensors = weights.checkpoint.tensors
-        model = load_model(weights.spec, tensors, blueprint.method)
-        oracle = BankOracle(model, weights.bank)
-        logits = {n: run_all(oracle.runner(v), batch) for n, v in blueprint.variants.items()}
-        for precision, least in LEAST.items():
-            with tempfile.TemporaryDirectory() as folder:
-                bundle = write_precision(blueprint, precision, Path(folder), known)
-                for name, wanted in logits.items():
-                    found = run_all(OnnxEngine(bundle, name).run, batch)
-                    same = 100 * (found.argmax(1) == wanted.argmax(1)).mean()
-                    middle, most = np.quantile(np.abs(found - wanted).max(axis=1), (0.5, 0.99))
-                    met = "met" if same >= least else "**missed**"
-                    print(
-                        f"| {precision} | {method} | {name} | {same:.1f} % "
-                        f"| {middle:.1e}, {most:.1e} | ≥ {least:.0f} %: {met} |",
-                        flush=True,
-                    )
+def print_table(title: str, lines: Sequence[Sequence[str]]) -> None:
+    """A column for each degree."""
+    print(f"\n{title}\n\n| | {' | '.join(map(str, TARGETS))} |\n|---|{'---:|' * len(TARGETS)}")
+    for line in lines:
+        print(f"| {' | '.join(line)} |", flush=True)
+
+
+def measure_method(
+    method: str, calibration: Path, images: Path, count: int | None, ways: Sequence[Way]
+) -> None:
+    """Run and print the tables of one method."""
+    blueprint = prepare(targets=TARGETS, method=method)
+    data = load_images(images, count, blueprint)
+    model = score_model(blueprint, data)
+    reached = [
+        f"{score.accuracy:.2f} ± {find_reach(score.accuracy, score.total):.2f}"
+        for score in model.values()
+    ]
+    accuracies, agreements = [["PyTorch, float32", *reached]], []
+    for precision in PRECISIONS:
+        for name, scores in score_engines(method, precision, calibration, data, ways).items():
+            checks = [
+                AccuracyCheck(variant, precision, name, score, model[variant], "fp32")
+                for variant, score in scores.items()
+            ]
+            accuracies.append([f"{precision}, {name}", *map(describe, checks)])
+            same = [f"{check.agreement:.1f}" for check in checks]
+            agreements.append([f"{precision}, {name}", *same])
+    total = sum(len(labels) for _, labels in data)
+    print_table(f"{METHODS[method]}: top-1 accuracy on {total:,} images, percent", accuracies)
+    print_table(f"{METHODS[method]}: images of float32 PyTorch's class, percent", agreements)
+
+
+def main() -> None:
+    """The tables of both methods."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("--count", type=int, help="images; default: all")
+    parser.add_argument("--backends", default=",".join(dict.fromkeys(w.backend for w in WAYS)))
+    given = parser.parse_args()
+    ways = [way for way in WAYS if way.backend in given.backends.split(",")]
+    print(f"{datetime.date.today()}, {describe_machine()}")
+    for method in METHODS:
+        measure_method(method, given.calibration, given.images, given.count, ways)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -1,4 +1,4 @@
-"""The options of ``evaluate``, and which of them go together."""
+"""The options of ``evaluate``, which of them go together, and those that ``verify`` has, too."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from .options import (
     Names,
     add_options,
 )
+from .runtime_options import BACKENDS
 
 _FOR_BUNDLES = {
     "check": "holds a bundle's engines against PyTorch",
     "record": "writes into a bundle's manifest",
     "variants": "chooses among those of a bundle",
+    "backend": "chooses what runs a bundle",
 }
 _FOR_CHECKPOINTS = {
     "bank": "a bundle has its own baked in",
@@ -52,10 +54,14 @@ def _require_text(ctx: click.Context, param: click.Parameter, value: str | None)
     return value
 
 
-evaluate_options = add_options(
-    click.option("--data", metavar="DATA", help=f"Test images with labels. {DATA_HELP}"),
+BACKEND = click.Choice(BACKENDS)
+place_options = add_options(
     click.option("--data-root", type=FILE, metavar="DIR", help="Where a timm data set lies."),
     click.option("--download", is_flag=True, help="Let timm download the data set."),
+)
+evaluate_options = add_options(
+    click.option("--data", metavar="DATA", help=f"Test images with labels. {DATA_HELP}"),
+    place_options,
     click.option(
         "--held-out", metavar="DATA", help="Images, not of the test split, for --scale auto."
     ),
@@ -71,9 +77,11 @@ evaluate_options = add_options(
         "schedules",
         type=NamedSchedule(),
         multiple=True,
-        help="A variant of checkpoints with a degree for each layer; repeatable.",
+        help="A variant of checkpoints with a degree for each layer, or NAME=every:K[:R] as in "
+        "build; repeatable.",
     ),
     click.option("--variants", type=Names(), help="Variants of bundles to run; default: all."),
+    click.option("--backend", type=BACKEND, help="What runs a bundle's engines; default: onnx."),
     click.option(
         "--bank",
         metavar="FILE",
@@ -90,7 +98,7 @@ evaluate_options = add_options(
         "does best on --held-out. A bundle's is baked in.",
     ),
     click.option("--device", metavar="NAME", help="Of PyTorch; default: CUDA if any."),
-    click.option("--check", is_flag=True, help="Run PyTorch (CPU) beside a bundle's engines."),
+    click.option("--check", is_flag=True, help="Judge a bundle's engines beside PyTorch (CPU)."),
     click.option(
         "--record",
         is_flag=True,

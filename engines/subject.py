@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
-from tocom_export.study.subject import Subject
+from tocom_export.study.accuracy import Run
+from tocom_export.study.subject import Oracle, Subject
 from tocom_export.variant import Variant
 
-from .onnx.engine import OnnxEngine
-from .verify import Run
+from .accuracy import run_in_parts
+from .engine import Backend
+from .opening import open_engine, read_weights
+from .verify import find_precision
 
 
 def make_subject(
     bundle: Bundle,
     variants: Sequence[str | int] | None = None,
-    oracle: Callable[[Variant], Run] | None = None,
+    oracle: Oracle | None = None,
+    *,
+    backend: Backend = "onnx",
 ) -> Subject:
-    """The engines of a bundle in ONNX Runtime.
+    """The engines of a bundle on one backend.
 
     Args:
         variants: names or bare degrees; default: all of the bundle.
-        oracle: a variant → PyTorch's run with the same weights; None has nothing to check with.
+        oracle: the PyTorch model; None has nothing to check with.
 
     Raises:
         DegreeError: the bundle has no such variant.
@@ -36,8 +43,21 @@ def make_subject(
                 "longer the bundle's, whose name its rows would bear. Evaluate the checkpoint, or "
                 "build a bundle of it."
             )
+    precision = bundle.precision
+    if backend == "openvino" and chosen:  # which alone may take another
+        precision = find_precision(open_engine(bundle, chosen[0], backend=backend), precision)
     return Subject(
         bundle.path, bundle.spec, bundle.preprocess, bundle.classes, bundle.method, chosen,
-        runner=lambda v: OnnxEngine(bundle, v, compensated=v.compensated).run,
-        backend="onnx", precision=bundle.precision, baked=True, oracle=oracle,
+        runner=lambda variant: _open_run(bundle, variant, backend), backend=backend,
+        precision=precision, baked=True, oracle=oracle,
     )  # fmt: skip
+
+
+def _open_run(bundle: Bundle, variant: Variant, backend: Backend) -> Run:
+    """One variant's run, with the weights that all share where it is not to be compensated."""
+    options: dict[str, Any] = {}
+    if backend in ("onnx", "openvino"):
+        options["compensated"] = variant.compensated
+    elif not variant.compensated and bundle.variants[variant.name].baked:
+        options["weights"] = read_weights(bundle, WEIGHTS)  # a refit of the plan in memory
+    return run_in_parts(open_engine(bundle, variant, backend=backend, **options))

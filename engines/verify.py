@@ -16,16 +16,22 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import CheckFailed
 from tocom_export.graph.precision import Precision
 from tocom_export.model.spec import VitSpec
+from tocom_export.study.accuracy import Difference, Score
+from tocom_export.study.evaluate import Measured
 from tocom_export.variant import Variant
 
-from .engine import Images, Logits
-from .opening import Backend, open_engine
+from .engine import Backend, Engine, Images, Logits
+from .opening import open_engine
 
 Run = Callable[[Images], Logits]
 Oracle = Callable[[Variant, Images], Logits]
 """A variant and images → the logits that its engines should give."""
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
 """What |Δ| of a logit may be, over the largest logit: some five times what rounding alone gives."""
+ALLOWED_LOSS = 0.3
+"""Points of accuracy that an engine may be shown to lose against the model."""
+ALLOWED_DIFFERENCE = 0.1
+"""Points between an fp32 engine and the model, where its logits are not judged beside them."""
 _BATCH = 16
 
 
@@ -50,6 +56,9 @@ class Comparison:
     strict: bool
     """Whether the tolerance was given, and so holds for every image."""
     precision: Precision = "fp32"
+    backend: Backend = "onnx"
+    judged: bool = True
+    """Whether |Δ| decides; else the accuracy does, and |Δ| is for finding what is wrong."""
 
     @property
     def passed(self) -> bool:
@@ -60,7 +69,16 @@ class Comparison:
         may differ; a wrong weight or a lost bias would show on all.
         """
         allowed = self.images // (20 if self.precision == "fp32" else 2)
-        return self.finite and self.beyond <= (0 if self.strict else allowed)
+        within = self.beyond <= (0 if self.strict else allowed)
+        return self.finite and (within or not self.judged)
+
+    def leave_to_accuracy(self) -> Comparison:
+        """The same where labelled images were run, too.
+
+        |Δ| then decides in fp32 alone, where nothing but a tie moves a logit, and where its
+        tolerance was given.
+        """
+        return dataclasses.replace(self, judged=self.precision == "fp32" or self.strict)
 
     def require(self, oracle: str, advice: str) -> None:
         """Raise CheckFailed, which says what to do, unless the engine agrees with the oracle."""
@@ -97,19 +115,23 @@ def verify(
         oracle: gives the model's logits; None checks for NaN and Inf alone.
         variants: names; default: all of the bundle.
         atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times max |logit|.
-        options: of :func:`~tocom_export.engines.opening.open_engine`.
+        options: of :func:`~tocom_export.engines.opening.open_engine`. OpenVINO computes float32 in
+            float32 unless ``inference_precision`` says otherwise: a CPU's bf16 would hide bugs.
 
     Raises:
         TocomError: what opening an engine raises.
     """
-    file_name = graph_name if backend == "onnx" else plan_name
+    if backend == "openvino":
+        options = {"inference_precision": "f32", **options}
+    file_name = graph_name if backend in ("onnx", "openvino") else plan_name
     for name in bundle.variants if variants is None else variants:
         variant = bundle.variant(name)
         engine = open_engine(bundle, variant, backend=backend, **options)
         judge = None if oracle is None else partial(oracle, variant)
+        precision = find_precision(engine, bundle.precision)
         yield compare(
-            engine.run, images, judge, file_name(variant.name), variant.name, bundle.precision,
-            atol=atol, batch=engine.largest or _BATCH,
+            engine.run, images, judge, file_name(variant.name), variant.name, precision,
+            atol=atol, batch=engine.largest or _BATCH, backend=backend,
         )  # fmt: skip
 
 
@@ -123,12 +145,15 @@ def compare(
     *,
     atol: float | None = None,
     batch: int = _BATCH,
+    backend: Backend = "onnx",
 ) -> Comparison:
     """One engine on images (B, C, H, W), ``batch`` at a time; see :func:`verify`."""
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     got = np.concatenate([run(part) for part in batches])
     finite = bool(np.isfinite(got).all())
-    found = Comparison(engine, variant, len(images), None, None, 0, None, finite, False, precision)
+    found = Comparison(
+        engine, variant, len(images), None, None, 0, None, finite, False, precision, backend
+    )
     if oracle is None:
         return found
     wanted = np.concatenate([oracle(part) for part in batches])
@@ -142,6 +167,105 @@ def compare(
         agreement=100 * float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
         strict=atol is not None,
     )
+
+
+@dataclass(frozen=True)
+class AccuracyCheck:
+    """How right an engine is beside the model, on the same labelled images."""
+
+    variant: str
+    precision: Precision
+    backend: str
+    engine: Score
+    pytorch: Score
+    stored_as: Precision
+    """What the model's weights were rounded to."""
+    alone: bool = False
+    """Whether no logits are judged beside the accuracy; in fp32 that must then be the model's."""
+
+    @property
+    def difference(self) -> Difference:
+        """Accuracy of the engine less the model's."""
+        return self.engine.compare(self.pytorch)
+
+    @property
+    def agreement(self) -> float:
+        """Share of images with the model's top-1 class, percent."""
+        differ = self.engine.count_differences(self.pytorch)
+        return 100 * (self.engine.total - differ) / self.engine.total
+
+    @property
+    def failure(self) -> str:
+        """What is wrong with the engine; empty where it passed.
+
+        A precision costs what it costs: an engine fails where more than :data:`ALLOWED_LOSS` is
+        lost beyond doubt, by the whole of the difference's interval.
+        """
+        if self.engine.unusable:
+            return f"logits are NaN or Inf on {self.engine.unusable} of {self.engine.total} images"
+        points, (_, high) = self.difference.points, self.difference.interval
+        # Rounded: 80.3 - 80.2 is a tenth of a point.
+        if self.alone and self.precision == "fp32" and round(abs(points), 9) > ALLOWED_DIFFERENCE:
+            return f"accuracy is {points:+.2f} points off PyTorch's, ±{ALLOWED_DIFFERENCE} allowed"
+        if high < -ALLOWED_LOSS:
+            return f"accuracy is {-high:.2f} points or more below PyTorch's, {ALLOWED_LOSS} allowed"
+        return ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is shown to be wrong."""
+        return not self.failure
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it passed and yet may lose more than is allowed: more images would tell.
+
+        Not in fp32, where rounding is no reason to lose any.
+        """
+        low = self.difference.interval[0]
+        return self.passed and self.precision != "fp32" and low < -ALLOWED_LOSS
+
+    def to_json(self) -> dict[str, Any]:
+        """One row: accuracies and differences in percent."""
+        low, high = self.engine.interval
+        least, most = self.difference.interval
+        return {
+            "variant": self.variant,
+            "precision": self.precision,
+            "backend": self.backend,
+            "accuracy": self.engine.accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "images": self.engine.total,
+            "pytorch": self.pytorch.accuracy,
+            "pytorch_weights": self.stored_as,
+            "difference": self.difference.points,
+            "difference_low": least,
+            "difference_high": most,
+            "agreement": self.agreement,
+            "finite": not self.engine.unusable,
+            "passed": self.passed,
+        }
+
+
+def check_accuracy(found: Measured) -> AccuracyCheck:
+    """What a study measured of an engine beside its oracle, to be judged by that alone."""
+    of, variant, oracle = found.subject, found.variant, found.oracle
+    assert of.oracle is not None and oracle is not None
+    return AccuracyCheck(
+        variant.name, of.precision, of.backend, found.served, oracle, of.oracle.stored_as(variant),
+        alone=True,
+    )  # fmt: skip
+
+
+def find_precision(engine: Engine, stored: Precision) -> Precision:
+    """What an engine computes in: a bundle's precision, or a coarser one that its runtime took.
+
+    OpenVINO takes bf16 for float32 where a CPU is faster in it.
+    """
+    names: dict[str, Precision] = {"f16": "fp16", "bf16": "bf16"}
+    taken = names.get(getattr(engine, "precision", ""), "fp32")
+    return max(stored, taken, key=list(TOLERANCES).index)
 
 
 def sample_images(spec: VitSpec, count: int = 20, seed: int = 0) -> Images:

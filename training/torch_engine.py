@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,17 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from tocom_export.bundle.manifest import WEIGHTS
+from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.weights import ModelWeights, recover_checkpoint
 from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
+from tocom_export.errors import BankError
+from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import dequantize
-from tocom_export.io.tensors import Tensors
+from tocom_export.io.tensors import Tensors, map_tensors, read_header
+from tocom_export.loading import load_bank
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run, measure_accuracy
 from tocom_export.variant import Variant
@@ -56,11 +63,11 @@ def make_runner(model: nn.Module, *arguments: Any) -> Run:
     Args:
         arguments: what it takes beside the images: of a compressed ViT degrees and side paths.
     """
-    device = next(model.eval().parameters()).device
+    weight = next(model.eval().parameters())
 
     @torch.inference_mode()
     def run(images: Images) -> Images:
-        logits = model(torch.from_numpy(images).to(device), *arguments)
+        logits = model(torch.from_numpy(images).to(weight.device, weight.dtype), *arguments)
         found: Images = logits.float().cpu().numpy()
         return found
 
@@ -110,6 +117,54 @@ class StoredOracle:
             self._runs.clear()  # one variant's weights at a time
             self._runs[variant.name] = self.runner(variant)
         return self._runs[variant.name](images)
+
+
+class Float32Oracle:
+    """What accuracy a bundle should have: the model with the weights that it was made of.
+
+    A bundle's own weights are rounded to its precision, and what that costs is to be seen. Where
+    the others aren't at hand, which only the model inside the package always is, these do.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._stored = bundle, StoredOracle(bundle)
+        own = Checkpoint.open(bundle.path / WEIGHTS)
+        checkpoint = recover_checkpoint(own, bundle.spec, bundle.precision)
+        self._weights: ModelWeights | None = None
+        if checkpoint is not own:
+            bank = None
+            with suppress(BankError):  # none is for that method
+                bank = load_bank(None, bundle.spec, bundle.method)
+            self._weights = ModelWeights(bundle.spec, checkpoint, bank, bundle.precision)
+
+    @cached_property
+    def _whole(self) -> BankOracle:
+        """One model for all variants."""
+        assert self._weights is not None
+        tensors = self._weights.checkpoint.tensors
+        model = load_model(self._bundle.spec, tensors, self._bundle.method)
+        return BankOracle(model, self._weights.bank)
+
+    def stored_as(self, variant: Variant) -> Precision:
+        """What the weights that it has for a variant were rounded to; ``fp32`` is not at all."""
+        return "fp32" if self._is_known(variant) else self._bundle.precision
+
+    def runner(self, variant: Variant) -> Run:
+        """One variant's run."""
+        oracle = self._whole if self._is_known(variant) else self._stored
+        return oracle.runner(variant)
+
+    def _is_known(self, variant: Variant) -> bool:
+        """Whether the bundle's weights are the rounded ones of a checkpoint and a bank at hand."""
+        if self._weights is None:
+            return False
+        name = weights_name(variant.name)
+        held = name in self._bundle.files
+        stored = map_tensors(read_header(self._bundle.path / name)[0]) if held else {}
+        rounded = self._weights.own(variant)
+        return stored.keys() == rounded.keys() and all(
+            np.array_equal(tensor, stored[key]) for key, tensor in rounded.items()
+        )
 
 
 def make_oracle(bundle: Bundle, bank: ToComBank | None = None) -> StoredOracle | BankOracle:

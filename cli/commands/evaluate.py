@@ -10,12 +10,14 @@ import click
 
 from tocom_export.errors import CheckFailed
 
+from ..accuracy_table import show_checks
 from ..evaluate_options import check_usage, evaluate_options
 from ..options import FILE, common_options, take_output
 from ..output import Command, Output
 from ..training_options import require_torch
 
 if TYPE_CHECKING:
+    from tocom_export.engines.verify import AccuracyCheck
     from tocom_export.study.evaluate import Measured
     from tocom_export.study.results import Row
     from tocom_export.study.subject import Subject
@@ -30,8 +32,12 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
 
     Each checkpoint is run in PyTorch at every target degree, each bundle in its engines. A
     checkpoint's source degree is in its metadata; one trained at a target degree also gives
-    the reference for it. --check holds a bundle's engines against PyTorch image by image, and
-    exits with 1 where their accuracy differs by more than 0.1 points.
+    the reference for it. ± is the farther end of an accuracy's 95 % interval (Wilson).
+
+    --check runs PyTorch beside a bundle's engines, and exits with 1 where the accuracy of one
+    differs by more than 0.1 points in fp32, or is lower by more than 0.3 points with 95 %
+    certainty in another precision, by the images that one of the two gets right and the other
+    wrong. PyTorch has float32 weights where these are at hand, else the bundle's own.
 
     \b
     Examples:
@@ -47,7 +53,7 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
     # What is wrong with earlier results is to be said before hours of work.
     known = open_results(out, required=not paths).rows if out else ()
     measured, rows = _measure(paths, known, options, output) if paths else ([], [])
-    checks = [found.describe_check() for found in measured if found.oracle]
+    checks = _check(measured) if measured else []
     if measured:
         _show(measured, rows, checks, output)
     ran = {
@@ -56,17 +62,28 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
     }
     everything = publish(out, rows, tell=output.note).rows if out else rows  # of earlier runs, too
     document = {"rows": [row.describe(*ran.get(row.key, ())) for row in everything]}
-    output.document({**document, **({"checks": checks} if checks else {})})
-    if failed := [found for found in measured if not found.passed]:
-        where = ", ".join(f"{found.subject.path} at {found.variant.name}" for found in failed)
-        raise CheckFailed(
-            f"{where}: engine and PyTorch differ by more than 0.1 points, or give no numbers."
-        )
+    described = [_describe_check(path, check) for path, check in checks]
+    output.document({**document, **({"checks": described} if checks else {})})
+    if failed := [f"{path} at {c.variant}: {c.failure}" for path, c in checks if not c.passed]:
+        raise CheckFailed(f"{'; '.join(failed)}.")
     if options["record"]:
         from tocom_export.study.rows import record_accuracy
 
         for path, names in record_accuracy(measured).items():
             output.note(f"Recorded the accuracy of {path} at {', '.join(names)}.")
+
+
+def _check(measured: Sequence[Measured]) -> list[tuple[Path, AccuracyCheck]]:
+    """The judgement of each engine that PyTorch was run beside, with its bundle."""
+    from tocom_export.engines.verify import check_accuracy
+
+    return [(found.subject.path, check_accuracy(found)) for found in measured if found.oracle]
+
+
+def _describe_check(path: Path, check: AccuracyCheck) -> dict[str, Any]:
+    differ = check.engine.count_differences(check.pytorch)
+    more = {"engine": check.engine.accuracy, "images_that_differ": differ}
+    return {"bundle": str(path), **check.to_json(), **more}
 
 
 def _measure(
@@ -112,7 +129,7 @@ def _open_subjects(paths: Sequence[Path], options: Mapping[str, Any]) -> list[Su
     from tocom_export.exporting import TARGETS
     from tocom_export.training.loop.distributed import choose_device
     from tocom_export.training.subject import open_subject
-    from tocom_export.training.torch_engine import make_oracle
+    from tocom_export.training.torch_engine import Float32Oracle
 
     device, schedules = choose_device(options["device"]), options["schedules"]
     targets = options["targets"] or (() if schedules else TARGETS)
@@ -120,7 +137,9 @@ def _open_subjects(paths: Sequence[Path], options: Mapping[str, Any]) -> list[Su
     for path in paths:
         if path.is_dir():
             bundle = Bundle.open(path)
-            found = make_subject(bundle, options["variants"], make_oracle(bundle).runner)
+            oracle = Float32Oracle(bundle) if options["check"] else None
+            backend: Any = options["backend"] or "onnx"
+            found = make_subject(bundle, options["variants"], oracle, backend=backend)
         else:
             found = open_subject(
                 path, targets=targets, schedules=schedules, bank=options["bank"],
@@ -139,18 +158,20 @@ def _name_data(data: str) -> str:
 def _show(
     measured: Sequence[Measured],
     rows: Sequence[Row],
-    checks: Sequence[Mapping[str, Any]],
+    checks: Sequence[tuple[Path, AccuracyCheck]],
     output: Output,
 ) -> None:
     """The table, and that of the check against PyTorch."""
+    from tocom_export.study.accuracy import format_accuracy
+
     table = [
         [
             found.subject.path.stem,
             f"{row.source} → {row.schedule or row.target}",
-            _percent(row.baseline),
-            _percent(row.tocom),
+            format_accuracy(row.baseline, row.images),
+            format_accuracy(row.tocom, row.images),
             "-" if row.gain is None else f"{row.gain:+.2f}",
-            _percent(row.reference),
+            format_accuracy(row.reference, row.images),
             "-" if row.scale is None else f"{row.scale:g}",
             f"{row.throughput:.0f}",
         ]
@@ -161,20 +182,4 @@ def _show(
     if unusable := sum(found.served.unusable for found in measured):
         output.note(f"{unusable} outputs hold values that are no numbers; they count as wrong.")
     if checks:
-        table = [
-            [
-                check["bundle"],
-                check["variant"],
-                _percent(check["engine"]),
-                _percent(check["pytorch"]),
-                f"{check['images_that_differ']} of {check['images']}",
-                "passed" if check["passed"] else "FAILED",
-            ]
-            for check in checks
-        ]
-        columns = ["bundle", "variant", "engine", "PyTorch", "images that differ", ""]
-        output.table(columns, table, "engines against PyTorch")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} %"
+        show_checks([(path.name, check) for path, check in checks], "engines", output)

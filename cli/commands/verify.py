@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.errors import CheckFailed, DeviceError, MissingPackageError, PlanError
+from tocom_export.errors import CheckFailed, InputError, MissingPackageError
 from tocom_export.loading import is_installed
 
-from ..options import FILE, FiniteFloat, common_options, take_output
+from ..accuracy_table import show_checks
+from ..evaluate_options import BACKEND, place_options
+from ..options import DATA_HELP, FILE, FiniteFloat, common_options, take_output
 from ..output import Command, Output
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.tensorrt.plan import PlanRecord
-    from tocom_export.engines.verify import Comparison, Oracle
+    from tocom_export.engines.verify import AccuracyCheck, Comparison
+
+GRAPHS, PLANS = ("onnx", "openvino"), ("tensorrt", "tensorrt-rtx")
+_BATCH = 64
 
 
 @click.command("verify", cls=Command)
@@ -33,124 +37,146 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Image files to compare on, 100 at most; default: 20 generated ones.",
 )
+@click.option(
+    "--data",
+    metavar="LABELLED",
+    help=f"Labelled images to measure accuracy on, beside PyTorch's. {DATA_HELP}",
+)
+@place_options
+@click.option(
+    "--backend",
+    type=BACKEND,
+    help="What runs the engines; default: onnx, and the plans that can be run here.",
+)
 @common_options
-def verify_command(bundle: Path, atol: float | None, images: Path | None, **options: Any) -> None:
+def verify_command(
+    bundle: Path, atol: float | None, images: Path | None, backend: Any, **options: Any
+) -> None:
     """Hold every engine of a bundle against the PyTorch model.
 
     Checks the files' hashes, then max |Δ| of the logits, top-1 agreement, and that no logit is
     NaN or Inf; of TensorRT plans, too, where they can be run here. The model has the bundle's own
-    weights: what rounding them costs is not seen (docs/precision.md has figures against float32).
+    weights: what rounding them costs is not seen (--data sees it). OpenVINO is held to float32.
 
     Exit status 1 where an engine fails: where a logit is beyond --atol on any image or, without
     it, beyond a share of the largest logit on more than one image in twenty in fp32 (0.0001), on
     more than half of them in fp16 (0.002), bf16 (0.02) and int8 (0.1). Two pairs of tokens can
     be equally similar to within rounding, and either may be merged.
 
+    --data judges a precision by what it is for. Each engine's top-1 accuracy is set beside that of
+    PyTorch with float32 weights: the reference model's, else the bundle's own. An engine fails
+    where its logits are NaN or Inf, or where it is worse by more than 0.3 points with 95 %
+    certainty: the upper end of the difference's interval, by the images that one of the two gets
+    right and the other wrong, is below -0.3. |Δ| then decides in fp32 alone, or with --atol; in
+    the other precisions it and agreement are there to find what is wrong.
+
     \b
-    Example:
+    Examples:
       tocom-export verify reference-source0 --images photos/
+      tocom-export verify reference-source0 --data tiny-imagenet/val --backend openvino
     """
     from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.tensorrt.verify_plans import verify_plans
     from tocom_export.engines.verify import sample_images, verify
     from tocom_export.model.preprocess import find_images
 
-    output = take_output(options)
+    output, place = take_output(options), options.pop("data")
+    if place is None and any(options.values()):
+        raise InputError("`data_root` and `download` are for `data`.")
     opened = Bundle.open(bundle, hashes=True)
     if not is_installed("torch", "timm"):
         raise MissingPackageError("torch", "torch")
     from tocom_export.training.torch_engine import make_oracle
 
+    data = _open_data(opened, place, options, output) if place else None
     if images:
         files = find_images(images)[:100]
         batch = opened.preprocess.load_batch(files, opened.spec.image_size)
     else:
         batch = sample_images(opened.spec)
-    checks, oracle = [], make_oracle(opened)
+    checks: list[Comparison] = []
+    skipped: dict[str, str] = {}
+    oracle = make_oracle(opened)
     with output.progress("checking", len(opened.variants) + len(opened.plans)) as advance:
-        for check in verify(opened, batch, oracle, atol=atol):
-            advance(check.variant)
-            checks.append(check)
-        plans, skipped = _verify_plans(opened, batch, oracle, atol, advance)
-    _report(opened, [*checks, *plans], skipped, len(batch), output)
+        if backend not in PLANS:
+            for check in verify(opened, batch, oracle, backend=backend or "onnx", atol=atol):
+                advance(check.variant)
+                checks.append(check)
+        if backend not in GRAPHS:
+            plans, skipped = verify_plans(opened, batch, oracle, atol, backend, advance)
+            checks += plans
+    accuracies: list[AccuracyCheck] = []
+    if data:
+        from tocom_export.engines.accuracy import verify_accuracy
+        from tocom_export.training.torch_engine import Float32Oracle
+
+        checks = [check.leave_to_accuracy() for check in checks]
+        engines = [(check.variant, check.backend) for check in checks]
+        whole = Float32Oracle(opened)
+        accuracies = verify_accuracy(opened, data, whole, engines, progress=output.progress)
+    _report(opened, checks, accuracies, skipped, len(batch), output)
+
+
+def _open_data(bundle: Bundle, place: str, options: dict[str, Any], output: Output) -> Any:
+    """The labelled images, prepared as ``evaluate`` prepares them."""
+    from tocom_export.study.subject import check_classes
+    from tocom_export.training.data.evaluation import EvalData
+    from tocom_export.training.data.opening import open_images
+
+    images = open_images(place, split="test", **options)
+    check_classes(images.classes, f"`data` {place}", bundle.spec, bundle.classes, bundle.path)
+    return EvalData(images, bundle.spec, bundle.preprocess, _BATCH, warn=output.note)
 
 
 def _report(
-    bundle: Bundle, checks: list[Comparison], skipped: dict[str, str], images: int, output: Output
+    bundle: Bundle,
+    checks: Sequence[Comparison],
+    accuracies: Sequence[AccuracyCheck],
+    skipped: dict[str, str],
+    images: int,
+    output: Output,
 ) -> None:
     """Raise CheckFailed, after all is told, where an engine failed."""
-    passed = all(check.passed for check in checks)
-    output.document(
-        {
-            "bundle": str(bundle.path),
-            "passed": passed,
-            "engines": [check.to_json() for check in checks],
-            "not_run": skipped,
-        }
-    )
-    rows = [
+    failed = [check.engine for check in checks if not check.passed]
+    problems = [f"{a.variant} by {a.backend}: {a.failure}" for a in accuracies if not a.passed]
+    if failed:
+        differ = "differs" if len(failed) == 1 else "differ"
+        problems.insert(0, f"{', '.join(failed)} {differ} from the PyTorch model")
+    document = {
+        "bundle": str(bundle.path),
+        "passed": not problems,
+        "engines": [check.to_json() for check in checks],
+        "not_run": skipped,
+    }
+    rows = [accuracy.to_json() for accuracy in accuracies]
+    output.document({**document, "rows": rows} if rows else document)
+    table = [
         [
             c.engine,
+            c.backend,
             f"{c.max_difference:.2e}",
             f"{c.tolerance:.2e}",
             f"{c.beyond} of {c.images}",
             f"{c.agreement:.1f} %",
             "yes" if c.finite else "NO",
-            "passed" if c.passed else "FAILED",
+            ("passed" if c.judged else "not judged") if c.passed else "FAILED",
         ]
         for c in checks
     ]
-    columns = ["engine", "max |Δ|", "allowed", "images beyond", "same top-1", "finite", ""]
-    output.table(columns, rows, f"{bundle.path} against PyTorch, {images} images")
+    columns = [
+        "engine",
+        "backend",
+        "max |Δ|",
+        "allowed",
+        "images beyond",
+        "same top-1",
+        "finite",
+        "",
+    ]
+    output.table(columns, table, f"{bundle.path} against PyTorch, {images} images")
     for name, why in skipped.items():
         output.note(f"{name} was not run: {why}")
-    if not passed:
-        failed = [check.engine for check in checks if not check.passed]
-        differ = "differs" if len(failed) == 1 else "differ"
-        raise CheckFailed(f"{bundle.path}: {', '.join(failed)} {differ} from the PyTorch model.")
-
-
-def _verify_plans(
-    bundle: Bundle,
-    images: Any,
-    oracle: Oracle,
-    atol: float | None,
-    advance: Callable[[str], None],
-) -> tuple[list[Comparison], dict[str, str]]:
-    """The plans that can be run here, compared; of the others, file name → why not.
-
-    Raises:
-        PlanError: a plan or its JSON is missing or damaged.
-    """
-    from tocom_export.engines.tensorrt.plan import check_plan, open_plan
-    from tocom_export.engines.verify import verify
-
-    checks: list[Comparison] = []
-    skipped: dict[str, str] = {}
-    for name in bundle.plans:
-        plan = bundle.plan(name)
-        advance(plan.name)
-        _, record = open_plan(plan)
-        check_plan(bundle, name, record)
-        if why := _explain_skipping(bundle, record):
-            skipped[plan.name] = why
-            continue
-        try:
-            checks += verify(
-                bundle, images, oracle, backend=record.backend, variants=[name], atol=atol
-            )
-        except (PlanError, DeviceError, MissingPackageError) as error:
-            skipped[plan.name] = str(error)
-    return checks, skipped
-
-
-def _explain_skipping(bundle: Bundle, record: PlanRecord) -> str:
-    """Why a plan is not held against the bundle's model; empty where it is to be."""
-    if "VERSION_COMPATIBLE" in record.flags:
-        return "it brings code along, which verify doesn't let run."
-    ours, theirs = bundle.variants[record.variant.name], record.variant
-    same = (ours.source, ours.scale, ours.baked) == (theirs.source, theirs.scale, theirs.baked)
-    if not record.stripped and not same:
-        return (
-            f"it was refitted apart from the graph (source {theirs.source}, scale {theirs.scale})."
-        )
-    return ""
+    if accuracies:
+        show_checks([(bundle.path.name, found) for found in accuracies], "accuracy", output)
+    if problems:
+        raise CheckFailed(f"{bundle.path}: {'; '.join(problems)}.")

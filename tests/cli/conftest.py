@@ -16,6 +16,7 @@ import pytest
 import torch
 from click import Context
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from tocom_export.bundle.file_hashes import record_files
 from tocom_export.cli.main import COMMANDS, cli
@@ -222,6 +223,30 @@ def make_shards() -> Callable[..., Path]:
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
         return folder
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pictures(make_images: Callable, spec: VitSpec) -> list[bytes]:
+    """PNG files with structure, on which small differences between models tell."""
+    files = []
+    for pixels in make_images(spec, 48):  # (3, 32, 32), roughly -4 to 4
+        stream = io.BytesIO()
+        values = (pixels * 32 + 128).clip(0, 255).astype(np.uint8)
+        Image.fromarray(values.transpose(1, 2, 0)).save(stream, "png")
+        files.append(stream.getvalue())
+    return files
+
+
+@pytest.fixture
+def labelled(
+    tmp_path: Path, make_shards: Callable, pictures: list[bytes], info: ModelInfo
+) -> Callable[..., Path]:
+    """The pictures under given labels."""
+
+    def call(name: str, labels: Sequence[int], classes: Sequence[str] | None = None) -> Path:
+        return make_shards(tmp_path / name, pictures, labels, classes or info.classes)
 
     return call
 

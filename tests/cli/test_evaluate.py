@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from PIL import Image
 from safetensors.torch import load_file
 
 from tocom_export.bundle.manifest import MANIFEST
@@ -21,8 +19,10 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.compression.schedule import Schedule
+from tocom_export.compression.seldom import list_degrees
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
+from tocom_export.study.accuracy import Difference, find_interval, format_accuracy
 from tocom_export.study.results import Results, Row, parse_row
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
@@ -38,30 +38,7 @@ Labelled = Callable[..., Path]
 
 SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
 COUNT = 48
-
-
-@pytest.fixture(scope="session")
-def pictures(make_images: Callable, spec: VitSpec) -> list[bytes]:
-    """PNG files with structure, on which small differences between models tell."""
-    files = []
-    for pixels in make_images(spec, COUNT):  # (3, 32, 32), roughly -4 to 4
-        stream = io.BytesIO()
-        values = (pixels * 32 + 128).clip(0, 255).astype(np.uint8)
-        Image.fromarray(values.transpose(1, 2, 0)).save(stream, "png")
-        files.append(stream.getvalue())
-    return files
-
-
-@pytest.fixture
-def labelled(
-    tmp_path: Path, make_shards: Callable, pictures: list[bytes], info: ModelInfo
-) -> Labelled:
-    """The pictures under given labels."""
-
-    def call(name: str, labels: Sequence[int], classes: Sequence[str] | None = None) -> Path:
-        return make_shards(tmp_path / name, pictures, labels, classes or info.classes)
-
-    return call
+"""Of the fixture ``pictures``."""
 
 
 @pytest.fixture
@@ -144,6 +121,8 @@ def test_rows_are_what_pytorch_says(
             "variant": f"r{target:02d}", "precision": "fp32", "backend": "torch",
         }  # fmt: skip
         expected["accuracy"] = expected["tocom"]
+        interval = find_interval(expected["tocom"], COUNT)
+        expected["accuracy_low"], expected["accuracy_high"] = interval
         if source == target:
             assert expected["tocom"] == expected["baseline"]
         else:
@@ -153,7 +132,7 @@ def test_rows_are_what_pytorch_says(
     assert sum(row["baseline"] != row["tocom"] for row in rows) > 3
 
 
-def test_the_table(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path):
+def test_the_table(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, predict: Predict):
     text = succeeds("evaluate", checkpoint, "--data", data, "--bank", bank_file).stdout
     lines = text.splitlines()
     assert lines[0] == f"moons, {COUNT} images, tome"
@@ -161,6 +140,9 @@ def test_the_table(succeeds: Run, checkpoint: Path, bank_file: Path, data: Path)
         ["4", "→", str(target)] for target in (0, 4, 8, 12, 16)
     ]
     assert all(line.split()[0] == "checkpoint" for line in lines[2:])
+    reduced = [format_accuracy(percent(predict(checkpoint, 4, t), data), COUNT) for t in (0, 4, 8)]
+    assert all(" ± " in cell for cell in reduced)
+    assert all(cell in line for cell, line in zip(reduced, lines[2:], strict=False))
 
 
 def test_long_names_are_not_folded(succeeds: Run, checkpoint: Path, data: Path, here: Path):
@@ -268,9 +250,14 @@ def test_a_bundle_says_what_its_checkpoint_says(
     assert any(gains) is compensated
     for row, check in zip(expected, json.loads(result.stdout)["checks"], strict=True):
         served = row["tocom"] if compensated else row["baseline"]
+        low, high = Difference(0, 0, COUNT).interval
         assert check == {
             "bundle": "bundle", "variant": row["variant"], "images": COUNT, "engine": served,
             "pytorch": served, "difference": 0, "images_that_differ": 0, "passed": True,
+            "precision": "fp32", "backend": "onnx", "accuracy": served,
+            "accuracy_low": row["accuracy_low"], "accuracy_high": row["accuracy_high"],
+            "pytorch_weights": "fp32", "difference_low": low, "difference_high": high,
+            "agreement": 100, "finite": True,
         }  # fmt: skip
 
 
@@ -286,14 +273,16 @@ def test_an_engine_that_reads_other_weights(
 ):
     misreads(bundle)
     options = ("evaluate", bundle, "--data", data, "--check")
-    result = fails(*options, says=(f"{bundle} at r08:", "0.1 points"), status=1)
+    says = (f"{bundle} at r08: accuracy is", "points off PyTorch's, ±0.1 allowed")
+    result = fails(*options, says=says, status=1)
     assert result.stdout.count("FAILED") == result.stdout.count("passed") == 1
     result = run(*options, "--json")
     assert result.exit_code == 1
     four, eight = json.loads(result.stdout)["checks"]
     assert (four["passed"], eight["passed"]) == (True, False)
     assert eight["images_that_differ"] > 0
-    assert eight["difference"] == eight["engine"] - eight["pytorch"] != 0
+    assert eight["difference"] == pytest.approx(eight["engine"] - eight["pytorch"])
+    assert eight["difference"] != 0
 
 
 def test_an_oracle_that_differs(
@@ -306,14 +295,74 @@ def test_an_oracle_that_differs(
         return lambda images: -run(images)
 
     monkeypatch.setattr(StoredOracle, "runner", negate)
-    says = (f"{bundle} at r04, {bundle} at r08:",)
+    says = (f"{bundle} at r04: accuracy", f"; {bundle} at r08: accuracy")
     fails("evaluate", bundle, "--data", data, "--check", says=says, status=1)
 
 
 def test_outputs_that_are_no_numbers(fails: Run, bundle: Path, data: Path, nan_in: Callable):
     nan_in(bundle / "r08.safetensors")
     options = ("evaluate", bundle, "--data", data, "--variants", 8, "--check", "-q")
-    fails(*options, says=(f"{bundle} at r08", "no numbers"), status=1)
+    says = (f"{bundle} at r08: logits are NaN or Inf on {COUNT} of {COUNT} images.",)
+    fails(*options, says=says, status=1)
+
+
+def test_a_precision_is_judged_by_what_it_loses_for_certain(
+    succeeds: Run, fails: Run, model: Options, checkpoint: Path, predict: Predict,
+    labelled: Labelled, misreads: Callable,
+):  # fmt: skip
+    """Of 48 images few may differ, and say nothing; a wrong weight does."""
+    data = labelled("sure", predict(checkpoint, 4, 8, 0.1))
+    succeeds("build", *model, "--targets", "4,8", "--precision", "bf16", "--out", "half")
+    options = ("evaluate", "half", "--data", data, "--check")
+    result = succeeds(*options)
+    assert "PyTorch ran r04, r08 with the bundle's own weights, rounded to bf16" in result.stderr
+    assert f"{COUNT} images can't rule out that" in result.stderr
+    checks = json.loads(succeeds(*options, "--json").stdout)["checks"]
+    assert {(check["precision"], check["pytorch_weights"]) for check in checks} == {
+        ("bf16", "bf16")
+    }
+    misreads(Path("half"))
+    says = ("half at r08: accuracy is", "points or more below PyTorch's, 0.3 allowed")
+    fails(*options, "--variants", 8, "-q", says=says, status=1)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_backend(succeeds: Run, bundle: Path, data: Path, backend: str):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    options = (bundle, "--data", data, "--check", "--json")
+    document = json.loads(succeeds("evaluate", *options, "--backend", backend).stdout)
+    rows, checks = document["rows"], document["checks"]
+    assert [row["backend"] for row in (*rows, *checks)] == [backend] * 4
+    assert [check["passed"] for check in checks] == [True] * 2
+    # OpenVINO computes in what the CPU is fastest in, and a row says what that is.
+    precision = {"fp32"} if backend == "onnx" else {"fp32", "bf16"}
+    assert {row["precision"] for row in (*rows, *checks)} <= precision
+    if rows[0]["precision"] == "fp32":
+        found = [{**row, "backend": "onnx"} for row in rows]
+        expected = rows_of(succeeds("evaluate", *options))
+        assert without_speed(found) == without_speed(expected)
+
+
+def test_plans(nvidia: Any, succeeds: Run, model: Options, data: Path):
+    """Of a pretended TensorRT: what alone is run, is a refit to the weights that all share."""
+    succeeds("build", *model, "--targets", "4,8", "--backend", "tensorrt", "--out", "planned")
+    options = ("planned", "--data", data, "--backend", "tensorrt", "--batch", 32, "--json")
+    four, eight = rows_of(succeeds("evaluate", *options))
+    assert (four["backend"], four["images"]) == ("tensorrt", COUNT)
+    assert four["baseline"] == four["tocom"]
+    assert eight["accuracy"] == eight["tocom"]
+
+
+def test_a_backend_is_a_bundle_s(fails: Run, checkpoint: Path, bundle: Path):
+    options = (checkpoint, "--bank", "none", "--data", "images", "--backend", "onnx")
+    fails("evaluate", *options, says=("--backend chooses what runs a bundle", "name a bundle"))
+    fails("evaluate", bundle, "--data", "x", "--backend", "torch", says=("--backend", "torch"))
+
+
+def test_plans_that_are_not_there(fails: Run, bundle: Path, data: Path):
+    options = (bundle, "--data", data, "--backend", "tensorrt")
+    fails("evaluate", *options, says=("has no plan for r04",))
 
 
 def test_outputs_that_are_no_numbers_are_told(
@@ -443,10 +492,23 @@ def test_a_schedule_of_a_checkpoint(
     assert "4 → fast" in table
 
 
+def test_a_rule_is_the_list_that_it_makes(
+    succeeds: Run, checkpoint: Path, bank_file: Path, data: Path, spec: VitSpec
+):
+    degrees = ",".join(map(str, list_degrees(spec, "every:2:4")))
+    options = (checkpoint, "--data", data, "--bank", bank_file, "--json", "--schedule")
+    rule, listed = (
+        rows_of(succeeds("evaluate", *options, f"fast={text}")) for text in ("every:2:4", degrees)
+    )
+    assert without_speed(rule) == without_speed(listed)
+
+
 @pytest.mark.parametrize("options, says", [
     ((*SCHEDULE, *SCHEDULE), ("fast is asked for twice",)),
     (("--schedule", "fast=4,4"), ("4 layers", "not 2")),
     (("--schedule", "fast"), ("--schedule", "'fast'")),
+    (("--schedule", "fast=every:0"), ("--schedule", "'every:0' is not every:K")),
+    (("--schedule", "fast=every:9"), ("every:9:16: with tokens", "choose every:")),
 ])  # fmt: skip
 def test_schedules_that_make_no_sense(
     fails: Run, checkpoint: Path, options: Options, says: tuple[str, ...]
@@ -605,7 +667,8 @@ def test_a_folder_of_results(
     assert list(Results.load(folder / "results.json").rows) == stored
     with (folder / "results.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert [float(line["baseline"]) for line in table] == [row["baseline"] for row in first]
+    for name in ("baseline", "accuracy", "accuracy_low", "accuracy_high"):
+        assert [float(line[name]) for line in table] == [row[name] for row in first]
     page = (folder / "results.md").read_text()
     assert "![Accuracy against target degree](accuracy.svg)" in page
     assert "![Accuracy against throughput](throughput.svg)" in page

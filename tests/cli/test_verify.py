@@ -7,14 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.engines.tensorrt.plan import open_plan, save_plan
-from tocom_export.engines.verify import TOLERANCES, compare
+from tocom_export.engines.verify import (
+    ALLOWED_DIFFERENCE,
+    ALLOWED_LOSS,
+    TOLERANCES,
+    compare,
+)
+from tocom_export.study.accuracy import find_interval
+from tocom_export.training.data.evaluation import EvalData
+from tocom_export.training.data.opening import open_images
 
 Run = Callable[..., Result]
+COUNT = 48
+"""Of the fixture ``pictures``."""
 PAGE = (Path(__file__).parents[2] / "docs" / "precision.md").read_text("utf-8")
 
 
@@ -179,6 +190,176 @@ def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path):
 def test_without_torch(fails: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tocom_export.cli.commands.verify.is_installed", lambda *_: False)
     fails("verify", bundle, says=("torch", "pip install 'tocom-export[torch]'"))
+
+
+@pytest.fixture
+def data(bundle: Path, labelled: Callable[..., Path]) -> Path:
+    """The pictures under the classes that the bundle's degree 8 says, but for one in four."""
+    images = [pixels for pixels, _ in batches(labelled("blank", [0] * COUNT), bundle)]
+    said = Bundle.open(bundle).engine("r08").run(np.concatenate(images)).argmax(axis=1)
+    said[::4] = (said[::4] + 1) % 10
+    return labelled("data", said)
+
+
+def batches(place: Path, bundle: Path) -> EvalData:
+    opened = Bundle.open(bundle)
+    return EvalData(open_images(place), opened.spec, opened.preprocess)
+
+
+@pytest.fixture
+def half(succeeds: Run, model: tuple[object, ...], here: Path) -> Path:
+    """The same bundle in bf16, whose logits are not judged where images are labelled."""
+    succeeds("build", *model, "--targets", "4,8", "--precision", "bf16", "--out", "half")
+    return here / "half"
+
+
+def test_accuracy_on_labelled_images(succeeds: Run, bundle: Path, data: Path):
+    document = strict(succeeds("verify", bundle, "--data", data, "--json").stdout)
+    assert document["passed"] is True
+    assert [found["engine"] for found in document["engines"]] == ["r04.onnx", "r08.onnx"]
+    four, eight = document["rows"]
+    assert {(r["precision"], r["backend"], r["images"]) for r in (four, eight)} == {
+        ("fp32", "onnx", COUNT)
+    }
+    assert (four["variant"], eight["variant"]) == ("r04", "r08")
+    assert eight["accuracy"] == eight["pytorch"] == 75
+    assert (eight["accuracy_low"], eight["accuracy_high"]) == find_interval(75, COUNT)
+    assert (eight["difference"], eight["agreement"], eight["passed"]) == (0, 100, True)
+    assert eight["difference_low"] == -eight["difference_high"] < 0
+    assert eight["pytorch_weights"] == "fp32"
+    text = succeeds("verify", bundle, "--data", data).stdout
+    assert text.count("passed") == 4
+    assert "75.00 ± " in text
+    assert f"accuracy against PyTorch, {COUNT} images" in text
+
+
+def test_logits_don_t_decide_beside_accuracy(
+    succeeds: Run, fails: Run, half: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(TOLERANCES, "bf16", 1e-9)
+    fails("verify", half, says=("r04.onnx, r08.onnx differ",), status=1)
+    result = succeeds("verify", half, "--data", data)
+    assert result.stdout.count("not judged") == 2
+    assert "weights, rounded to bf16" in result.stderr
+    assert f"{COUNT} images can't rule out" in result.stderr
+    document = strict(succeeds("verify", half, "--data", data, "--json").stdout)
+    assert [(c["judged"], c["passed"]) for c in document["engines"]] == [(False, True)] * 2
+    assert [row["pytorch_weights"] for row in document["rows"]] == ["bf16"] * 2
+    options = ("--data", data, "--atol", "0", "-q")
+    fails("verify", half, *options, says=("r04.onnx, r08.onnx differ",), status=1)
+
+
+def test_logits_decide_in_fp32(
+    fails: Run, bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(TOLERANCES, "fp32", 1e-9)
+    fails("verify", bundle, "--data", data, says=("r04.onnx, r08.onnx differ",), status=1)
+
+
+def test_an_engine_that_is_right_less_often(
+    fails: Run, run: Run, half: Path, data: Path, misreads: Callable
+):
+    misreads(half)
+    says = ("half: r08 by onnx: accuracy is", "points or more below PyTorch's, 0.3 allowed.")
+    result = fails("verify", half, "--data", data, "-q", says=says, status=1)
+    assert result.stdout.count("FAILED") == 1
+    result = run("verify", half, "--data", data, "--json")
+    assert result.exit_code == 1
+    document = strict(result.stdout)
+    four, eight = document["rows"]
+    assert (document["passed"], four["passed"], eight["passed"]) == (False, True, False)
+    assert eight["difference"] == pytest.approx(eight["accuracy"] - eight["pytorch"])
+    assert eight["difference_low"] < eight["difference"] < eight["difference_high"] < -0.3
+    assert eight["agreement"] < 100
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_labelled_images_and_no_numbers(
+    run: Run, bundle: Path, half: Path, data: Path, nan_in: Callable, precision: str
+):
+    broken = {"fp32": bundle, "bf16": half}[precision]
+    nan_in(broken / "r08.safetensors")
+    result = run("verify", broken, "--data", data, "--json")
+    assert result.exit_code == 1
+    assert f"r08 by onnx: logits are NaN or Inf on {COUNT} of {COUNT} images" in result.stderr
+    assert [row["finite"] for row in strict(result.stdout)["rows"]] == [True, False]
+
+
+@pytest.mark.parametrize("case", ["missing", "classes", "names", "flat", "unnamed"])
+def test_images_that_are_not_labelled_for_it(
+    fails: Run, bundle: Path, photos: Path, labelled: Callable, case: str
+):
+    swapped = ["class-b", "class-a", *(f"class-{letter}" for letter in "cdefghij")]
+    place, says = {
+        "missing": ("nowhere", ("nowhere: no such folder",)),
+        "classes": (photos, (f"--data {photos} has 2 classes", f"{bundle} has a head of 10")),
+        "names": (labelled("swapped", [0] * COUNT, swapped), ("'class-b' where", "same order")),
+        "flat": (photos / "a", (f"{photos / 'a'}: not images as <folder>/<class>/<image>",)),
+        "unnamed": ("hfds/", ("hfds/",)),
+    }[case]
+    fails("verify", bundle, "--data", place, says=says)
+
+
+@pytest.mark.parametrize("option", [("--data-root", "there"), ("--download",)], ids=str)
+def test_options_of_data_alone(fails: Run, bundle: Path, option: tuple[str, ...]):
+    fails("verify", bundle, *option, says=("--data-root and --download are for --data.",))
+
+
+def test_the_page_has_the_limits_of_accuracy(succeeds: Run):
+    text = " ".join(succeeds("verify", "--help").stdout.split())
+    assert f"worse by more than {ALLOWED_LOSS} points" in text
+    assert f"more than {ALLOWED_LOSS} points" in PAGE
+    more = " ".join(succeeds("evaluate", "--help").stdout.split())
+    assert f"differs by more than {ALLOWED_DIFFERENCE} points in fp32" in more
+    assert f"lower by more than {ALLOWED_LOSS} points" in more
+    assert f"{ALLOWED_DIFFERENCE} points in fp32" in PAGE
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_backend(succeeds: Run, bundle: Path, data: Path, backend: str):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    options = ("verify", bundle, "--backend", backend, "--data", data)
+    document = strict(succeeds(*options, "--json").stdout)
+    for part in ("engines", "rows"):
+        assert [found["backend"] for found in document[part]] == [backend] * 2
+    assert [found["engine"] for found in document["engines"]] == ["r04.onnx", "r08.onnx"]
+    lines = succeeds(*options).stdout.splitlines()
+    assert sum(f" {backend} " in line for line in lines) == 4
+
+
+def test_plans_alone(nvidia: Any, fails: Run, succeeds: Run, planned: Path, monkeypatch):
+    says = ("r04.plan, r08.plan differ",)
+    fails("verify", planned, "--backend", "tensorrt", says=says, status=1)
+    monkeypatch.setattr(
+        "tocom_export.engines.verify.compare",
+        lambda run, images, oracle, *rest, **options: compare(
+            oracle, images, oracle, *rest, **options
+        ),
+    )
+    document = strict(succeeds("verify", planned, "--backend", "tensorrt", "--json").stdout)
+    found = [(engine["engine"], engine["backend"]) for engine in document["engines"]]
+    assert found == [("r04.plan", "tensorrt"), ("r08.plan", "tensorrt")]
+    says = ("--backend tensorrt-rtx", "r04.plan can't be verified: it is of tensorrt.")
+    fails("verify", planned, "--backend", "tensorrt-rtx", says=says)
+    nvidia.cuda.gpus = 0
+    fails("verify", planned, "--backend", "tensorrt", says=("no GPU that CUDA can use",))
+
+
+def test_plans_beside_graphs_on_labelled_images(run: Run, planned: Path, data: Path):
+    """The pretended library's logits are none of the model's."""
+    result = run("verify", planned, "--data", data, "--json")
+    assert result.exit_code == 1
+    rows = strict(result.stdout)["rows"]
+    assert [(row["variant"], row["backend"], row["passed"]) for row in rows] == [
+        ("r04", "onnx", True), ("r08", "onnx", True),
+        ("r04", "tensorrt", False), ("r08", "tensorrt", False),
+    ]  # fmt: skip
+    assert "r08 by tensorrt: accuracy is" in result.stderr
+
+
+def test_plans_that_are_not_there(fails: Run, bundle: Path):
+    fails("verify", bundle, "--backend", "tensorrt", says=("has no plan for r04", "none"))
 
 
 @pytest.mark.parametrize("name", ["v[1]", "v[bold]", "v[/1]"])

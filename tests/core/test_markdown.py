@@ -83,7 +83,7 @@ def test_a_loss_is_said():
 
 def test_a_data_set():
     cifar = section(page(), "ToMe, cifar")
-    assert "10,000 test images." in cifar
+    assert "10,000 test images: the 95 % interval of one accuracy is ± 0.80 at most." in cifar
     assert cells(cifar, "0 → 0") == ["80.00", NONE, NONE, NONE, NONE]
     assert cells(cifar, "0 → 16") == ["76.00", "77.50", "+1.50", "78.00", "67.9 → 69.9 (+2.0)"]
     assert cells(cifar, "16 → 0")[2:] == ["-0.25", NONE, "70.0 → 70.9 (+0.9)"]

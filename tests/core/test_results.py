@@ -9,6 +9,7 @@ import pytest
 
 from tocom_export.errors import InputError, OutputError
 from tocom_export.io.json_codec import decode, encode
+from tocom_export.study.accuracy import find_interval
 from tocom_export.study.results import Results, Row, parse_row
 from tocom_export.study.summary import (
     average,
@@ -86,12 +87,24 @@ def test_a_row_for_machines():
     assert found == {
         **encode(row, defaults=False), "variant": "r16", "bank": "rank 1", "precision": "fp16",
         "backend": "onnx", "accuracy": 73.0, "images": 10,
+        "accuracy_low": row.interval[0], "accuracy_high": row.interval[1],
     }  # fmt: skip
+    assert row.interval == find_interval(73.0, 10)
     assert replace(ROW, tocom=None).describe()["accuracy"] == ROW.baseline
     for each in (ROW, row, replace(ROW, target=None, schedule="fast")):
         assert parse_row(json.loads(json.dumps(each.describe("fp32", "torch")))) == each
     with pytest.raises(InputError, match=r"^acc: no such field"):
         parse_row({**ROW.describe(), "acc": 1})
+
+
+def test_an_interval_is_not_stored(tmp_path: Path):
+    """It follows from what is, and earlier results have none."""
+    row = replace(ROW, images=10)
+    Results((row,)).save(tmp_path / "r.json")
+    assert "accuracy" not in (tmp_path / "r.json").read_text("utf-8")
+    assert Results.load(tmp_path / "r.json").rows[0].interval == row.interval
+    assert ROW.interval is None  # nobody knows of how many images
+    assert ROW.describe()["accuracy_low"] is ROW.describe()["accuracy_high"] is None
 
 
 def test_an_empty_document_comes_back(tmp_path: Path):

@@ -16,12 +16,15 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
+from tocom_export.exporting import prepare
+from tocom_export.graph.precision import Precision
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
 from tocom_export.training.timm_models import vit_from_spec
 from tocom_export.training.torch_engine import (
     BankOracle,
+    Float32Oracle,
     StoredOracle,
     evaluate_model,
     load_model,
@@ -157,6 +160,61 @@ def test_the_oracle_of_a_checkpoint_is_that_of_its_bundle(
         np.testing.assert_array_equal(oracle.runner(variant)(images), wanted)
         run = make_runner(plain.model, variant.degrees)
         np.testing.assert_array_equal(plain(variant, images), run(images))
+
+
+def round_to(blueprint: Blueprint, precision: Precision) -> Blueprint:
+    weights = dataclasses.replace(blueprint.weights, precision=precision)
+    return dataclasses.replace(blueprint, weights=weights)
+
+
+@pytest.mark.parametrize("method", ["tome", "evit"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_weights_that_the_packages_model_was_rounded_from(
+    tmp_path: Path, make_images: Callable, method: str, precision: Precision
+):
+    blueprint = prepare(targets=(0, 12), method=method, precision=precision, scale=0.2)
+    bundle = write_bundle(blueprint, tmp_path / "bundle")
+    oracle, weights = Float32Oracle(bundle), blueprint.weights
+    model = load_model(bundle.spec, weights.checkpoint.tensors, bundle.method)
+    images = make_images(bundle.spec)
+    for variant in bundle.variants.values():
+        assert oracle.stored_as(variant) == "fp32"
+        wanted = BankOracle(model, weights.bank)(variant, images)
+        np.testing.assert_array_equal(oracle.runner(variant)(images), wanted)
+        assert (StoredOracle(bundle)(variant, images) != wanted).any()
+
+
+def test_weights_of_another_bank_are_taken_as_they_are(
+    tmp_path: Path, make_bank: Callable, make_images: Callable
+):
+    """What is not compensated is known nevertheless."""
+    spec = prepare(targets=(0,)).weights.spec
+    blueprint = prepare(targets=(0, 8), bank=make_bank(spec), precision="bf16")
+    bundle = write_bundle(blueprint, tmp_path / "bundle")
+    oracle, images = Float32Oracle(bundle), make_images(spec)
+    assert [oracle.stored_as(v) for v in bundle.variants.values()] == ["fp32", "bf16"]
+    eight = bundle.variant(8)
+    wanted = StoredOracle(bundle)(eight, images)
+    np.testing.assert_array_equal(oracle.runner(eight)(images), wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_of_another_model_are_taken_as_they_are(
+    blueprint: Blueprint, tmp_path: Path, make_images: Callable, precision: Precision
+):
+    bundle = write_bundle(round_to(blueprint, precision), tmp_path / "bundle")
+    oracle, images = Float32Oracle(bundle), make_images(bundle.spec)
+    for variant in bundle.variants.values():
+        assert oracle.stored_as(variant) == precision
+        wanted = StoredOracle(bundle)(variant, images)
+        np.testing.assert_array_equal(oracle.runner(variant)(images), wanted)
+
+
+def test_a_method_without_a_bank(tmp_path: Path):
+    """The package's banks are of proportional attention."""
+    options = {"proportional": False, "bank": "none", "precision": "bf16"}
+    bundle = write_bundle(prepare(targets=(8,), **options), tmp_path / "bundle")
+    assert Float32Oracle(bundle).stored_as(bundle.variant(8)) == "fp32"
 
 
 def test_accuracy_of_a_model(spec: VitSpec, make_weights: Callable, make_images: Callable):

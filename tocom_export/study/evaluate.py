@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..variant import Variant
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
 """What the paper chooses the scale from (section 5.1)."""
 DEFAULT_SCALE = 0.1
-ALLOWED_DIFFERENCE = 0.1
-"""Points of accuracy between an engine and PyTorch."""
 _Pair = tuple[Subject, Variant]
 
 
@@ -41,32 +39,6 @@ class Measured:
     def served(self) -> Score:
         """The variant as it is deployed."""
         return self.compensated or self.plain
-
-    @property
-    def difference(self) -> float:
-        """Points of accuracy that an engine has over PyTorch; 0 where that wasn't run."""
-        return self.served.accuracy - self.oracle.accuracy if self.oracle else 0.0
-
-    @property
-    def passed(self) -> bool:
-        """Whether the engine says what PyTorch says; so it is where that wasn't run."""
-        # Rounded: 80.3 - 80.2 is a tenth of a point.
-        near = round(abs(self.difference), 9) <= ALLOWED_DIFFERENCE
-        return self.oracle is None or (near and not self.served.unusable)
-
-    def describe_check(self) -> dict[str, Any]:
-        """The comparison with PyTorch, as JSON."""
-        assert self.oracle is not None
-        return {
-            "bundle": str(self.subject.path),
-            "variant": self.variant.name,
-            "images": self.served.total,
-            "engine": self.served.accuracy,
-            "pytorch": self.oracle.accuracy,
-            "difference": self.difference,
-            "images_that_differ": self.served.count_differences(self.oracle),
-            "passed": self.passed,
-        }
 
 
 def measure(
@@ -108,7 +80,7 @@ def measure(
         (
             subject.runner(replace(variant, compensated=False)),
             subject.runner(variant) if variant.baked else None,
-            subject.oracle(variant) if check and subject.oracle else None,
+            subject.oracle.runner(variant) if check and subject.oracle else None,
         )
         for subject, variant in pairs
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import paper, summary
+from .accuracy import find_reach
 from .results import METHODS, Results, Row
 
 GENERATED = (
@@ -87,13 +88,25 @@ def _format_accuracies(rows: Sequence[Row], method: str) -> list[str]:
     datasets = summary.group_rows(rows, "dataset")
     parts = []
     for dataset, own in datasets.items():
-        images = sorted({row.images for row in own if row.images})
         parts += [f"### {METHODS[method]}, {_escape(dataset)}"]
-        parts += [*(f"{count:,} test images." for count in images), _format_pairs(own, method)]
+        parts += [*_count_images(own), _format_pairs(own, method)]
     if len(datasets) > 1:
         parts += [f"### {METHODS[method]}, average of {len(datasets)} data sets"]
         parts += [_format_pairs(rows, method, len(datasets))]
     return parts
+
+
+def _count_images(rows: Sequence[Row]) -> list[str]:
+    """How many there are, and how sure they make an accuracy, which no number of seeds changes."""
+    lines = []
+    for count in sorted({row.images for row in rows if row.images}):
+        of_it = [row for row in rows if row.images == count]
+        known = (value for row in of_it for value in (row.baseline, row.tocom) if value is not None)
+        reach = max(find_reach(value, count) for value in known)
+        lines.append(
+            f"{count:,} test images: the 95 % interval of one accuracy is ± {reach:.2f} at most."
+        )
+    return lines
 
 
 def _format_pairs(rows: Sequence[Row], method: str, datasets: int = 1) -> str:

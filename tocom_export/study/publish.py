@@ -54,9 +54,10 @@ def publish(
         results = results.merge(rows)
         results.save(out / RESULTS)
     with replace_file(out / TABLE) as new, new.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        derived = ("accuracy", "accuracy_low", "accuracy_high")
+        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), *derived])
         writer.writeheader()
-        writer.writerows(map(asdict, results.rows))
+        writer.writerows({**asdict(row), **row.describe_accuracy()} for row in results.rows)
     plots = _write_plots(results.rows, out, tell)
     with replace_file(out / PAGE) as beside:
         beside.write_text(format_page(results, plots), "utf-8")

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..io.atomic import replace_file
 from ..io.json_codec import decode, encode, read_json
 from ..variant import MAX_SCALE, constant_name
+from .accuracy import Interval, find_interval
 
 FORMAT = 1
 METHODS = {"tome": "ToMe", "evit": "EViT"}
@@ -79,16 +80,30 @@ class Row:
         """Points that the bank adds."""
         return None if self.tocom is None else self.tocom - self.baseline
 
+    @property
+    def accuracy(self) -> float:
+        """Of the variant as it is deployed: with the bank, where that was run."""
+        return self.baseline if self.tocom is None else self.tocom
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of :attr:`accuracy`, from the number of images; None where that isn't known."""
+        return None if self.images is None else find_interval(self.accuracy, self.images)
+
     def describe(self, precision: str | None = None, backend: str | None = None) -> dict[str, Any]:
         """The row as ``evaluate --json`` prints it; :func:`parse_row` is the inverse.
 
         Args:
             precision: of the weights; None where an earlier run measured it, as for ``backend``.
         """
-        served = self.baseline if self.tocom is None else self.tocom
         more = {"variant": self.name, "bank": self.variant, "images": self.images}
-        run = {"precision": precision, "backend": backend, "accuracy": served}
+        run = {"precision": precision, "backend": backend, **self.describe_accuracy()}
         return {**encode(self, defaults=False), **more, **run}
+
+    def describe_accuracy(self) -> dict[str, float | None]:
+        """What follows from the row, and so isn't stored: the accuracy and its interval."""
+        low, high = self.interval or (None, None)
+        return {"accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
 def parse_row(described: Mapping[str, Any]) -> Row:
@@ -98,7 +113,8 @@ def parse_row(described: Mapping[str, Any]) -> Row:
         InputError: a field is missing, unknown or out of range.
     """
     fields = {**described, "variant": described.get("bank", "tocom")}
-    for name in ("bank", "precision", "backend", "accuracy"):
+    derived = ("accuracy", "accuracy_low", "accuracy_high")
+    for name in ("bank", "precision", "backend", *derived):
         fields.pop(name, None)
     return decode(Row, fields)
 

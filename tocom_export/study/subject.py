@@ -31,6 +31,16 @@ class Batches(Protocol):
         """Images (B, C, H, W) float32 and labels (B,), as tensors or arrays."""
 
 
+class Oracle(Protocol):
+    """The PyTorch model of a bundle, to hold the accuracy of its engines against."""
+
+    def runner(self, variant: Variant) -> Run:
+        """One variant's run."""
+
+    def stored_as(self, variant: Variant) -> Precision:
+        """What its weights for a variant were rounded to; ``fp32`` is not at all."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A bundle or a checkpoint, ready to be run.
@@ -51,8 +61,8 @@ class Subject:
     precision: Precision = "fp32"
     baked: bool = False
     """Whether scales are part of the weights, as a bundle's are, and can't be chosen."""
-    oracle: Callable[[Variant], Run] | None = None
-    """One of the variants → PyTorch's run with the same weights, to hold an engine against."""
+    oracle: Oracle | None = None
+    """Of engines."""
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -60,18 +70,29 @@ class Subject:
             raise InputError(f"{twice[0]} is asked for twice; choose another name.")
 
     def check_classes(self, names: Sequence[str], data: str) -> None:
-        """Raise DataError, which calls the data set so, where its classes are not the model's."""
-        if len(names) != self.spec.classes:
-            raise DataError(
-                f"{data} has {len(names)} classes, but {self.path} has a head of "
-                f"{self.spec.classes}."
-            )
-        if self.classes and self.classes != tuple(names):
-            ours, theirs = next(p for p in zip(self.classes, names, strict=True) if p[0] != p[1])
-            raise DataError(
-                f"{data} has a class {theirs!r} where {self.path} has {ours!r}; classes "
-                "must have the same names in the same order."
-            )
+        """See :func:`check_classes`."""
+        check_classes(names, data, self.spec, self.classes, self.path)
+
+
+def check_classes(
+    names: Sequence[str], data: str, spec: VitSpec, own: Sequence[str] | None, path: Path
+) -> None:
+    """Raise DataError, which calls the data set so, where its classes are not a model's.
+
+    Args:
+        own: the names of the model's classes, where they are known.
+        path: what to call the model.
+    """
+    if len(names) != spec.classes:
+        raise DataError(
+            f"{data} has {len(names)} classes, but {path} has a head of {spec.classes}."
+        )
+    if own and tuple(own) != tuple(names):
+        ours, theirs = next(p for p in zip(own, names, strict=True) if p[0] != p[1])
+        raise DataError(
+            f"{data} has a class {theirs!r} where {path} has {ours!r}; classes must have the same "
+            "names in the same order."
+        )
 
 
 def check_subjects(
