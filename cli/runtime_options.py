@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from .options import add_options
 
-F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 
 device_option = click.option(
@@ -39,19 +37,26 @@ tuning_options = add_options(
 )
 
 
-def backend_option(default: str | None = None, **more: Any) -> Callable[[F], F]:
-    """``--backend``, of one backend.
+class Backends(click.ParamType[tuple[str, ...]]):
+    """One or several backends, or ``auto``, or ``trtexec`` alone."""
 
-    Args:
-        default: None where what is left out means something of its own.
-    """
-    kinds = ["auto", *BACKENDS] if default == "auto" else list(BACKENDS)
-    return click.option("--backend", type=click.Choice(kinds), default=default, **more)
+    name = "LIST"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        found = tuple(dict.fromkeys(map(str.strip, value.split(","))))
+        if found in (("auto",), ("trtexec",)) or set(found) <= set(BACKENDS):
+            return found
+        known = ", ".join(BACKENDS)
+        self.fail(f"{value!r} is no list of {known}, nor auto or trtexec alone.", param, ctx)
 
 
 run_options = add_options(
-    backend_option(
-        "auto",
+    click.option(
+        "--backend",
+        type=click.Choice(["auto", *BACKENDS]),
+        default="auto",
         help="What runs it; auto is what bench --pick found fastest here, else ONNX Runtime.",
     ),
     device_option,

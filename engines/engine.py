@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
 
+Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Images = npt.NDArray[np.float32]
 """Normalised images (B, C, H, W)."""
 Logits = npt.NDArray[np.float32]
@@ -30,8 +31,12 @@ class Engine(Protocol):
         """What it computes in, which may be less than its bundle's graphs say."""
 
     @property
+    def arithmetic(self) -> str:
+        """The same for people, where the rest is in another: ``int8+bf16``."""
+
+    @property
     def about(self) -> str:
-        """The runtime, where it runs and in which precision, for people."""
+        """The runtime, where it runs and what it computes in, for people."""
 
     @property
     def largest(self) -> int | None:

@@ -12,11 +12,11 @@ from tocom_export.errors import InputError
 from tocom_export.io.tensors import Tensors, map_tensors, read_header
 from tocom_export.variant import Variant
 
-from .engine import Engine
+from .engine import Backend, Engine
 from .picking import resolve
 
-Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 _SOME = {
+    "device": (None, ("onnx", "openvino")),
     "threads": (None, ("onnx", "openvino")),
     "compensated": (True, ("onnx", "openvino")),
     "inference_precision": ("auto", ("openvino",)),
@@ -68,7 +68,7 @@ def open_engine(
     """
     chosen, inference_precision = resolve(bundle, backend, device, inference_precision)
     check_backend(
-        chosen, threads=threads, streams=streams, hint=hint, host_code=host_code,
+        chosen, device=device, threads=threads, streams=streams, hint=hint, host_code=host_code,
         inference_precision=inference_precision, compensated=compensated,
     )  # fmt: skip
     if threads is not None and threads < 1:
@@ -78,7 +78,7 @@ def open_engine(
     if chosen == "onnx":
         from .onnx.engine import OnnxEngine
 
-        provider = device.lower() if device else "cpu"
+        provider: Any = device.lower() if device else "cpu"
         return OnnxEngine(
             bundle, variant, device=provider, threads=threads, weights=weights, graph=graph
         )

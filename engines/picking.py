@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, InputError, MissingPackageError
@@ -14,10 +14,8 @@ from tocom_export.io.atomic import replace_file
 from tocom_export.io.json_codec import decode, format_json, read_json
 from tocom_export.loading import is_installed
 
+from .engine import Backend
 from .machine import digest, find_cache, name_processor
-
-if TYPE_CHECKING:
-    from .opening import Backend
 
 _PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _LARGEST = 10_000
@@ -28,7 +26,7 @@ _LARGEST = 10_000
 class Choice:
     """A backend, and what it computes in where the graph says float32."""
 
-    backend: Literal["onnx", "openvino"]
+    backend: Backend
     inference_precision: Literal["auto", "f32", "bf16"] = "auto"
     """OpenVINO's alone."""
 
@@ -52,7 +50,8 @@ def list_choices(bundle: Bundle) -> list[Choice]:
         from .openvino.library import open_core
 
         can = open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        choices += [Choice("openvino", "f32")] + [Choice("openvino", "bf16")] * ("BF16" in can)
+        known = [Choice("openvino", "f32")] + [Choice("openvino", "bf16")] * ("BF16" in can)
+        choices += known[-1:] if bundle.precision == "bf16" else known
     if not choices:
         raise MissingPackageError("onnxruntime", "cpu")
     return choices
@@ -79,7 +78,7 @@ def find_pick(bundle: Bundle) -> Choice | None:
     """What was picked for a bundle on this machine; None where nothing was that is installed."""
     with suppress(OSError, InputError, BundleError):
         found = decode(Choice, read_json(_find_place(bundle), _LARGEST)["choice"])
-        return found if is_installed(_PACKAGES[found.backend]) else None
+        return found if is_installed(_PACKAGES.get(found.backend, found.backend)) else None
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,8 +28,9 @@ class Row:
     name: str
     """Of the variant, or of the peer."""
     backend: str
-    """``onnx``, ``tensorrt``, ``tensorrt-rtx``, ``trtexec``; of a peer also ``torch``."""
+    """``onnx``, ``openvino``, ``tensorrt``, ``trtexec``, ...; a peer's also ``torch``."""
     precision: str
+    """What it computes in."""
     variant: str
     """Of a peer, the one whose tokens it keeps: ``r00`` is the dense model."""
     timing: Timing
@@ -58,6 +60,21 @@ class Report:
         variants = (self.bundle.variant(row.variant) for row in self.rows if not row.peer)
         return next((v.name for v in variants if v.degree == 0), None)
 
+    @property
+    def kinds(self) -> list[tuple[str, str]]:
+        """Backend and precision of our own rows, in their order."""
+        return list(dict.fromkeys((r.backend, r.precision) for r in self.rows if not r.peer))
+
+    @property
+    def fastest(self) -> tuple[str, str]:
+        """Backend and precision of our own rows that take the least time, all rows together."""
+        times: dict[tuple[str, str], float] = {}
+        for row in self.rows:
+            if not row.peer:
+                key = (row.backend, row.precision)
+                times[key] = times.get(key, 0) + math.log(row.timing.median_ms)
+        return min(times, key=lambda key: times[key])
+
     def macs(self, variant: str) -> int:
         """Multiply-adds per image."""
         return self.bundle.variant(variant).schedule(self.bundle.spec).macs(self.bundle.spec)
@@ -67,8 +84,12 @@ class Report:
         return Schedule.of(self.bundle.spec, 0).macs(self.bundle.spec) / self.macs(variant)
 
     def speed_up(self, row: Row) -> float | None:
-        """Over the dense variant at the same batch; None where that wasn't timed."""
-        dense = self._list_speeds(row.timing.batch).get(self.dense or "")
+        """Over the dense variant at the same batch; None where that wasn't timed.
+
+        Of our own rows, over that of the same backend and precision; of peers, over our fastest.
+        """
+        kind = self.fastest if row.peer else (row.backend, row.precision)
+        dense = self._list_speeds(row.timing.batch, kind).get(self.dense or "")
         return row.timing.images_per_s / dense if dense else None
 
     def describe(self, row: Row) -> dict[str, Any]:
@@ -96,7 +117,7 @@ class Report:
         }
 
     def steer(self, slo: float, traces: Mapping[str, Arrivals] | None = None) -> Report:
-        """The same with what steering would do with the times at the smallest batch.
+        """The same with what steering would do with the fastest times at the smallest batch.
 
         Args:
             slo: latency wanted, seconds.
@@ -106,8 +127,8 @@ class Report:
         from ..serving.steering import Steering
 
         smallest = min(row.timing.batch for row in self.rows)
-        own = (row for row in self.rows if not row.peer and row.timing.batch == smallest)
-        seconds = {row.variant: row.timing.median_ms / 1000 for row in own}
+        speeds = self._list_speeds(smallest, self.fastest)
+        seconds = {name: smallest / speed for name, speed in speeds.items()}
         by_cost = sorted(seconds, key=self.macs, reverse=True)  # times scatter, MACs don't
         steering = Steering(seconds, slo, self.bundle.accuracy, by_cost)
         found = {
@@ -117,7 +138,7 @@ class Report:
         return replace(self, steering=found)
 
     def plot(self, file: Path) -> None:
-        """Write :func:`~.plot.draw_speeds` to a PNG or SVG file.
+        """Write :func:`~.plot.draw_speeds` of the fastest rows to a PNG or SVG file.
 
         Raises:
             MissingPackageError, InputError, OutputError: as drawing and saving do.
@@ -127,13 +148,17 @@ class Report:
         from .plot import draw_speeds
 
         batches = sorted({row.timing.batch for row in self.rows})
-        speeds = {batch: self._list_speeds(batch) for batch in batches}
+        speeds = {batch: self._list_speeds(batch, self.fastest) for batch in batches}
         macs = {name: self.macs(name) for name in speeds[batches[-1]]}
         accuracy = {name: a for name, a in self.bundle.accuracy.items() if name in macs}
-        peers = self._list_speeds(batches[-1], peer=True)
+        peers = self._list_speeds(batches[-1])
         save(draw_speeds(speeds, macs, accuracy, peers), file)
 
-    def _list_speeds(self, batch: int, peer: bool = False) -> dict[str, float]:
-        """Variant, or peer → images a second."""
-        rows = (row for row in self.rows if (row.timing.batch, row.peer) == (batch, peer))
-        return {row.name: row.timing.images_per_s for row in rows}
+    def _list_speeds(self, batch: int, kind: tuple[str, str] | None = None) -> dict[str, float]:
+        """Variant → images a second, of one backend and precision; of peers without one."""
+        rows = (row for row in self.rows if row.timing.batch == batch)
+        return {
+            row.name: row.timing.images_per_s
+            for row in rows
+            if (row.peer if kind is None else (row.backend, row.precision) == kind and not row.peer)
+        }

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import TocomError
 
 from ..engine import Images
-from ..onnx.session import Device
-from ..opening import Backend, open_engine
+from ..machine import name_processor
+from ..opening import check_backend, open_engine
+from ..picking import Choice
 from ..verify import sample_images
 from .memory import measure_variant
 from .report import Report, Row
@@ -28,14 +26,15 @@ Tell = Callable[[str], None]
 
 
 class Peer(Protocol):
-    """What a user would run instead of our engines, in float32; as in a :class:`Row`.
+    """What a user would run instead of our engines; as in a :class:`Row`.
 
     ``run`` takes a batch of normalised images (B, C, H, W) float32; ``memory`` tells of a batch
-    the bytes of a process that runs it alone. :mod:`tocom_export.training.peers` opens some.
+    the bytes of a process that runs it alone. :mod:`tocom_export.training.peers` has some.
     """
 
     name: str
     backend: str
+    precision: str
     variant: str
     run: Callable[[Images], Any]
     memory: Callable[[int], int | None]
@@ -56,14 +55,13 @@ def time_bundle(
     bundle: Bundle,
     variants: Iterable[str | int] | None = None,
     *,
-    backend: Backend = "onnx",
-    device: Device = "cpu",
+    choices: Sequence[Choice] = (Choice("onnx"),),
+    device: str | None = None,
     batch: Sequence[int] = BATCHES,
-    threads: int | None = None,
     seconds: float = SECONDS,
-    host_code: bool = False,
     peers: Sequence[Peer | str] = (),
     progress: Tell = lambda step: None,
+    **options: Any,
 ) -> Report:
     """Time a bundle's variants and their peers in turns, batch by batch.
 
@@ -72,39 +70,35 @@ def time_bundle(
 
     Args:
         variants: names or bare degrees; default: all of the bundle.
-        device, threads, host_code: of :func:`~tocom_export.engines.opening.open_engine`.
+        choices: what runs them, each by itself.
         batch: numbers of images at a time.
         seconds: for each engine at each batch; ten runs at least.
         peers: to be timed beside them; for one that can't be, a line that says why.
         progress: called with what comes next: for each engine and peer once a batch, and once
             more for memory.
+        device, options: of :func:`~tocom_export.engines.opening.open_engine`.
 
     Raises:
         InputError: a batch that a plan doesn't take.
         TocomError: a variant or its plan is missing, or what opening an engine raises.
     """
     names = choose_variants(bundle, variants)
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        from ..tensorrt.plan import check_batches, open_plan
-
-        for plan in map(bundle.plan, names):
-            check_batches(plan, open_plan(plan)[1], batch)
-    subjects = []
-    for name in names:
-        engine = open_engine(
-            bundle, bundle.variant(name), backend=backend, device=device, threads=threads,
-            host_code=host_code,
-        )  # fmt: skip
-        measure = partial(measure_variant, bundle.path, name, threads=threads)
-        subjects.append(_Subject((name, backend, bundle.precision, name), engine.run, measure))
+    for choice in choices:
+        check_backend(choice.backend, device=device, **options)
+    subjects = [
+        _open_subject(bundle, name, batch, {**choice.options, **options, "device": device})
+        for choice in choices
+        for name in names
+    ]
     for peer in peers:
         if not isinstance(peer, str):
-            about = (peer.name, peer.backend, "fp32", peer.variant)
+            about = (peer.name, peer.backend, peer.precision, peer.variant)
             subjects.append(_Subject(about, peer.run, peer.memory, peer=True))
     batches = [sample_images(bundle.spec, size) for size in sorted(set(batch))]
     timings = [_time(subjects, images, seconds, progress) for images in batches]
     memory: list[int | None] = [None] * len(subjects)
-    if (backend, device) == ("onnx", "cpu"):  # beside a GPU it would be the host's part alone
+    on_cpu = runs_on_cpu(choices, device)
+    if on_cpu:  # beside a GPU it would be the host's part alone
         for number, subject in enumerate(subjects):
             progress(f"{subject.about[0]}, memory")
             memory[number] = subject.memory(max(batch))
@@ -114,7 +108,28 @@ def time_bundle(
         for subject, timing, taken in zip(subjects, found, memory, strict=True)
     ]
     missing = [peer for peer in peers if isinstance(peer, str)]
-    return Report(bundle, name_device(backend, device), rows, missing)
+    return Report(bundle, name_processor() if on_cpu else name_gpu(), rows, missing)
+
+
+def _open_subject(
+    bundle: Bundle, name: str, batch: Sequence[int], options: dict[str, Any]
+) -> _Subject:
+    """One variant on one backend."""
+    backend = options["backend"]
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        from ..tensorrt.plan import check_batches, open_plan
+
+        plan = bundle.plan(name)
+        check_batches(plan, open_plan(plan)[1], batch)
+    engine = open_engine(bundle, bundle.variant(name), batch=batch, **options)
+    memory = partial(measure_variant, bundle.path, name, **options)
+    return _Subject((name, backend, engine.arithmetic, name), engine.run, memory)
+
+
+def runs_on_cpu(choices: Iterable[Choice], device: str | None) -> bool:
+    """Whether all of these run on this machine's processor."""
+    graphs = all(choice.backend in ("onnx", "openvino") for choice in choices)
+    return graphs and (device is None or device.lower() == "cpu")
 
 
 def _time(
@@ -134,17 +149,11 @@ def choose_variants(bundle: Bundle, variants: Iterable[str | int] | None) -> lis
     return [bundle.variant(name).name for name in variants or bundle.variants]
 
 
-def name_device(backend: str, device: str) -> str:
-    """The processor, or the GPU, that engines run on."""
-    if (backend, device) != ("onnx", "cpu"):
-        from ..tensorrt.cuda import find_gpu
+def name_gpu() -> str:
+    """The GPU that engines run on."""
+    from ..tensorrt.cuda import find_gpu
 
-        with suppress(TocomError):  # without cuda-python
-            if gpu := find_gpu():
-                return gpu.name
-        return "GPU"
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+    with suppress(TocomError):  # without cuda-python
+        if gpu := find_gpu():
+            return gpu.name
+    return "GPU"

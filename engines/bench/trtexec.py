@@ -14,7 +14,7 @@ from tocom_export.errors import InputError
 from ..tensorrt import trtexec
 from ..tensorrt.plan import check_batches, check_host_code, open_plan
 from .report import Report, Row
-from .run import BATCHES, SECONDS, Tell, choose_variants, name_device
+from .run import BATCHES, SECONDS, Tell, choose_variants, name_gpu
 
 TIMES, PROFILE = "times.json", "profile.json"
 """trtexec's reports."""
@@ -56,7 +56,7 @@ def time_plans(
             if f"--exportProfile={folder / PROFILE}" in line:
                 layers[variant] = trtexec.read_profile(folder / PROFILE)
     rows.sort(key=lambda row: row.timing.batch)
-    return Report(bundle, name_device("tensorrt", "cuda"), rows, layers=layers)
+    return Report(bundle, name_gpu(), rows, layers=layers)
 
 
 def write_lines(

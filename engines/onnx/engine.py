@@ -50,7 +50,7 @@ class OnnxEngine:
         graph: bytes | None = None,
     ) -> None:
         self.spec, self._path, self._compensated = bundle.spec, bundle.path, compensated
-        self.precision = bundle.precision
+        self.precision = self.arithmetic = bundle.precision
         self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
         self._open = partial(open_session, bundle, self.variant.name, device, threads, graph=graph)
         self._opened = self._open(weights=weights or self._read_plain())

@@ -68,11 +68,15 @@ class OpenVinoEngine:
         return _PRECISIONS.get(self._device_precision, "fp32")
 
     @property
+    def arithmetic(self) -> str:
+        """``fp32``, ``bf16``; ``int8+bf16`` where only products of weights are int8."""
+        rest = _PRECISIONS.get(self._device_precision, "fp32")
+        return self.precision if rest in ("fp32", self.precision) else f"{self.precision}+{rest}"
+
+    @property
     def about(self) -> str:
-        """``OpenVINO 2026.4.1 on AMD EPYC, int8, bf16 for the rest``."""
-        ours, rest = self.precision, _PRECISIONS.get(self._device_precision, "fp32")
-        also = "" if rest == ours else f", {rest} for the rest"
-        return f"OpenVINO {get_version()} on {self.device}, {ours}{also}"
+        """``OpenVINO 2026.4.1 on AMD EPYC, int8+bf16``."""
+        return f"OpenVINO {get_version()} on {self.device}, {self.arithmetic}"
 
     @property
     def _device_precision(self) -> str:

@@ -25,8 +25,8 @@ from tocom_export.loading import load_bank
 from tocom_export.model.catalogue import REFERENCE
 from tocom_export.variant import Variant
 
-from ..engine import Engine, Images, Logits, check_logits
-from ..opening import Backend, check_backend, open_engine, read_weights
+from ..engine import Backend, Engine, Images, Logits, check_logits
+from ..opening import check_backend, open_engine, read_weights
 from ..picking import resolve
 
 

@@ -16,8 +16,7 @@ from tocom_export.errors import BundleError, CheckFailed, InputError, PoolError
 from tocom_export.io.memory import release_memory
 from tocom_export.variant import find_variant
 
-from ..engine import Images, Logits
-from ..opening import Backend
+from ..engine import Backend, Images, Logits
 from ..verify import sample_images
 from .loaded import Loaded, Serving
 

@@ -49,7 +49,7 @@ class TensorRtEngine:
         content, record = unsaved or open_plan(plan)
         self.record = record
         self.spec, self.variant, self.largest = record.spec, record.variant, record.batch[2]
-        self.precision = record.precision
+        self.precision = self.arithmetic = record.precision
         self._nvidia = open_library(record.backend)
         self._engine = _deserialize(self._nvidia, plan, content, record, host_code)
         self._changing, self._running = threading.Lock(), threading.Lock()

@@ -68,7 +68,8 @@ def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, unmeasured, sho
     assert fast["bound"] == pytest.approx(dense["macs"] / fast["macs"])
     assert fast["bound"] > 1
     assert fast["memory"] == 12_345_678
-    assert unmeasured["memory"] == [(Path("named"), "r00", 1), (Path("named"), "fast", 1)]
+    asked = [line[:3] for line in unmeasured["memory"]]
+    assert asked == [(Path("named"), "r00", 1), (Path("named"), "fast", 1)]
     for found in json.loads(result.stdout)["steering"].values():
         assert list(found["fixed"]) == ["r00", "fast"]
         assert found["steered"]["shares"].keys() <= {"r00", "fast"}
@@ -84,6 +85,11 @@ def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, unmeasured, sho
         (("--batch", "0"), ("--batch", "outside the batches 1..")),
         (("--batch", "a"), ("--batch", "no list of batches")),
         (("--dry-run",), ("--dry-run is for --backend trtexec",)),
+        (("--backend", "onnx,fast"), ("--backend", "'onnx,fast' is no list of onnx, openvino")),
+        (("--backend", "auto,onnx"), ("--backend", "nor auto or trtexec alone")),
+        (("--backend", "onnx", "--inference-precision", "f32"), ("is for --backend openvino",)),
+        (("--data", "photos"), ("--data is for --pick",)),
+        (("--pick", "--backend", "onnx"), ("--pick tries all that there is",)),
         (("--layers",), ("--layers is for --backend trtexec",)),
         (("--backend", "tensorrt", "--device", "cpu"), ("--device is for --backend onnx",)),
         (("--backend", "tensorrt"), ("has no plan for r04", "tocom-export build")),
@@ -238,7 +244,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Options]]:
         return 12_345_678
 
     monkeypatch.setattr("tocom_export.engines.bench.memory.measure_memory", measure_memory)
-    monkeypatch.setattr("tocom_export.training.peers.measure_memory", measure_memory)
+    monkeypatch.setattr("tocom_export.training.peers.opening.measure_memory", measure_memory)
     return asked
 
 
@@ -260,10 +266,12 @@ def test_spread_bound_and_memory(succeeds: Run, zero: Path):
 def test_memory_is_that_of_the_largest_batch(succeeds: Run, zero: Path, unmeasured):
     table = succeeds("bench", zero, "--batch", "3,1", *QUICK).stdout
     assert table.count("12.3 MB") == 4
-    assert unmeasured == {"memory": [(zero, "r00", 3), (zero, "r08", 3)]}
+    assert [line[:3] for line in unmeasured["memory"]] == [(zero, "r00", 3), (zero, "r08", 3)]
     unmeasured.clear()
     succeeds("bench", zero, "--batch", 2, "--threads", 1, "--variants", 8, *QUICK)
-    assert unmeasured == {"memory": [(zero, "r08", 2, 1)]}
+    ((*asked, options),) = unmeasured["memory"]
+    assert asked == [zero, "r08", 2]
+    assert json.loads(options)["threads"] == 1
 
 
 def test_a_picture(succeeds: Run, zero: Path, here: Path, unmeasured):
@@ -396,24 +404,30 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
         raise RuntimeError("no such operator")
 
     exporters = {"failing": ((), export), "missing": (("no_such_package",), export)}
-    monkeypatch.setattr("tocom_export.training.peers.EXPORTERS", exporters)
+    opening = "tocom_export.training.peers.opening"
+    monkeypatch.setattr(f"{opening}.EXPORTERS", exporters)
+    monkeypatch.setattr(f"{opening}.QUANTISERS", {})
+    monkeypatch.setattr(f"{opening}._open_openvino", lambda opener: ())
+    monkeypatch.setattr("tocom_export.training.peers.torch_peers.has_bfloat16", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda model: model)
     options = ("--batch", "1,2", *QUICK, "--peers")
     result = succeeds("bench", zero, *options, "--json")
     document, peers = json.loads(result.stdout), rows_of(result, peers=True)
-    variants = {
-        "torch eager, dense": "r00",
-        "torch.compile, dense": "r00",
-        "torch eager, merging by scatter, r08": "r08",
+    kinds = (("eager", "r00"), ("compiled", "r00"), ("scatter", "r08"))
+    whats = ("torch eager, dense", "torch.compile, dense", "torch eager, merging by scatter, r08")
+    facts = {
+        f"{what}, {precision}": (kind, precision, variant)
+        for what, (kind, variant) in zip(whats, kinds, strict=True)
+        for precision in ("fp32", "bf16")
     }
-    names = list(variants)
+    names = list(facts)
     assert [(p["name"], p["batch"]) for p in peers] == [
         (name, batch) for batch in (1, 2) for name in names
     ]
     dense = {row["batch"]: row for row in rows_of(result) if row["variant"] == "r00"}
     for peer in peers:
-        assert (peer["backend"], peer["precision"]) == ("torch", "fp32")
-        assert peer["variant"] == variants[peer["name"]]
+        assert peer["backend"] == "torch"
+        assert (peer["precision"], peer["variant"]) == facts[peer["name"]][1:]
         assert peer["runs"] >= 10
         assert 0 < peer["low_ms"] <= peer["median_ms"] <= peer["high_ms"]
         speed_up = peer["images_per_s"] / dense[peer["batch"]]["images_per_s"]
@@ -422,9 +436,8 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
     missing = ["failing: no such operator", "missing: no_such_package is not installed."]
     assert document["not_timed"] == missing
     assert [arguments[1:] for arguments in unmeasured["peers"]] == [
-        (kind, variant, "cpu", "2,3,32,32")
-        for kind, variant in (("eager", "r00"), ("compiled", "r00"), ("scatter", "r08"))
-    ]  # fmt: skip
+        (*fact, "cpu", "2,3,32,32") for fact in facts.values()
+    ]
 
     result = succeeds("bench", zero, *options, "--plot", "speed.svg", "--slo-ms", 50)
     for name in names:
@@ -436,7 +449,7 @@ def test_peers(succeeds: Run, zero: Path, unmeasured, short, monkeypatch, here: 
 
 
 def test_no_peers_unless_asked_for(succeeds: Run, bundle: Path, unmeasured, monkeypatch):
-    monkeypatch.setattr("tocom_export.training.peers.open_peers", None)
+    monkeypatch.setattr("tocom_export.training.peers.opening.open_peers", None)
     result = succeeds("bench", bundle, "--batch", 1, *QUICK, "--json")
     document = json.loads(result.stdout)
     assert rows_of(result, peers=True) == document["not_timed"] == []
@@ -446,3 +459,28 @@ def test_no_peers_unless_asked_for(succeeds: Run, bundle: Path, unmeasured, monk
 def test_peers_beside_trtexec(fails: Run, planned: Path):
     says = ("--peers are timed from Python", "another --backend")
     fails("bench", planned, "--backend", "trtexec", "--peers", says=says)
+
+
+def test_several_backends_and_a_pick(succeeds: Run, zero: Path, unmeasured, monkeypatch, here):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("TOCOM_EXPORT_CACHE", str(here / "cache"))
+    options = (zero, "--batch", 1, *QUICK, "--variants", 8)
+    backends = [row["backend"] for row in rows_of(succeeds("bench", *options, "--json"))]
+    assert backends == ["onnx"]
+    both = succeeds("bench", *options, "--backend", "onnx,openvino", "--json")
+    assert [row["backend"] for row in rows_of(both)] == ["onnx", "openvino"]
+    picked = succeeds("bench", *options, "--pick", "--json")
+    found = json.loads(picked.stdout)
+    kinds = [(row["backend"], row["precision"]) for row in found["rows"]]
+    assert kinds[:2] == [("onnx", "fp32"), ("openvino", "fp32")]
+    choice = found["pick"]["choice"]
+    assert f"Picked {choice['backend']}" in picked.stderr
+    assert list((here / "cache" / "picks").iterdir())
+    backends = [row["backend"] for row in rows_of(succeeds("bench", *options, "--json"))]
+    assert backends == [choice["backend"]]
+
+
+def test_a_pick_within_a_budget(succeeds: Run, fails: Run, zero: Path, unmeasured, photos: Path):
+    pytest.importorskip("openvino")
+    options = (zero, "--batch", 1, *QUICK, "--variants", 8, "--pick", "--data")
+    fails("bench", *options, photos, says=("--data", "2 classes", "head of 10"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -33,7 +34,7 @@ def test_what_runs_in_it(bundle: Bundle, monkeypatch, capsys, threads: int | Non
             return super().run(images)
 
     monkeypatch.setattr("tocom_export.engines.onnx.engine.OnnxEngine", Engine)
-    more = () if threads is None else (str(threads),)
+    more = () if threads is None else (json.dumps({"threads": threads}),)
     monkeypatch.setattr(sys, "argv", ["memory", str(bundle.path), "r16", "3", *more])
     memory.main()
     assert int(capsys.readouterr().out) > 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ import pytest
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import write_bundle
 from tocom_export.engines.bench.report import Report, Row
-from tocom_export.engines.bench.run import name_device, time_bundle
+from tocom_export.engines.bench.run import name_gpu, runs_on_cpu, time_bundle
 from tocom_export.engines.bench.timing import summarise_times
+from tocom_export.engines.machine import name_processor
+from tocom_export.engines.picking import Choice
 from tocom_export.errors import DegreeError, InputError
 
 QUICK = {"seconds": 0.0, "threads": 1}
@@ -45,8 +48,9 @@ def peer(name: str, ran: list[tuple[int, ...]]) -> Any:
         ran.append(images.shape)
 
     return SimpleNamespace(
-        name=name, backend="torch", variant="r00", run=run, memory=lambda batch: 1000 * batch
-    )
+        name=name, backend="torch", precision="bf16", variant="r00", run=run,
+        memory=lambda batch: 1000 * batch,
+    )  # fmt: skip
 
 
 def test_every_variant_and_peer_at_every_batch(named: Bundle, asked):
@@ -64,16 +68,18 @@ def test_every_variant_and_peer_at_every_batch(named: Bundle, asked):
     ]
     assert [(row.backend, row.precision, row.variant) for row in report.rows[:4]] == [
         ("onnx", "fp32", "fast"), ("onnx", "fp32", "r08"),
-        ("torch", "fp32", "r00"), ("torch", "fp32", "r00"),
+        ("torch", "bf16", "r00"), ("torch", "bf16", "r00"),
     ]  # fmt: skip
     assert [row.memory for row in report.rows[:4]] == [123, 123, 2000, 2000]
-    assert asked == [(named.path, "fast", 2, 1), (named.path, "r08", 2, 1)]
+    assert [line[:3] for line in asked] == [(named.path, "fast", 2), (named.path, "r08", 2)]
+    options = json.loads(str(asked[0][3]))
+    assert (options["backend"], options["threads"]) == ("onnx", 1)
     assert report.not_timed == ["another: not installed."]
     assert set(ran) == {(1, 3, 56, 56), (2, 3, 56, 56)}
     assert len(told) == 4 * (2 + 1)
     assert (told[0], told[-1]) == ("fast, batch 1", "torch, memory")
     assert report.dense is None
-    assert report.device == name_device("onnx", "cpu")
+    assert report.device == name_processor()
 
 
 def test_all_variants_by_default(named: Bundle, asked):
@@ -102,20 +108,39 @@ def test_a_variant_that_the_bundle_lacks(named: Bundle, name: str | int):
         time_bundle(named, [name], batch=[1], **QUICK)
 
 
+def test_several_backends(named: Bundle, asked):
+    pytest.importorskip("openvino")
+    choices = (Choice("onnx"), Choice("openvino", "f32"))
+    report = time_bundle(named, choices=choices, batch=[1], **QUICK)
+    assert report.kinds == [("onnx", "fp32"), ("openvino", "fp32")]
+    assert [row.name for row in report.rows] == ["r00", "r08", "fast"] * 2
+    assert report.fastest in report.kinds
+    for dense in (report.rows[0], report.rows[3]):  # each over its own
+        assert report.speed_up(dense) == 1
+    ratio = report.rows[4].timing.images_per_s / report.rows[3].timing.images_per_s
+    assert report.speed_up(report.rows[4]) == pytest.approx(ratio)
+    assert json.loads(str(asked[-1][3]))["inference_precision"] == "f32"
+
+
 def test_backends_that_aren_t(named: Bundle):
-    with pytest.raises(InputError, match="`backend` 'trtexec': it is onnx, tensorrt"):
-        time_bundle(named, ["r00"], backend="trtexec", **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`backend` 'trtexec': it is onnx, openvino, tensorrt"):
+        time_bundle(named, ["r00"], choices=[Choice("trtexec")], **QUICK)  # type: ignore[arg-type]
     with pytest.raises(DegreeError, match="no plan for r00"):
-        time_bundle(named, ["r00"], backend="tensorrt", **QUICK)
+        time_bundle(named, ["r00"], choices=[Choice("tensorrt")], seconds=0.0)
 
 
 def test_where_it_ran(nvidia: Any):
-    assert "cores" in name_device("onnx", "cpu")
-    assert name_device("tensorrt", "cpu") == name_device("onnx", "cuda") != "GPU"
+    assert "cores" in name_processor()
+    assert name_gpu() != "GPU"
+    cpu = (Choice("onnx"), Choice("openvino"))
+    assert runs_on_cpu(cpu, None)
+    assert runs_on_cpu(cpu, "CPU")
+    assert not runs_on_cpu(cpu, "cuda")
+    assert not runs_on_cpu([*cpu, Choice("tensorrt")], None)
 
 
 def test_a_gpu_without_cuda_python():
-    assert name_device("onnx", "cuda") == "GPU"
+    assert name_gpu() == "GPU"
 
 
 def rows(name: str, *, is_peer: bool, each: float) -> list[Row]:
