@@ -87,22 +87,17 @@ bench_options = add_options(
 def check_usage(ctx: click.Context) -> None:
     """Raise InputError for options that don't go together."""
     given, trtexec = ctx.params, ctx.params["backends"] == ("trtexec",)
-    for option in given_options(ctx, ("dry_run", "layers")).values():
-        if not trtexec:
-            raise InputError(f"{option} is for --backend trtexec.")
-    for option in given_options(ctx, ("device", "inference_precision", "threads")).values():
-        if trtexec:
-            raise InputError(f"{option} is not for --backend trtexec.")
+    only, other = ("dry_run", "layers"), ("device", "inference_precision", "threads")
+    for option in given_options(ctx, other if trtexec else only).values():
+        raise InputError(f"{option} is {'not ' * trtexec}for --backend trtexec.")
     if trtexec and given["peers"]:
         raise InputError("--peers are timed from Python; choose another --backend than trtexec.")
     if given["dry_run"] and (given["plot"] or given["slo_ms"] is not None):
         raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
-    for option in given_options(ctx, ("data", "max_loss")).values():
-        if not given["picking"]:
-            raise InputError(f"{option} is for --pick.")
-    for option in given_options(ctx, ("backends", "device", "inference_precision")).values():
-        if given["picking"]:
-            raise InputError(f"--pick tries all that there is; leave {option} out.")
+    only, other = ("data", "max_loss"), ("backends", "device", "inference_precision")
+    for option in given_options(ctx, other if given["picking"] else only).values():
+        does = f"--pick tries all that there is; leave {option} out."
+        raise InputError(does if given["picking"] else f"{option} is for --pick.")
 
 
 def check_plot(file: Path) -> None:

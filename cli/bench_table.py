@@ -11,7 +11,6 @@ from .output import Output
 if TYPE_CHECKING:
     from tocom_export.engines.bench.picking import Pick
     from tocom_export.engines.bench.report import Report
-    from tocom_export.engines.picking import Choice
 
 
 def print_report(report: Report, document: Mapping[str, Any], output: Output) -> None:
@@ -47,16 +46,8 @@ def print_pick(picked: Pick, output: Output) -> None:
     """What was chosen, and what was left out for its accuracy."""
     for found in picked.candidates:
         if found.loss is not None:
-            name = _name_choice(found.choice)
-            output.note(f"{name}: its worst variant loses {found.loss:.2f} points of accuracy.")
-    output.note(
-        f"Picked {_name_choice(picked.choice)}: what --backend auto is for this bundle here."
-    )
-
-
-def _name_choice(choice: Choice) -> str:
-    precise = choice.inference_precision
-    return choice.backend if precise == "auto" else f"{choice.backend} in {precise}"
+            output.note(f"{found.choice}: its worst variant loses {found.loss:.2f} points.")
+    output.note(f"Picked {picked.choice}: what --backend auto is for this bundle here.")
 
 
 def _format_row(row: Mapping[str, Any]) -> list[object]:

@@ -30,6 +30,10 @@ class Choice:
     inference_precision: Literal["auto", "f32", "bf16"] = "auto"
     """OpenVINO's alone."""
 
+    def __str__(self) -> str:
+        precise = self.inference_precision
+        return self.backend if precise == "auto" else f"{self.backend} in {precise}"
+
     @property
     def options(self) -> dict[str, Any]:
         """As :func:`~tocom_export.engines.opening.open_engine` takes them."""

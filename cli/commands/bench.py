@@ -153,13 +153,9 @@ def _pick(
     batches: Any = None
     if data is not None:
         require_torch()
-        from tocom_export.engines.subject import make_subject
-        from tocom_export.training.data.evaluation import EvalData
-        from tocom_export.training.data.opening import open_images
+        from tocom_export.training.data.evaluation import open_bundle_data
 
-        images = open_images(data, split="test")
-        batches = EvalData(images, bundle.spec, bundle.preprocess, 100, 0, output.note)
-        make_subject(bundle).check_classes(batches.classes, f"`data` {data}")
+        batches = open_bundle_data(bundle, data, 100, output.note)
     with _open_peers(bundle, choices, peers, options, output) as others:
         subjects = len(choices) * len(options["variants"] or bundle.variants) + len(others)
         steps = subjects * (len(options["batch"]) + 1) + (len(batches) if batches else 0)
@@ -183,7 +179,7 @@ def _open_peers(
         from tocom_export.engines.verify import sample_images
         from tocom_export.training.peers.opening import STEPS, open_peers
 
-        device: Any = "cpu" if runs_on_cpu(choices, options["device"]) else "cuda"
+        device: Any = "cpu" if runs_on_cpu(choices, options.get("device")) else "cuda"
         images = sample_images(bundle.spec, CALIBRATION)
         with output.progress("opening", STEPS) as tell:
             found = list(

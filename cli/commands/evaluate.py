@@ -93,21 +93,20 @@ def _measure(
     from tocom_export.study.evaluate import measure
     from tocom_export.study.rows import check_conflicts, make_rows
     from tocom_export.study.subject import check_subjects
-    from tocom_export.training.data.evaluation import EvalData
-    from tocom_export.training.data.opening import open_images
+    from tocom_export.training.data.evaluation import EvalData, open_test_data
+    from tocom_export.training.data.opening import name_data
     from tocom_export.training.loop.out_of_memory import explain_out_of_memory
 
     scale, held_out = options["scale"], options["held_out"]
-    names = (options["name"] or _name_data(options["data"]), options["bank_name"], options["seed"])
+    names = (options["name"] or name_data(options["data"]), options["bank_name"], options["seed"])
     subjects = _open_subjects(paths, options)
     check_conflicts(subjects, *names, known)
     check_subjects(subjects, options["data"], held_out, scaled=scale is not None)
 
     def open_batches(place: str) -> EvalData:
-        places = {name: options[name] for name in ("data_root", "download")}
-        images = open_images(place, split="test", **places)
-        spec, known = subjects[0].spec, subjects[0].preprocess  # as the others have them
-        return EvalData(images, spec, known, options["batch"], options["workers"], output.note)
+        first = subjects[0]  # the others take the same images
+        given = {n: options[n] for n in ("batch", "workers", "data_root", "download")}
+        return open_test_data(place, first.spec, first.preprocess, warn=output.note, **given)
 
     used = f"`batch` {options['batch']}"
     with explain_out_of_memory(used, "lower it, or evaluate fewer models at a time"):
@@ -147,12 +146,6 @@ def _open_subjects(paths: Sequence[Path], options: Mapping[str, Any]) -> list[Su
             )  # fmt: skip
         subjects.append(found)
     return subjects
-
-
-def _name_data(data: str) -> str:
-    """A data set's name from where it lies: ``cifar10`` of ``data/cifar10/test``."""
-    parts = [p for p in Path(data.split(":")[0]).parts if p not in ("test", "val", "validation")]
-    return parts[-1] if parts else data
 
 
 def _show(

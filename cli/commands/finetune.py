@@ -193,19 +193,15 @@ class _Accuracy:
         classes: Sequence[str],
         output: Output,
     ) -> None:
-        from tocom_export.training.data.evaluation import EvalData
-        from tocom_export.training.data.opening import open_images
+        from tocom_export.training.data.evaluation import open_test_data
 
         self.history: dict[int, float] = {}
         """In percent; of the epochs since the run was last started."""
         self._val, self._output = val, output
         if val is None:
             return
-        root, download = options["data_root"], options["download"]
-        held_out = open_images(val, data_root=root, split="test", download=download)
-        self._images = EvalData(
-            held_out, start.spec, start.preprocess, workers=options["workers"], warn=output.note
-        )
+        given = {name: options[name] for name in ("workers", "data_root", "download")}
+        self._images = open_test_data(val, start.spec, start.preprocess, warn=output.note, **given)
         if self._images.classes != tuple(classes):
             raise InputError(
                 f"`val` {val} has other classes than `data` {options['data']}; both need the same "

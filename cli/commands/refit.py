@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,12 +96,13 @@ def _refit_plan(
     from tocom_export.bundle.manifest import WEIGHTS
     from tocom_export.engines.tensorrt.plan import open_plan
     from tocom_export.engines.tensorrt.refit import refit_plan
+    from tocom_export.refitting import prepare_refit
 
     _, record = open_plan(engine)
     own = engine.with_name(WEIGHTS)
     if options["checkpoint"] is None and not own.exists():
         raise InputError(f"`checkpoint`: there is no {own} to take the weights from; name a file.")
-    new, variant = _prepare(record, record.variant, own, **options)
+    new, variant = prepare_refit(record, record.variant, own, **options)
     checks: list[Comparison] = []
 
     def check(opened: Any) -> None:
@@ -120,13 +120,14 @@ def _refit_graph(engine: Path, verify: bool, options: Any) -> dict[str, Any]:
     from tocom_export.bundle.manifest import WEIGHTS
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.onnx.refit import refit_graph
+    from tocom_export.refitting import prepare_refit
 
     bundle = Bundle.open(engine.parent)
     if engine.stem not in bundle.variants:
         have = ", ".join(bundle.graph(name).name for name in bundle.variants)
         raise InputError(f"{engine} is no engine of the bundle around it, which has {have}.")
     present = bundle.variants[engine.stem]
-    new, variant = _prepare(bundle, present, bundle.path / WEIGHTS, **options)
+    new, variant = prepare_refit(bundle, present, bundle.path / WEIGHTS, **options)
     checks: list[Comparison] = []
 
     def check(opened: Bundle) -> None:
@@ -135,44 +136,6 @@ def _refit_graph(engine: Path, verify: bool, options: Any) -> dict[str, Any]:
 
     refit_graph(bundle, variant, new, check if verify else None)
     return _describe(engine, variant, new, options["bank"], checks)
-
-
-def _prepare(
-    now: PlanRecord | Bundle,
-    present: Variant,
-    own: Path,
-    *,
-    checkpoint: Path | None,
-    bank: str | None,
-    source: int | None,
-    scale: float | None,
-) -> tuple[ModelWeights, Variant]:
-    """What the options ask for, checked against what the engine is now.
-
-    Args:
-        present: whose source and scale hold where the options and the file name none.
-    """
-    from tocom_export.bundle.weights import ModelWeights, check_same_model, recover_checkpoint
-    from tocom_export.compression.checkpoint import Checkpoint
-    from tocom_export.loading import load_bank
-
-    if checkpoint:
-        opened = Checkpoint.open(checkpoint)
-        source = opened.choose_source(source, present.source)
-    else:
-        opened = recover_checkpoint(Checkpoint.open(own), now.spec, now.precision)
-        source = present.source if source is None else source
-    if bank is None and not present.compensated:
-        bank = "none"
-    steps = load_bank(bank, now.spec, now.method)
-    check_same_model(opened, now.spec)
-    variant = dataclasses.replace(
-        present,
-        source=source,
-        scale=present.scale if scale is None else scale,
-        compensated=steps is not None,
-    )
-    return ModelWeights(now.spec, opened, steps, now.precision), variant
 
 
 def _compare(

@@ -86,9 +86,10 @@ def verify_command(
     opened = Bundle.open(bundle, hashes=True)
     if not is_installed("torch", "timm"):
         raise MissingPackageError("torch", "torch")
+    from tocom_export.training.data.evaluation import open_bundle_data
     from tocom_export.training.torch_engine import make_oracle
 
-    data = _open_data(opened, place, options, output) if place else None
+    data = open_bundle_data(opened, place, _BATCH, output.note, **options) if place else None
     if images:
         files = find_images(images)[:100]
         batch = opened.preprocess.load_batch(files, opened.spec.image_size)
@@ -115,17 +116,6 @@ def verify_command(
         whole = Float32Oracle(opened)
         accuracies = verify_accuracy(opened, data, whole, engines, progress=output.progress)
     _report(opened, checks, accuracies, skipped, len(batch), output)
-
-
-def _open_data(bundle: Bundle, place: str, options: dict[str, Any], output: Output) -> Any:
-    """The labelled images, prepared as ``evaluate`` prepares them."""
-    from tocom_export.study.subject import check_classes
-    from tocom_export.training.data.evaluation import EvalData
-    from tocom_export.training.data.opening import open_images
-
-    images = open_images(place, split="test", **options)
-    check_classes(images.classes, f"`data` {place}", bundle.spec, bundle.classes, bundle.path)
-    return EvalData(images, bundle.spec, bundle.preprocess, _BATCH, warn=output.note)
 
 
 def _report(

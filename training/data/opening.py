@@ -62,3 +62,9 @@ def _open_folder(folder: Path) -> MapDataset:
         raise DataError(
             f"{folder}: not images as <folder>/<class>/<image> throughout ({what})."
         ) from None
+
+
+def name_data(data: str) -> str:
+    """A data set's name from where it lies: ``cifar10`` of ``data/cifar10/test``."""
+    parts = [p for p in Path(data.split(":")[0]).parts if p not in ("test", "val", "validation")]
+    return parts[-1] if parts else data
