@@ -80,7 +80,7 @@ def take_plan_options(
         InputError: both libraries are asked for, or options that contradict each other or want one.
     """
     values = {name: options.pop(name) for name in PLAN_PARAMETERS}
-    libraries: list[Any] = [name for name in dict.fromkeys(backends) if name != "onnx"]
+    libraries: list[Any] = [name for name in dict.fromkeys(backends) if "tensorrt" in name]
     if len(libraries) > 1:
         raise InputError(
             "--backend tensorrt and --backend tensorrt-rtx write files of the same names; build a "

@@ -17,7 +17,7 @@ from .opening import open_engine
 from .verify import AccuracyCheck, find_precision
 
 if TYPE_CHECKING:
-    from tocom_export.exporting import Progress
+    from tocom_export.export_checks import Progress
 
 
 def verify_accuracy(

@@ -17,7 +17,7 @@ BELOW = {
     "cli": ("tocom_export", "engines", "training"),
 }
 """Top-level folder → those that it may import."""
-LOOK_UP = {"__init__.py", "exporting.py", "loading.py", "bundle/opening.py"}
+LOOK_UP = {"__init__.py", "export_checks.py", "exporting.py", "loading.py", "bundle/opening.py"}
 """Of the core, the files that may look up at what is installed; within functions alone."""
 
 

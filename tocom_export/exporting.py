@@ -7,7 +7,7 @@ ranges for int8, and to hold what was written against the PyTorch model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
 from .compression.bank import ToComBank
 from .compression.seldom import list_degrees
 from .errors import InputError
+from .export_checks import GRAPH_BACKENDS, Progress, Tell, add_plans, check, find_missing
 from .graph.precision import TYPES, Precision
 from .loading import is_installed, load_compensation, load_model
 from .model.preprocess import find_images
@@ -26,13 +27,11 @@ from .variant import Variant
 if TYPE_CHECKING:
     from tocom_export.engines.tensorrt.building import PlanOptions
     from tocom_export.engines.tensorrt.library import Library
-    from tocom_export.engines.verify import Comparison, Oracle
+    from tocom_export.engines.verify import Comparison
 
 TARGETS = (0, 4, 8, 12, 16)
+UNCALIBRATED = "none"
 CALIBRATION_IMAGES, FEW_IMAGES = 512, 32  # at the most, and below how many that is said
-Tell = Callable[[str], None]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-"""A title and a number of steps → a context that yields what is called before each step."""
 
 
 def export(
@@ -49,6 +48,7 @@ def export(
     proportional: bool | None = None,
     precision: Precision = "fp32",
     calibrate: Path | str | None = None,
+    backends: Sequence[str] = ("onnx",),
     verify: bool | None = None,
     force: bool = False,
 ) -> Bundle:
@@ -69,7 +69,9 @@ def export(
         method: ``tome`` or ``evit``; default: the bank's, else the checkpoint's.
         proportional: whether a merged token weighs as much as those it stands for.
         precision: fp32, fp16, bf16 or int8.
-        calibrate: for int8, a folder of images like those that it will see.
+        calibrate: for int8, a folder of images like those that it will see; ``none`` finds the
+            ranges at each run, which ONNX Runtime alone is fast at.
+        backends: what the engines are checked in: ``onnx``, ``openvino``.
         verify: run the engines against the PyTorch model; default where torch is installed.
         force: replace an existing bundle.
 
@@ -80,7 +82,7 @@ def export(
         model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision
     )
     out = Path(out) if out else default_out(blueprint)
-    return write(blueprint, out, calibrate=calibrate, verify=verify, force=force)
+    return write(blueprint, out, calibrate=calibrate, backends=backends, verify=verify, force=force)
 
 
 def prepare(
@@ -130,21 +132,34 @@ def check_write(
     out: Path,
     *,
     calibrate: Path | str | None = None,
+    backends: Sequence[str] = ("onnx",),
     verify: bool | None = None,
     force: bool = False,
     plans: tuple[Library, PlanOptions] | None = None,
 ) -> None:
     """Raise InputError for what :func:`write` would refuse on any machine."""
-    if verify and not is_installed("torch", "timm", "onnxruntime"):
+    if unknown := [name for name in backends if name not in GRAPH_BACKENDS]:
+        known = ", ".join(GRAPH_BACKENDS)
+        raise InputError(f"`backends` {unknown[0]!r}: graphs are checked in {known}.")
+    runtimes, extras = zip(*(GRAPH_BACKENDS[name] for name in backends), strict=True)
+    if verify and not is_installed("torch", "timm", *runtimes):
         raise InputError(
-            "`verify` needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
+            f"`verify` needs torch, timm and {' and '.join(runtimes)}: pip install "
+            f"'tocom-export[{','.join(extras)},torch]'."
         )
+    if verify is None and tuple(backends) != ("onnx",) and (missing := find_missing(backends)):
+        raise missing
     precision = blueprint.weights.precision
-    if (precision == "int8") != (calibrate is not None):
+    if precision == "int8" and calibrate is None:
         raise InputError(
-            "`precision` int8 needs `calibrate`, a folder of images like those it will see."
-            if precision == "int8"
-            else f"`calibrate` is for `precision` int8 alone; this is {precision}."
+            "`precision` int8 needs `calibrate`: a folder of images like those it will see, or "
+            "none, to find ranges at each run."
+        )
+    if precision != "int8" and calibrate is not None:
+        raise InputError(f"`calibrate` is for `precision` int8 alone; this is {precision}.")
+    if plans and str(calibrate) == UNCALIBRATED:
+        raise InputError(
+            "`calibrate` none: TensorRT wants ranges that were measured; name a folder of images."
         )
     check_out(out, force)
     if plans:
@@ -158,6 +173,7 @@ def write(
     out: Path,
     *,
     calibrate: Path | str | None = None,
+    backends: Sequence[str] = ("onnx",),
     verify: bool | None = None,
     force: bool = False,
     plans: tuple[Library, PlanOptions] | None = None,
@@ -169,6 +185,7 @@ def write(
     """Write a bundle, with plans if asked for, and check it before it gets its name.
 
     Args:
+        backends: what the engines are checked in, beside their plans.
         plans: also build a plan for each variant, by that backend.
         tell: called with a line that a person would want to know.
         detail: called with a line that a person may want to know.
@@ -177,7 +194,8 @@ def write(
     Raises:
         TocomError: it can't be written, or an engine fails its check; nothing is left behind.
     """
-    check_write(blueprint, out, calibrate=calibrate, verify=verify, force=force, plans=plans)
+    asked: dict[str, Any] = {"calibrate": calibrate, "backends": backends, "verify": verify}
+    check_write(blueprint, out, **asked, force=force, plans=plans)
     if plans:  # what is missing is to be said before the work
         from tocom_export.engines.tensorrt.building import check_can_build
         from tocom_export.engines.tensorrt.library import open_library
@@ -186,7 +204,7 @@ def write(
 
     def extend(bundle: Bundle) -> Bundle:
         assert plans is not None
-        return _add_plans(bundle, *plans, verify is not False, progress, tell, detail)
+        return add_plans(bundle, *plans, verify is not False, progress, tell, detail)
 
     with progress("writing", len(blueprint.files())) as advance:
 
@@ -200,13 +218,16 @@ def write(
             force=force,
             progress=step,
             extend=extend if plans else None,
-            check=lambda bundle: _check(blueprint, bundle, verify, progress, tell, checked),
-            calibrate=_calibrate(blueprint, Path(calibrate), tell) if calibrate else None,
+            check=lambda new: check(blueprint, new, backends, verify, progress, tell, checked),
+            calibrate=_calibrate(blueprint, calibrate, tell),
         )
 
 
-def _calibrate(blueprint: Blueprint, folder: Path, tell: Tell) -> Calibrate:
-    """What measures the ranges of int8 on the images in a folder."""
+def _calibrate(blueprint: Blueprint, place: Path | str | None, tell: Tell) -> Calibrate | None:
+    """What measures the ranges of int8 on the images in a folder; None where nothing shall."""
+    if place is None or str(place) == UNCALIBRATED:
+        return None
+    folder = Path(place)
     from tocom_export.engines.onnx.calibration import measure_input_scales
 
     files = find_images(folder)
@@ -218,82 +239,3 @@ def _calibrate(blueprint: Blueprint, folder: Path, tell: Tell) -> Calibrate:
         )
     images = blueprint.preprocess.load_batch(chosen, blueprint.weights.spec.image_size)
     return lambda bundle, variant: measure_input_scales(bundle, variant.name, images)
-
-
-def _check(
-    blueprint: Blueprint,
-    bundle: Bundle,
-    wanted: bool | None,
-    progress: Progress,
-    tell: Tell,
-    checked: Callable[[Comparison], None],
-) -> None:
-    """Run every engine once; against the PyTorch model where that can be had.
-
-    Raises:
-        CheckFailed: an engine differs from the model, or its logits are NaN or Inf.
-    """
-    if wanted is False:
-        return
-    if not is_installed("onnxruntime"):
-        tell("Not checked: onnxruntime is not installed (pip install 'tocom-export[cpu]').")
-        return
-    from tocom_export.engines.verify import sample_images, verify
-
-    oracle: Oracle | None = None
-    if is_installed("torch", "timm"):
-        from tocom_export.training.torch_engine import make_oracle
-
-        oracle = make_oracle(bundle, blueprint.weights.bank)
-    comparisons = []
-    with progress("checking", len(bundle.variants)) as advance:
-        for comparison in verify(bundle, sample_images(bundle.spec), oracle):
-            advance(comparison.variant)
-            comparisons.append(comparison)
-            checked(comparison)
-    for comparison in comparisons:
-        comparison.require("the PyTorch model", "no bundle was written. Please report this.")
-
-
-def _add_plans(
-    bundle: Bundle,
-    backend: Library,
-    options: PlanOptions,
-    check: bool,
-    progress: Progress,
-    tell: Tell,
-    detail: Tell,
-) -> Bundle:
-    from tocom_export.engines.tensorrt.add_plans import add_plans, count_hundredths
-    from tocom_export.engines.tensorrt.cuda import find_gpu
-    from tocom_export.engines.verify import sample_images
-
-    gpu = find_gpu()
-    name, oracle = _choose_oracle(bundle) if check and gpu else ("", None)
-    images = sample_images(bundle.spec) if check and gpu else None
-    with progress("building plans", 100 * len(bundle.variants)) as advance:
-        follow = partial(count_hundredths, advance)
-        extended = add_plans(
-            bundle, backend, options, images, oracle, name, tell=detail, progress=follow
-        )
-    if images is not None and oracle:
-        tell(f"The plans were run, and agree with {name}.")
-    elif images is not None:
-        tell("The plans were run, and their logits are finite; there was nothing to compare them "
-             "with: neither torch and timm nor onnxruntime is installed.")  # fmt: skip
-    else:
-        tell(f"The plans were not run: {'verify is off' if gpu else 'there is no GPU here'}.")
-    return extended
-
-
-def _choose_oracle(bundle: Bundle) -> tuple[str, Oracle | None]:
-    """What plans are compared with, the model or the same graphs elsewhere; its name first."""
-    if is_installed("torch", "timm"):
-        from tocom_export.training.torch_engine import make_oracle
-
-        return "the PyTorch model", make_oracle(bundle)
-    if is_installed("onnxruntime"):
-        return "ONNX Runtime on the same graph", lambda variant, images: bundle.engine(
-            variant.name
-        ).run(images)
-    return "", None

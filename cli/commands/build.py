@@ -26,6 +26,7 @@ from ..options import (
 )
 from ..output import Command, Output
 from ..plan_options import PLAN_PARAMETERS, format_trtexec_lines, plan_options, take_plan_options
+from ..runtime_options import BACKENDS
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
@@ -95,16 +96,18 @@ model_options = add_options(
 @click.option(
     "--backend",
     "backends",
-    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(BACKENDS),
     default=("onnx",),
     multiple=True,
-    help="What to write; repeatable. Plans lie beside the graphs they are made of.",
+    help="What the graphs are checked in (onnx, openvino) and what plans are built for; "
+    "repeatable. Plans lie beside the graphs they are made of.",
 )
 @click.option(
     "--calibrate",
     type=FILE,
-    metavar="DIR",
-    help="Image files that int8's ranges are measured on; some hundreds (512 at most are taken).",
+    metavar="DIR|none",
+    help="Image files that int8's ranges are measured on; some hundreds (512 at most are taken). "
+    "none: they are found at each run, which ONNX Runtime alone is fast at.",
 )
 @plan_options
 @click.option("--out", type=FILE, metavar="DIR", help="Default: ./<model>-source<R>.")
@@ -150,17 +153,22 @@ def build_command(
     if plans:
         timing_cache = out.with_name(f"{out.name}.timing-cache")
         plans = (plans[0], dataclasses.replace(plans[1], timing_cache=timing_cache))
+    graphs = tuple(name for name in dict.fromkeys(backends) if name in ("onnx", "openvino"))
     asked: dict[str, Any] = {
-        "calibrate": calibrate, "verify": verify, "force": force, "plans": plans
+        "calibrate": calibrate, "backends": graphs or ("onnx",), "verify": verify,
+        "force": force, "plans": plans,
     }  # fmt: skip
     if dry_run:
         check_write(blueprint, out, **asked)
         _show_files(blueprint, out, plans, output)
         return
-    output.detail(
-        f"{', '.join(backends)} in {options['precision']} from {blueprint.weights.checkpoint.file}"
-    )
+    output.detail(f"{options['precision']} of {blueprint.weights.checkpoint.file}")
     checks: dict[str, Comparison] = {}
+
+    def keep_worst(found: Comparison) -> None:
+        both = (found, checks.get(found.variant, found))
+        checks[found.variant] = max(both, key=lambda check: check.max_difference or 0)
+
     bundle = write(
         blueprint,
         out,
@@ -168,7 +176,7 @@ def build_command(
         progress=output.progress,
         tell=output.note,
         detail=output.detail,
-        checked=lambda found: checks.update({found.variant: found}),
+        checked=keep_worst,
     )
     _report(bundle, checks, time.perf_counter() - started, output)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Speeds = Mapping[int, Mapping[str, float]]
 """Batch → variant → images a second."""
 
+_DASHES = ((4, 2), (1, 1.2), (6, 2, 1, 2))
+
 
 def draw_speeds(
     speeds: Speeds,
@@ -50,10 +52,14 @@ def draw_speeds(
             color, marker = COLORS[index % 6], MARKERS[index % 6]
             draw_line(axes, found, color=color, marker=marker, label=f"batch {batch}")
         for index, (name, throughput) in enumerate(peers.items(), len(speeds)):
-            color = COLORS[index % 6]
-            axes.axhline(throughput, color=color, linestyle=(0, (4, 2)), label=name)
+            dashes = (0, _DASHES[index // 6 % 3])
+            axes.axhline(throughput, color=COLORS[index % 6], linestyle=dashes, label=name)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=7)
+        if len(speeds) + len(peers) <= 6:
+            axes.legend(fontsize=7)
+        else:  # it would hide the lines
+            figure.set_figwidth(figure.get_figwidth() + 2.8)
+            figure.legend(fontsize=7, loc="outside right upper")
         if accuracy:
             beside = figure.add_subplot(1, panels, 2, title="accuracy, %")
             draw_line(beside, accuracy, color="#222222", marker="o")

@@ -264,7 +264,7 @@ def test_int8_and_its_images_belong_together(
     fails: Run, model: Options, image_folder: Callable[..., Path]
 ):
     fails(
-        "build", *model, "--precision", "int8", says=("--precision int8", "--calibrate, a folder")
+        "build", *model, "--precision", "int8", says=("--precision int8", "--calibrate: a folder")
     )
     photos = image_folder(Path("photos"))
     fails(

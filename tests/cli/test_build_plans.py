@@ -135,9 +135,11 @@ class TestGpu:
         """Plans are built where some packages are not installed."""
 
         def call(*missing: str) -> None:
-            monkeypatch.setattr(
-                "tocom_export.exporting.is_installed", lambda *names: not {*names} & {*missing}
-            )
+            for module in ("exporting", "export_checks"):
+                monkeypatch.setattr(
+                    f"tocom_export.{module}.is_installed",
+                    lambda *names: not {*names} & {*missing},
+                )
 
         return call
 

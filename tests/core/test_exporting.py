@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -26,9 +27,10 @@ from tocom_export.errors import (
     CheckpointError,
     DegreeError,
     InputError,
+    MissingPackageError,
     OutputError,
 )
-from tocom_export.exporting import default_out, export, prepare, write
+from tocom_export.exporting import check_write, default_out, export, prepare, write
 from tocom_export.model.catalogue import REFERENCE, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
@@ -298,7 +300,7 @@ def test_logits_of_nan_are_found(
     checkpoint: Path, bank: ToComBank, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
     nothing = Comparison("r08.onnx", "r08", 20, None, None, 0, None, False, False)
-    monkeypatch.setattr("tocom_export.engines.verify.verify", lambda *_: iter([nothing]))
+    monkeypatch.setattr("tocom_export.engines.verify.verify", lambda *_, **__: iter([nothing]))
     with pytest.raises(CheckFailed, match=r"r08\.onnx gives logits that are NaN or Inf"):
         export(out=out, checkpoint=checkpoint, bank=bank, targets=(8,))
 
@@ -322,7 +324,7 @@ def test_a_failing_check_keeps_the_old_bundle(
     export(out=out, checkpoint=checkpoint, bank="none", targets=(8,), verify=False)
     before = contents(out)
     nothing = Comparison("r04.onnx", "r04", 20, None, None, 0, None, False, False)
-    monkeypatch.setattr("tocom_export.engines.verify.verify", lambda *_: iter([nothing]))
+    monkeypatch.setattr("tocom_export.engines.verify.verify", lambda *_, **__: iter([nothing]))
     with pytest.raises(CheckFailed):
         export(out=out, checkpoint=checkpoint, bank="none", targets=(4,), force=True)
     assert contents(out) == before
@@ -353,14 +355,18 @@ def test_what_a_caller_is_told(checkpoint: Path, bank: ToComBank, out: Path):
 def test_without_onnx_runtime_nothing_is_checked(
     checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tocom_export.exporting.is_installed", lambda *_: False)
+    for module in ("exporting", "export_checks"):
+        monkeypatch.setattr(f"tocom_export.{module}.is_installed", lambda *_: False)
     blueprint = prepare(checkpoint=checkpoint, bank="none", targets=(8,))
     with pytest.raises(InputError, match="`verify` needs torch, timm and onnxruntime"):
         write(blueprint, out, verify=True)
     assert not out.exists()
     said: list[str] = []
     write(blueprint, out, tell=said.append)
-    assert said == ["Not checked: onnxruntime is not installed (pip install 'tocom-export[cpu]')."]
+    (line,) = said
+    assert line.startswith("Not checked: onnxruntime is not installed; pip install")
+    with pytest.raises(MissingPackageError, match="openvino is not installed"):
+        write(blueprint, out, force=True, backends=("openvino",))
     assert Bundle.open(out, hashes=True).variants == blueprint.variants
 
 
@@ -368,10 +374,36 @@ def test_without_torch_logits_must_be_finite(
     checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "tocom_export.exporting.is_installed", lambda *packages: packages == ("onnxruntime",)
+        "tocom_export.export_checks.is_installed", lambda *packages: packages == ("onnxruntime",)
     )
     comparisons: list[Comparison] = []
     blueprint = prepare(checkpoint=checkpoint, bank="none", targets=(8,))
     write(blueprint, out, checked=comparisons.append)
     (only,) = comparisons
     assert (only.max_difference, only.finite, only.passed) == (None, True, True)
+
+
+def test_engines_are_checked_in_every_backend_that_is_asked_for(checkpoint: Path, out: Path):
+    pytest.importorskip("openvino")
+    comparisons: list[Comparison] = []
+    blueprint = prepare(checkpoint=checkpoint, bank="none", targets=(0, 8))
+    write(blueprint, out, backends=("onnx", "openvino"), checked=comparisons.append)
+    assert [(c.backend, c.variant) for c in comparisons] == [
+        ("onnx", "r00"), ("onnx", "r08"), ("openvino", "r00"), ("openvino", "r08")
+    ]  # fmt: skip
+    assert all(c.passed and c.max_difference is not None for c in comparisons)
+    with pytest.raises(InputError, match="`backends` 'tensorrt': graphs are checked in onnx, open"):
+        write(blueprint, out, force=True, backends=("tensorrt",))
+
+
+def test_int8_wants_images_or_none(checkpoint: Path, out: Path):
+    blueprint = prepare(checkpoint=checkpoint, bank="none", targets=(8,), precision="int8")
+    with pytest.raises(InputError, match="`precision` int8 needs `calibrate`: a folder"):
+        write(blueprint, out)
+    bundle = write(blueprint, out, calibrate="none")
+    kinds = {node.op_type for node in ir.load(bundle.graph(8)).graph}
+    assert "DynamicQuantizeLinear" in kinds
+    assert "QuantizeLinear" not in kinds
+    plans: Any = ("tensorrt", None)
+    with pytest.raises(InputError, match="`calibrate` none: TensorRT wants ranges"):
+        check_write(blueprint, out, calibrate="none", force=True, plans=plans)

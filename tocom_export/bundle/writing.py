@@ -71,7 +71,8 @@ def write_bundle(
         extend: adds files to the bundle, and says what it then is.
         check: called with the finished bundle before it is renamed; what it raises leaves
             nothing behind.
-        calibrate: measures the inputs of each layer; needed for int8 alone.
+        calibrate: measures the inputs of each layer, for int8; without it their ranges are
+            found at each run.
 
     Raises:
         OutputError: ``out`` exists and ``force`` is off, or it can't be written.
@@ -82,9 +83,7 @@ def write_bundle(
     weights = blueprint.weights
     with replace_folder(out) as folder:
         scales = {}
-        if weights.precision == "int8":
-            if calibrate is None:
-                raise InputError("`precision` int8 needs `calibrate`, a folder of images.")
+        if weights.precision == "int8" and calibrate:
             exact = dataclasses.replace(weights, precision="fp32")
             with TemporaryDirectory(dir=folder) as place:
                 wide = _write(dataclasses.replace(blueprint, weights=exact), Path(place), tell)

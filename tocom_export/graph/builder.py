@@ -30,7 +30,8 @@ class GraphBuilder:
     Args:
         weights: where each weight lies; becomes an external tensor of the same name.
         types: of the arithmetic. Weights must be stored in ``types.compute``, or in int8.
-        input_scales: quantized layer → what one step of its int8 input stands for.
+        input_scales: quantized layer → what one step of its int8 input stands for; a layer whose
+            weight is int8 and that isn't listed finds its input's range at each run.
     """
 
     def __init__(
@@ -101,6 +102,10 @@ class GraphBuilder:
     def shape(self, weight: str) -> tuple[int, ...]:
         """The shape of a weight of the checkpoint."""
         return self._weights[weight].shape
+
+    def is_quantized(self, weight: str) -> bool:
+        """Whether a weight of the checkpoint is stored in int8."""
+        return self._weights[weight].dtype == "I8"
 
     def ints(self, *numbers: int) -> ir.Value:
         """An int64 vector, stored in the graph."""

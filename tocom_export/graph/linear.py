@@ -9,15 +9,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .builder import GraphBuilder
+from .builder import FLOAT, GraphBuilder
 from .quantising import scale_name
 
 
 def linear(builder: GraphBuilder, x: ir.Value, name: str, bias: bool) -> ir.Value:
     """``x Wᵀ + b`` on (M, in) → (M, out); computed → computed."""
     weight = builder.weight(f"{name}.weight")
-    if name in builder.input_scales:
-        return _linear_int8(builder, x, name, bias)
+    if builder.is_quantized(f"{name}.weight"):
+        if name in builder.input_scales:
+            return _linear_int8(builder, x, name, bias)
+        return _linear_dynamic(builder, x, name, bias)
     inputs = [x, weight]
     if bias:
         inputs.append(builder.weight(f"{name}.bias"))
@@ -37,6 +39,16 @@ def _linear_int8(builder: GraphBuilder, x: ir.Value, name: str, bias: bool) -> i
     zeros = builder.constant(f"int8_zeros_{rows}", np.zeros(rows, np.int8))
     weight = builder.op("DequantizeLinear", weight, scale, zeros, axis=0)
     out = builder.op("Gemm", x, weight, transB=1)
+    return builder.op("Add", out, builder.weight(f"{name}.bias")) if bias else out
+
+
+def _linear_dynamic(builder: GraphBuilder, x: ir.Value, name: str, bias: bool) -> ir.Value:
+    """The same with the input's range found at each run, in the form that ONNX Runtime fuses."""
+    quantized, step, zero = builder.ops("DynamicQuantizeLinear", x, outputs=3)
+    weight = builder.op("Transpose", builder.weight(f"{name}.weight"), perm=(1, 0))
+    out = builder.op("MatMulInteger", quantized, weight, zero)
+    scale = builder.op("Mul", step, builder.weight(scale_name(f"{name}.weight")))
+    out = builder.op("Mul", builder.op("Cast", out, to=int(FLOAT)), scale)
     return builder.op("Add", out, builder.weight(f"{name}.bias")) if bias else out
 
 

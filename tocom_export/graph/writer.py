@@ -44,8 +44,9 @@ def write_graph(
         weights: PyTorch name → where the tensor lies; files are named relative to the graph.
         metadata: becomes the model's ``metadata_props``.
         types: what is computed in which type.
-        input_scales: quantized layer → what one step of its int8 input stands for; the weights
-            then hold such a layer's weight in int8, and its scales.
+        input_scales: quantized layer → what one step of its int8 input stands for. Layers are
+            quantized whose weights are stored in int8, with scales beside them; without a step
+            of their own they find the range of their inputs at each run.
 
     Raises:
         UnsupportedModelError: EViT of a model without a class token.

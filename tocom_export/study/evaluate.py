@@ -13,7 +13,7 @@ from .accuracy import Run, Score, measure_accuracy
 from .subject import Batches, Subject, check_subjects
 
 if TYPE_CHECKING:
-    from ..exporting import Progress
+    from ..export_checks import Progress
 
 SCALES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15)
 """What the paper chooses the scale from (section 5.1)."""

@@ -70,7 +70,15 @@ def test_peers_are_broken_lines():
 
 def test_more_lines_than_colours():
     speeds = {batch: {"r00": 10.0 + batch, "fast": 20.0 + batch} for batch in range(1, 8)}
-    assert len(draw_speeds(speeds, MACS, {}, PEERS).axes[0].lines) == 9
+    peers = PEERS | {f"peer {number}": 30.0 + number for number in range(10)}
+    figure = draw_speeds(speeds, MACS, {}, peers)
+    (axes,) = figure.axes
+    assert len(axes.lines) == 19
+    broken = [line for line in axes.lines if line.is_dashed()]
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in broken}) == 12
+    assert axes.get_legend() is None
+    (legend,) = figure.legends  # beside the lines
+    assert len(legend.get_texts()) == 19
 
 
 def test_one_variant_alone():

@@ -174,6 +174,26 @@ def test_onnx_runtime_fuses_every_int8_product(tmp_path: Path, named: Blueprint,
     assert kinds.count("DequantizeLinear") == 0
 
 
+def test_int8_without_images_finds_ranges_at_each_run(tmp_path: Path, named: Blueprint):
+    weights = dataclasses.replace(named.weights, precision="int8")
+    bundle = write_bundle(dataclasses.replace(named, weights=weights), tmp_path / "bundle")
+    optimised = tmp_path / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(optimised), 3
+    onnxruntime.InferenceSession(bundle.graph(8), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(optimised, load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("DynamicQuantizeMatMul") == len(quantized_layers(named.weights.spec))
+    images = sample_images(weights.spec, 40)
+    exact = load_model(weights.spec, named.weights.checkpoint.tensors, named.method)
+    for name in NAMES:
+        engine = OnnxEngine(bundle, name, compensated=False)
+        differs = rounding(engine, make_runner(exact, engine.variant.degrees), images)
+        assert 6e-4 < np.median(differs) < 6e-2
+    found = verify(bundle, images, make_oracle(bundle, named.weights.bank))
+    assert all(comparison.passed for comparison in found)
+
+
 def test_input_scales_follow_the_images(bundle: Bundle):
     images = sample_images(bundle.spec, 64)
     scales = measure_input_scales(bundle, "r08", images)
