@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 from tocom_export.errors import DeviceError, InputError, MissingPackageError, brief
+from tocom_export.io.telemetry import decline_telemetry
 
 InferencePrecision = Literal["auto", "f32", "bf16"]
 Hint = Literal["latency", "throughput"]
@@ -59,6 +60,7 @@ def open_core() -> Any:
     Raises:
         MissingPackageError: it is not installed, or too old.
     """
+    decline_telemetry()
     try:
         import openvino
     except ImportError:
