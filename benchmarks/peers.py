@@ -25,7 +25,7 @@ def measure() -> list[Row]:
     found = json.loads(done.stdout)
     print(done.stdout, file=sys.stderr)
     pace = {row["name"]: row["images_per_s"] for row in found["rows"]}
-    dense, fastest, eager = pace["r00"], pace["r16"], pace["torch eager, dense"]
+    dense, fastest, eager = pace["r00"], pace["r16"], pace["torch eager, dense, fp32"]
     optimum = next((rate for name, rate in pace.items() if name.startswith("Optimum")), None)
     other = "it is not installed"
     if optimum:

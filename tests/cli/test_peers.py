@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +19,13 @@ from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.verify import sample_images
 from tocom_export.loading import is_installed
 from tocom_export.model.spec import VitSpec
-from tocom_export.training import peers as module
-from tocom_export.training.peers import (
-    EXPORTERS,
-    Peer,
-    export_by_optimum,
-    export_by_torch,
-    open_peers,
-    open_run,
-)
+from tocom_export.training.peers import __main__ as measuring
+from tocom_export.training.peers import opening as module
+from tocom_export.training.peers import torch_peers
+from tocom_export.training.peers.exporting import EXPORTERS, export_by_optimum, export_by_torch
+from tocom_export.training.peers.opening import Peer, open_peers
+from tocom_export.training.peers.quantising import quantise_dynamic
+from tocom_export.training.peers.running import open_run
 
 Run = Callable[..., Result]
 Export = Callable[..., None]
@@ -41,7 +41,10 @@ def plain(succeeds: Run, checkpoint: Path) -> Bundle:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What takes long is left out; what processes would be started to measure memory."""
+    """What takes long is left out; what processes would be started to measure memory.
+
+    No device is asked whether it has bfloat16: all can compute in it.
+    """
     asked: list[tuple[object, ...]] = []
 
     def measure_memory(*arguments: object) -> int:
@@ -49,6 +52,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         return 1
 
     monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch_peers, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(module, "QUANTISERS", {})
+    monkeypatch.setattr(module, "_open_openvino", lambda opener: ())
     monkeypatch.setattr(module, "measure_memory", measure_memory)
     return asked
 
@@ -66,33 +72,56 @@ def exporters(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Export]], 
 
 def found(bundle: Bundle, folder: Path, told: list[str] | None = None) -> list[Peer | str]:
     tell = (told if told is not None else []).append
-    return list(open_peers(bundle, "cpu", None, folder, tell))
+    images = sample_images(bundle.spec, 4)
+    return list(open_peers(bundle, "cpu", None, folder, tell, images=images, batches=(1, 2)))
 
 
-def same(run: Callable, bundle: Bundle, variant: str, compensated: bool = True) -> None:
+def same(
+    run: Callable, bundle: Bundle, variant: str, compensated: bool = True, within: float = 1e-4
+) -> None:
     images = sample_images(bundle.spec, 8)
     expected = OnnxEngine(bundle, variant, threads=1, compensated=compensated).run(images)
     logits = run(images)
     assert (logits.dtype, logits.shape) == (np.float32, (8, 10))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=within)
     one = run(images[:1])
-    np.testing.assert_allclose(one, expected[:1], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(one, expected[:1], rtol=0, atol=within)
 
 
 def test_each_says_what_our_engine_says(plain: Bundle, quick, exporters, tmp_path: Path):
     exporters({})
     told: list[str] = []
-    eager, compiled, scatter = found(plain, tmp_path, told)
-    expected = {
+    peers = found(plain, tmp_path, told)
+    whats = {
         "torch eager, dense": "r00",
         "torch.compile, dense": "r00",
         "torch eager, merging by scatter, r08": "r08",
     }
-    for peer in (eager, compiled, scatter):
+    expected = {
+        f"{what}, {precision}": (variant, precision)
+        for what, variant in whats.items()
+        for precision in ("fp32", "bf16")
+    }
+    for peer in peers:
         assert isinstance(peer, Peer)
-        assert peer.variant == expected[peer.name]
-        same(peer.run, plain, peer.variant)
-    assert told == list(expected)
+        assert (peer.variant, peer.precision) == expected[peer.name]
+        assert peer.backend == "torch"
+        if peer.precision == "fp32":
+            same(peer.run, plain, peer.variant)
+    assert told == [peer.name for peer in peers] == list(expected)  # type: ignore[union-attr]
+
+
+def test_a_device_without_bfloat16(plain: Bundle, quick, exporters, monkeypatch, tmp_path: Path):
+    exporters({})
+    monkeypatch.setattr(torch_peers, "has_bfloat16", lambda device: device != "cpu")
+    peers = found(plain, tmp_path)
+    assert [peer.precision for peer in peers if isinstance(peer, Peer)] == ["fp32"] * 3
+    assert [peer for peer in peers if isinstance(peer, str)] == [
+        f"{name}, bf16: this device has no instructions for bfloat16."
+        for name in (
+            "torch eager, dense", "torch.compile, dense", "torch eager, merging by scatter, r08"
+        )
+    ]  # fmt: skip
 
 
 def test_weights_are_those_without_compensation(
@@ -102,7 +131,7 @@ def test_weights_are_those_without_compensation(
     exporters({})
     succeeds("build", *model, "--targets", "0,8", "--out", "compensated")
     bundle = Bundle.open(Path("compensated"))
-    eager, _, scatter = found(bundle, tmp_path)
+    eager, *_, scatter, _ = found(bundle, tmp_path)
     assert isinstance(eager, Peer)
     assert isinstance(scatter, Peer)
     for peer in (eager, scatter):
@@ -122,7 +151,7 @@ def test_attention_is_what_the_bundle_s_is(
     succeeds("build", *options, "--out", "other")
     bundle = Bundle.open(Path("other"))
     assert not bundle.method.proportional
-    *_, scatter = found(bundle, tmp_path)
+    *_, scatter, _ = found(bundle, tmp_path)
     assert isinstance(scatter, Peer)
     same(scatter.run, bundle, "r08")
 
@@ -135,9 +164,9 @@ def test_merging_at_a_degree_per_layer(
     options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify", "--targets", "0,4")
     succeeds("build", *options, "--schedule", "fast=8,4,1,0", "--out", "named")
     bundle = Bundle.open(Path("named"))
-    *_, scatter = found(bundle, tmp_path)
+    *_, scatter, _ = found(bundle, tmp_path)
     assert isinstance(scatter, Peer)
-    assert (scatter.variant, scatter.name[-6:]) == ("fast", ", fast")
+    assert (scatter.variant, scatter.name[-12:]) == ("fast", ", fast, fp32")
     same(scatter.run, bundle, "fast")
 
 
@@ -151,7 +180,11 @@ def test_merging_where_there_is_none(
     options = ("--checkpoint", checkpoint, "--bank", "none", "--no-verify", "--method", method)
     succeeds("build", *options, "--targets", targets, "--out", "other")
     names = [peer.name for peer in found(Bundle.open(Path("other")), tmp_path)]  # type: ignore
-    assert names == ["torch eager, dense", "torch.compile, dense"]
+    assert names == [
+        f"{what}, dense, {precision}"
+        for what in ("torch eager", "torch.compile")
+        for precision in ("fp32", "bf16")
+    ]
 
 
 def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, capfd):
@@ -161,7 +194,8 @@ def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, c
     monkeypatch.setattr(module, "EXPORTERS", {name: EXPORTERS[name]})
     *_, exported = found(plain, tmp_path)
     assert isinstance(exported, Peer), exported
-    assert exported.name == "torch.onnx.export, ONNX Runtime, dense"
+    assert exported.name == "torch.onnx.export, ONNX Runtime, dense, fp32"
+    assert (exported.backend, exported.precision) == ("onnx", "fp32")
     same(exported.run, plain, "r00")
     assert EXPORTERS[name][1] is export_by_torch
     capfd.readouterr()
@@ -170,7 +204,7 @@ def test_what_torch_exports(plain: Bundle, quick, monkeypatch, tmp_path: Path, c
     ((started, arguments),) = quick
     assert started == "tocom_export.training.peers"
     monkeypatch.setattr(sys, "argv", [started, *map(str, arguments)])
-    module.main()
+    measuring.main()
     assert int(capfd.readouterr().out) > 20_000_000
 
 
@@ -204,17 +238,73 @@ def test_what_can_t_be_had_is_named(plain: Bundle, quick, monkeypatch, tmp_path:
         "broken": ((), broken),
     }
     monkeypatch.setattr(module, "EXPORTERS", exporters)
-    eager, compiled, scatter, missing, dotted, failing, unreadable = found(plain, tmp_path)
+    monkeypatch.setattr(module, "QUANTISERS", {"int8": fails})
+    peers = found(plain, tmp_path)
+    eager, _, compiled, cast, scatter, _, missing, dotted, failing, unreadable, quantised = peers
     assert isinstance(eager, Peer)
     assert isinstance(scatter, Peer)
-    assert compiled == "torch.compile, dense: no compiler"
+    assert compiled == "torch.compile, dense, fp32: no compiler"
+    assert cast == "torch.compile, dense, bf16: no compiler"
     assert missing == "missing: no_such_package is not installed."
     assert dotted == "dotted: no_such_package.part is not installed."
     assert isinstance(failing, str)
     assert failing.startswith("failing: no such operator")
     assert "\n" not in failing
     assert isinstance(unreadable, str)
-    assert unreadable.startswith("broken, ONNX Runtime, dense: ")
+    assert unreadable.startswith("broken, ONNX Runtime, dense, fp32: ")
+    assert quantised == "ONNX Runtime, dense, int8: it starts from what torch.onnx.export writes."
+
+
+def test_a_compiler_that_fails_at_a_larger_batch(
+    plain: Bundle, quick, exporters, monkeypatch, tmp_path: Path
+):
+    """It is seen before the timing, which it would end."""
+    exporters({})
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> object:
+            if len(images) > 1:
+                raise RuntimeError("no register is left")
+            return self.model(images)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    compiled = found(plain, tmp_path)[2]
+    assert compiled == "torch.compile, dense, fp32: no register is left"
+
+
+def test_a_quantiser_that_fails(plain: Bundle, quick, monkeypatch, tmp_path: Path):
+    def export_by_torch(vit: object, spec: object, file: Path) -> None:
+        file.write_bytes(b"no graph")
+
+    name = "torch.onnx.export"
+    monkeypatch.setattr(module, "EXPORTERS", {name: ((), export_by_torch)})
+    monkeypatch.setattr(module, "QUANTISERS", {"int8": quantise_dynamic})
+    *_, line = found(plain, tmp_path)
+    assert isinstance(line, str)
+    assert line.startswith("ONNX Runtime, dense, int8: ")
+
+
+def test_others_keep_to_themselves(plain: Bundle, quick, exporters, tmp_path: Path, capfd):
+    """What they print, warn of and log; and no handler of theirs stays behind."""
+
+    def export(vit: object, spec: object, file: Path) -> None:
+        print("50 %")
+        print("50 %", file=sys.stderr)
+        warnings.warn("deprecated", stacklevel=1)
+        logging.root.addHandler(logging.StreamHandler(sys.stderr))
+        logging.warning("an axis is out of range")
+        raise RuntimeError("no")
+
+    exporters({"loud": export})
+    handlers = list(logging.root.handlers)
+    *_, line = found(plain, tmp_path)
+    assert line == "loud: no"
+    assert logging.root.handlers == handlers
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_torch(plain: Bundle, monkeypatch, tmp_path: Path):
@@ -228,15 +318,20 @@ def test_how_memory_is_asked_for(
     plain: Bundle, quick, exporters, threads: int | None, tmp_path: Path
 ):
     exporters({})
-    for peer in open_peers(plain, "cpu", threads, tmp_path, lambda _: None):
+    images = sample_images(plain.spec, 1)
+    for peer in open_peers(plain, "cpu", threads, tmp_path, lambda _: None, images=images):
         assert isinstance(peer, Peer)
         assert peer.memory(6) == 1
     more = () if threads is None else (threads,)
     kinds = (("eager", "r00"), ("compiled", "r00"), ("scatter", "r08"))
     image = ",".join(map(str, (plain.spec.channels, *plain.spec.image_size)))
     assert quick == [
-        ("tocom_export.training.peers", (plain.path, kind, variant, "cpu", f"6,{image}", *more))
+        (
+            "tocom_export.training.peers",
+            (plain.path, kind, precision, variant, "cpu", f"6,{image}", *more),
+        )
         for kind, variant in kinds
+        for precision in ("fp32", "bf16")
     ]
 
 
@@ -246,9 +341,10 @@ def test_a_process_that_runs_one(plain: Bundle):
     line = [
         sys.executable,
         "-m",
-        module.__name__,
+        "tocom_export.training.peers",
         str(plain.path),
         "scatter",
+        "bf16",
         "r08",
         "cpu",
         image,
@@ -271,7 +367,7 @@ def test_threads_of_onnx_runtime(plain: Bundle, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     graph = plain.graph("r00")  # any with one input
-    runs = [open_run(graph, "file", "r00", "cpu", threads) for threads in (None, 2)]
+    runs = [open_run(graph, "onnx", "fp32", "r00", "cpu", threads) for threads in (None, 2)]
     assert opened == [(0, ["CPUExecutionProvider"]), (2, ["CPUExecutionProvider"])]
     for run in runs:
         same(run, plain, "r00")

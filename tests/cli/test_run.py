@@ -117,9 +117,7 @@ def test_a_device_that_is_not_there(
     fails("run", bundle, *options, says=("--device cuda", "has cpu", "onnxruntime-gpu"))
 
 
-def test_without_a_runtime(
-    fails: Run, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_a_runtime(fails: Run, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
     for package in ("onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, package, None)
     says = ("onnxruntime is not installed", "pip install 'tocom-export[cpu]'")

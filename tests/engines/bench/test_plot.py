@@ -75,7 +75,7 @@ def test_more_lines_than_colours():
     (axes,) = figure.axes
     assert len(axes.lines) == 19
     broken = [line for line in axes.lines if line.is_dashed()]
-    assert len({(line.get_color(), str(line._dash_pattern)) for line in broken}) == 12
+    assert len({(line.get_color(), str(vars(line)["_dash_pattern"])) for line in broken}) == 12
     assert axes.get_legend() is None
     (legend,) = figure.legends  # beside the lines
     assert len(legend.get_texts()) == 19

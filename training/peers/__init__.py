@@ -1,0 +1,1 @@
+"""What one would run instead of our engines, to be timed beside them."""
