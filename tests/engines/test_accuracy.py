@@ -149,7 +149,8 @@ def test_logits_decide_in_fp32_or_where_a_tolerance_was_given(precision: Precisi
 
 
 def test_each_engine_beside_the_model(bundle: Bundle):
-    data, steps = Labelled(bundle), []
+    data = Labelled(bundle)
+    steps: list[Any] = []
 
     class Progress:
         def __init__(self, title: str, total: int) -> None:
