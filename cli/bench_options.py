@@ -87,15 +87,15 @@ bench_options = add_options(
 def check_usage(ctx: click.Context) -> None:
     """Raise InputError for options that don't go together."""
     given, trtexec = ctx.params, ctx.params["backends"] == ("trtexec",)
-    only, other = ("dry_run", "layers"), ("device", "inference_precision", "threads")
-    for option in given_options(ctx, other if trtexec else only).values():
+    not_theirs = ("device", "inference_precision", "threads")
+    for option in given_options(ctx, not_theirs if trtexec else ("dry_run", "layers")).values():
         raise InputError(f"{option} is {'not ' * trtexec}for --backend trtexec.")
     if trtexec and given["peers"]:
         raise InputError("--peers are timed from Python; choose another --backend than trtexec.")
     if given["dry_run"] and (given["plot"] or given["slo_ms"] is not None):
         raise InputError("--dry-run runs nothing; leave --plot and --slo-ms out.")
-    only, other = ("data", "max_loss"), ("backends", "device", "inference_precision")
-    for option in given_options(ctx, other if given["picking"] else only).values():
+    fixed = ("backends", "device", "inference_precision", "hint", "streams", "host_code")
+    for option in given_options(ctx, fixed if given["picking"] else ("data", "max_loss")).values():
         does = f"--pick tries all that there is; leave {option} out."
         raise InputError(does if given["picking"] else f"{option} is for --pick.")
 

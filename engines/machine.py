@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any
 
 
-def find_cache() -> Path:
-    """``$TOCOM_EXPORT_CACHE``, else ``tocom-export`` in the user's cache folder."""
+def find_cache() -> Path | None:
+    """``$TOCOM_EXPORT_CACHE``, else ``tocom-export`` in the user's cache folder.
+
+    None for a user without a home: then nothing is kept.
+    """
     if named := os.environ.get("TOCOM_EXPORT_CACHE"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tocom-export"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "tocom-export"
+    try:
+        return Path.home() / ".cache" / "tocom-export"
+    except RuntimeError:
+        return None
 
 
 def digest(facts: Any) -> str:

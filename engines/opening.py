@@ -9,7 +9,7 @@ from tocom_export.bundle.file_hashes import load_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
-from tocom_export.io.tensors import Tensors, map_tensors, read_header
+from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
 from .engine import Backend, Engine
@@ -17,6 +17,7 @@ from .picking import resolve
 
 _SOME = {
     "device": (None, ("onnx", "openvino")),
+    "graph": (None, ("onnx",)),
     "threads": (None, ("onnx", "openvino")),
     "compensated": (True, ("onnx", "openvino")),
     "inference_precision": ("auto", ("openvino",)),
@@ -69,25 +70,29 @@ def open_engine(
     chosen, inference_precision = resolve(bundle, backend, device, inference_precision)
     check_backend(
         chosen, device=device, threads=threads, streams=streams, hint=hint, host_code=host_code,
-        inference_precision=inference_precision, compensated=compensated,
+        inference_precision=inference_precision, compensated=compensated, graph=graph,
     )  # fmt: skip
     if threads is not None and threads < 1:
         raise InputError(f"`threads` {threads}: there is one at least.")
-    if not compensated:
-        weights = map_tensors(read_header(bundle.path / WEIGHTS)[0])
+    if weights is not None and not compensated:
+        raise InputError("`weights` are given: they are what they are, `compensated` or not.")
     if chosen == "onnx":
         from .onnx.engine import OnnxEngine
 
         provider: Any = device.lower() if device else "cpu"
         return OnnxEngine(
-            bundle, variant, device=provider, threads=threads, weights=weights, graph=graph
-        )
+            bundle, variant, device=provider, threads=threads, compensated=compensated,
+            weights=weights, graph=graph,
+        )  # fmt: skip
     if chosen == "openvino":
         from .openvino.engine import OpenVinoEngine
         from .openvino.library import Settings
 
         settings = Settings(device or "CPU", inference_precision, hint, threads, streams)
-        return OpenVinoEngine(bundle, variant, settings=settings, batch=batch, weights=weights)
+        return OpenVinoEngine(
+            bundle, variant, settings=settings, batch=batch, weights=weights,
+            compensated=compensated,
+        )  # fmt: skip
     return _open_plan(bundle, variant, chosen, weights, host_code)
 
 

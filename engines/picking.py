@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import BundleError, InputError, MissingPackageError
+from tocom_export.errors import DeviceError, InputError, MissingPackageError, OutputError
 from tocom_export.io.atomic import replace_file
-from tocom_export.io.json_codec import decode, format_json, read_json
+from tocom_export.io.json_codec import decode, encode, format_json, read_json
 from tocom_export.loading import is_installed
 
 from .engine import Backend
 from .machine import digest, find_cache, name_processor
 
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _LARGEST = 10_000
 """Bytes of a pick's file."""
 
@@ -41,7 +40,7 @@ class Choice:
 
 
 def list_choices(bundle: Bundle) -> list[Choice]:
-    """What could run a bundle on this machine's processor, of what is installed.
+    """What could run a bundle on this machine's processor, of what is installed; floats first.
 
     Raises:
         MissingPackageError: nothing is installed that could.
@@ -53,18 +52,19 @@ def list_choices(bundle: Bundle) -> list[Choice]:
     if is_installed("openvino"):
         from .openvino.library import open_core
 
-        can = open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        known = [Choice("openvino", "f32")] + [Choice("openvino", "bf16")] * ("BF16" in can)
-        choices += known[-1:] if bundle.precision == "bf16" else known
+        with suppress(DeviceError):  # too old, or it can't be imported
+            can = open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            known = [Choice("openvino", "f32")] + [Choice("openvino", "bf16")] * ("BF16" in can)
+            choices += known[-1:] if bundle.precision == "bf16" else known
     if not choices:
         raise MissingPackageError("onnxruntime", "cpu")
     return choices
 
 
 def choose(bundle: Bundle, device: str | None = None) -> Choice:
-    """What ``auto`` stands for: what was picked on this machine, else what agrees to the last bit.
+    """What ``auto`` stands for: what was picked on this machine, else what computes in float32.
 
-    That is ONNX Runtime, or OpenVINO in float32 where that alone is installed.
+    That is ONNX Runtime, or OpenVINO where that alone is installed.
 
     Args:
         device: where it shall run; one that only one of them knows decides.
@@ -78,12 +78,25 @@ def choose(bundle: Bundle, device: str | None = None) -> Choice:
     return Choice("onnx")
 
 
+@dataclass(frozen=True)
+class _Pick:
+    """What is kept of a pick; the first two for people."""
+
+    bundle: str
+    processor: str
+    choice: Choice
+
+
 def find_pick(bundle: Bundle) -> Choice | None:
-    """What was picked for a bundle on this machine; None where nothing was that is installed."""
-    with suppress(OSError, InputError, BundleError):
-        found = decode(Choice, read_json(_find_place(bundle), _LARGEST)["choice"])
-        return found if is_installed(_PACKAGES.get(found.backend, found.backend)) else None
-    return None
+    """What was picked for a bundle on this machine; None where it can't be had (any longer)."""
+    place = _find_place(bundle)
+    if place is None or not place.exists():
+        return None
+    try:
+        found = decode(_Pick, read_json(place, _LARGEST)).choice
+        return found if found in list_choices(bundle) else None
+    except (OSError, InputError):
+        return None
 
 
 def keep_pick(bundle: Bundle, choice: Choice) -> Path:
@@ -93,9 +106,11 @@ def keep_pick(bundle: Bundle, choice: Choice) -> Path:
         OutputError: the machine's cache can't be written.
     """
     place = _find_place(bundle)
-    facts = {"bundle": str(bundle.path), "processor": name_processor(), "choice": choice.options}
+    if place is None:
+        raise OutputError("there is no home to keep it in; name a folder in TOCOM_EXPORT_CACHE.")
+    facts = _Pick(str(bundle.path.resolve()), name_processor(), choice)
     with replace_file(place) as beside:
-        beside.write_text(format_json(facts), "utf-8")
+        beside.write_text(format_json(encode(facts)), "utf-8")
     return place
 
 
@@ -105,15 +120,18 @@ def resolve(
     """A backend that may be left open, and OpenVINO's precision, made definite.
 
     Args:
-        precision: what was asked for; what was picked stands in for ``auto`` alone.
+        precision: what was asked for; OpenVINO alone can be asked for one.
     """
     if backend != "auto":
         return backend, precision
+    if precision != "auto":
+        return "openvino", precision
     found = choose(bundle, device)
-    return found.backend, found.inference_precision if precision == "auto" else precision
+    return found.backend, found.inference_precision
 
 
-def _find_place(bundle: Bundle) -> Path:
-    """Named after the graphs, which a refit leaves as they are, and the processor."""
-    graphs = sorted(bundle.files[bundle.graph(name).name].sha256 for name in bundle.variants)
-    return find_cache() / "picks" / f"{digest((graphs, name_processor()))}.json"
+def _find_place(bundle: Bundle) -> Path | None:
+    """Named after the bundle's files, so that other weights want a new pick, and the processor."""
+    cache = find_cache()
+    files = sorted(record.sha256 for record in bundle.files.values())
+    return cache and cache / "picks" / f"{digest((files, name_processor()))}.json"

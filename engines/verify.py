@@ -263,9 +263,7 @@ def find_precision(engine: Engine, stored: Precision) -> Precision:
 
     OpenVINO takes bf16 for float32 where a CPU is faster in it.
     """
-    names: dict[str, Precision] = {"f16": "fp16", "bf16": "bf16"}
-    taken = names.get(getattr(engine, "precision", ""), "fp32")
-    return max(stored, taken, key=list(TOLERANCES).index)
+    return max(stored, engine.precision, key=list(TOLERANCES).index)
 
 
 def sample_images(spec: VitSpec, count: int = 20, seed: int = 0) -> Images:

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from tocom_export.engines.picking import Choice
     from tocom_export.engines.serving.simulation import Arrivals
 
-CALIBRATION = 32
-"""Images from which others' quantisers take ranges."""
-_NOT_PICKED = ("device", "inference_precision", "streams", "hint", "host_code")
-"""What ``--pick`` leaves at its default."""
-
 
 @click.command("bench", cls=Command)
 @click.argument("bundle", type=FILE)
@@ -130,7 +125,10 @@ def _time_bundle(
     from tocom_export.engines.picking import Choice, resolve
 
     device, precision = options["device"], options.pop("inference_precision")
-    choices = [Choice(*resolve(bundle, kind, device, precision)) for kind in backends]  # type: ignore[arg-type]
+    asked = {kind: precision if kind in ("auto", "openvino") else "auto" for kind in backends}
+    if precision != "auto" and "auto" not in asked and "openvino" not in asked:
+        raise InputError("--inference-precision is for --backend openvino.")
+    choices = [Choice(*resolve(bundle, kind, device, asked[kind])) for kind in backends]  # type: ignore[arg-type]
     with _open_peers(bundle, choices, peers, options, output) as others:
         subjects = len(choices) * len(options["variants"] or bundle.variants) + len(others)
         with output.progress("timing", subjects * (len(options["batch"]) + 1)) as advance:
@@ -149,7 +147,7 @@ def _pick(
     from tocom_export.engines.picking import list_choices
 
     choices = list_choices(bundle)
-    options = {name: value for name, value in options.items() if name not in _NOT_PICKED}
+    del options["inference_precision"]  # of each choice its own
     batches: Any = None
     if data is not None:
         require_torch()
@@ -179,8 +177,10 @@ def _open_peers(
         from tocom_export.engines.verify import sample_images
         from tocom_export.training.peers.opening import STEPS, open_peers
 
-        device: Any = "cpu" if runs_on_cpu(choices, options.get("device")) else "cuda"
-        images = sample_images(bundle.spec, CALIBRATION)
+        graphs = all(choice.backend == "openvino" for choice in choices)
+        on_cpu = graphs or runs_on_cpu(choices, options["device"])
+        device: Any = "cpu" if on_cpu else "cuda"
+        images = sample_images(bundle.spec, 32)  # that others' quantisers take ranges from
         with output.progress("opening", STEPS) as tell:
             found = list(
                 open_peers(

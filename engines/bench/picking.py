@@ -78,26 +78,34 @@ def pick(
     if not max_loss >= 0:
         raise InputError(f"`max_loss` {max_loss}: points of accuracy are expected.")
     names = choose_variants(bundle, variants)
-    scores: list[dict[str, Score]] = [{} for _ in choices]
-    if data is not None:
-        pairs = [(choice, name) for choice in choices for name in names]
-        runs = [open_engine(bundle, bundle.variant(n), **c.options).run for c, n in pairs]
-        found = measure_accuracy(runs, data, advance)
-        for number in range(len(choices)):
-            part = found[number * len(names) : (number + 1) * len(names)]
-            scores[number] = dict(zip(names, part, strict=True))
+    scores = _score(bundle, choices, names, data, advance)
     candidates = [
         Candidate(choice, own, _find_loss(own, scores[0]))
         for choice, own in zip(choices, scores, strict=True)
     ]
     left = [c.choice for c in candidates if c.loss is None or c.loss <= max_loss]
-    reports = time_bundle(bundle, names, choices=left, **options)
-    fastest = reports.fastest
-    choice = next(
-        choice for choice, kind in zip(left, reports.kinds, strict=True) if kind == fastest
-    )
+    report = time_bundle(bundle, names, choices=left, **options)
+    if len(report.kinds) != len(left):
+        raise InputError("two of the choices come to the same backend and precision.")
+    choice = left[report.kinds.index(report.fastest)]
     keep_pick(bundle, choice)
-    return Pick(reports, candidates, choice)
+    return Pick(report, candidates, choice)
+
+
+def _score(
+    bundle: Bundle,
+    choices: Sequence[Choice],
+    names: Sequence[str],
+    data: Iterable[tuple[Any, Any]] | None,
+    advance: Callable[[int], None],
+) -> list[dict[str, Score]]:
+    """Of each choice, how right its variants are; engines are let go of before any is timed."""
+    if data is None:
+        return [{} for _ in choices]
+    pairs = [(choice, name) for choice in choices for name in names]
+    runs = [open_engine(bundle, bundle.variant(n), **c.options).run for c, n in pairs]
+    found = iter(measure_accuracy(runs, data, advance))
+    return [{name: next(found) for name in names} for _ in choices]
 
 
 def _find_loss(own: dict[str, Score], first: dict[str, Score]) -> float | None:

@@ -108,7 +108,7 @@ def time_bundle(
         for subject, timing, taken in zip(subjects, found, memory, strict=True)
     ]
     missing = [peer for peer in peers if isinstance(peer, str)]
-    return Report(bundle, name_processor() if on_cpu else name_gpu(), rows, missing)
+    return Report(bundle, _name_device(choices, device), rows, missing)
 
 
 def _open_subject(
@@ -147,6 +147,14 @@ def _time(
 def choose_variants(bundle: Bundle, variants: Iterable[str | int] | None) -> list[str]:
     """Full names of some variants, or of all."""
     return [bundle.variant(name).name for name in variants or bundle.variants]
+
+
+def _name_device(choices: Sequence[Choice], device: str | None) -> str:
+    if runs_on_cpu(choices, device):
+        return name_processor()
+    if device and any(choice.backend == "openvino" for choice in choices):
+        return device.upper()
+    return name_gpu()
 
 
 def name_gpu() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
-from tocom_export.io.tensors import Tensors, map_tensors, read_header
+from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
 from ..engine import Images, Logits, check_images
+from ..weights import map_plain
 from .session import Device, open_session
 
 
@@ -49,11 +49,11 @@ class OnnxEngine:
         weights: Tensors | None = None,
         graph: bytes | None = None,
     ) -> None:
-        self.spec, self._path, self._compensated = bundle.spec, bundle.path, compensated
+        self.spec, self._bundle, self._compensated = bundle.spec, bundle, compensated
         self.precision = self.arithmetic = bundle.precision
         self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
         self._open = partial(open_session, bundle, self.variant.name, device, threads, graph=graph)
-        self._opened = self._open(weights=weights or self._read_plain())
+        self._opened = self._open(weights=weights or self._choose_plain())
 
     @property
     def about(self) -> str:
@@ -78,12 +78,10 @@ class OnnxEngine:
         """
         now = self.variant
         if weights is None:
-            now = Bundle.open(self._path).variant(now.name)
-        self._opened = self._open(weights=weights or self._read_plain())
+            now = Bundle.open(self._bundle.path).variant(now.name)
+        self._opened = self._open(weights=weights or self._choose_plain())
         self.variant = now
 
-    def _read_plain(self) -> Tensors | None:
-        """The checkpoint's own weights in place of compensated ones."""
-        if self._compensated:
-            return None
-        return map_tensors(read_header(self._path / WEIGHTS)[0])
+    def _choose_plain(self) -> Tensors | None:
+        """The checkpoint's own weights where nothing is to be compensated."""
+        return None if self._compensated else map_plain(self._bundle)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, DeviceError, InputError, MissingPackageError, brief
+from tocom_export.io.telemetry import decline_telemetry
 from tocom_export.io.tensors import Tensors
 
 Device = Literal["cpu", "cuda", "tensorrt"]
@@ -80,6 +81,7 @@ def _import_onnxruntime(device: Device) -> Any:
     """The module, once it knows the device."""
     if device not in DEVICES:
         raise InputError(f"`device` {device!r}: it is {', '.join(DEVICES)}.")
+    decline_telemetry()
     try:
         import onnxruntime
     except ImportError:

@@ -8,6 +8,8 @@ what was compiled.
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,19 @@ from tocom_export.io.atomic import replace_file
 from ..machine import digest, find_cache
 from .library import Settings, get_version, open_core
 
+_WRITING = 3600.0
+"""Seconds after which a file that wasn't renamed was left behind by a process that died."""
 LARGEST = 4_000_000_000
 """Bytes of all compiled models together; beyond that the ones unused for longest go."""
 
 
 def find_place(
     bundle: Bundle, variant: str, settings: Settings, batch: int | None, device: str
-) -> Path:
+) -> Path | None:
     """Where a variant of a bundle, compiled in this way on this device, is kept."""
+    cache = find_cache()
+    if cache is None:
+        return None
     files = (bundle.graph(variant), *bundle.weight_files(variant))
     facts = (
         [bundle.files[file.name].sha256 for file in files],
@@ -37,11 +44,15 @@ def find_place(
         device,
         get_version(),
     )
-    return find_cache() / "openvino" / f"{digest(facts)}.blob"
+    return cache / "openvino" / f"{digest(facts)}.blob"
 
 
 def load(place: Path, settings: Settings) -> tuple[Any, Any] | None:
-    """A compiled model that was kept, and what must outlive it; None where there is none."""
+    """A compiled model that was kept, and what must outlive it.
+
+    None where there is none, or one that is cut short or of another build; what else became of
+    the file isn't found out, which would take as long as reading it.
+    """
     import openvino
 
     if not place.exists():
@@ -50,9 +61,10 @@ def load(place: Path, settings: Settings) -> tuple[Any, Any] | None:
         mapped = np.memmap(place, np.uint8, "c")  # OpenVINO refuses read-only memory
         tensor = openvino.Tensor(mapped, shared_memory=True)
         compiled = open_core().import_model(tensor, settings.device, settings.to_config())
-        place.touch()
-    except (RuntimeError, OSError, ValueError):  # of another build, or damaged: compile anew
+    except (RuntimeError, OSError, ValueError):
         return None
+    with suppress(OSError):  # a cache that is another's to write
+        place.touch()
     return compiled, (tensor, mapped)
 
 
@@ -65,9 +77,18 @@ def keep(compiled: Any, place: Path) -> None:
         content = compiled.export_model()
         with replace_file(place) as beside:
             beside.write_bytes(content if isinstance(content, bytes) else content.getbuffer())
-        kept = sorted(place.parent.glob("*.blob"), key=lambda file: -file.stat().st_mtime)
-        total = 0
-        for file in kept:
-            total += file.stat().st_size
-            if total > LARGEST and file != place:
+    now, total = time.time(), 0
+    for used, size, file in sorted(_list_files(place.parent), reverse=True):
+        total += size
+        broken_off = file.suffix != ".blob" and now - used > _WRITING
+        if broken_off or (total > LARGEST and file != place):
+            with suppress(OSError):  # another process was faster, or Windows has it mapped
                 file.unlink()
+
+
+def _list_files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Last use, bytes and path of what lies there, half-written files among it."""
+    for file in (*folder.glob("*.blob"), *folder.glob(".*.blob.*")):
+        with suppress(OSError):
+            found = file.stat()
+            yield found.st_mtime, found.st_size, file

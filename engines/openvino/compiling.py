@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tocom_export.bundle.file_hashes import record_files
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import BundleError, DeviceError, brief
+from tocom_export.errors import BundleError, DeviceError
 from tocom_export.io.tensors import Array, Tensors
 
 from ..engine import Images, Logits
 from . import cache
-from .library import Settings, open_core
+from .library import Settings, explain, open_core
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
 
@@ -28,7 +30,8 @@ class Compiled:
     model: Any
     held: Any = None
     """What must outlive the model."""
-    _idle: deque[Any] = field(default_factory=deque)
+    _idle: deque[Any] = field(default_factory=lambda: deque(maxlen=4))
+    """Those that wait for images; more at a time than these are made and let go."""
 
     @contextmanager
     def _borrow(self) -> Iterator[Any]:
@@ -73,35 +76,54 @@ def compile_variant(
         weights: in place of those in the bundle's files; such a model is not kept for later.
 
     Raises:
-        BundleError: OpenVINO can't read the graph.
+        BundleError: OpenVINO can't read the graph, or a file isn't what the manifest says.
         DeviceError: the device can't run it.
     """
     place = cache.find_place(bundle, variant, settings, batch, device)
-    if weights is None and (found := cache.load(place, settings)):
+    if weights is None and place and (found := cache.load(place, settings)):
         return Compiled(*found)
     core, file = open_core(), bundle.graph(variant)
+    read = [file, *bundle.weight_files(variant)] if weights is None else [file]
+    _check_files(bundle, read)
     try:
         model = core.read_model(str(file))
-        if weights:
-            replace_weights(model, weights)
         if batch is not None:
             spec = bundle.spec
             model.reshape([batch, spec.channels, *spec.image_size])
     except RuntimeError as error:
-        raise BundleError(f"{file}: OpenVINO can't open it ({brief(error)}).") from error
+        raise BundleError(f"{file}: OpenVINO can't open it ({explain(error)}).") from error
+    if weights:
+        replace_weights(model, weights, file)
     try:
         compiled = core.compile_model(model, settings.device, settings.to_config())
     except RuntimeError as error:
-        raise DeviceError(
-            f"`device` {settings.device}: it can't run {file} ({brief(error)})."
-        ) from error
-    if weights is None:
+        reason = explain(error)
+        raise DeviceError(f"`device` {settings.device}: can't run {file} ({reason}).") from error
+    if weights is None and place:
+        _check_files(bundle, read)  # else another's weights would be kept under these hashes
         cache.keep(compiled, place)
     return Compiled(compiled)
 
 
-def replace_weights(model: Any, weights: Tensors) -> None:
+def _check_files(bundle: Bundle, files: Sequence[Path]) -> None:
+    """Raise BundleError where files aren't those that the bundle's manifest lists."""
+    names = [file.name for file in files]
+    try:
+        found = record_files(bundle.path, names)
+    except OSError as error:
+        raise BundleError(f"{error.filename}: can't be read: {error.strerror}.") from None
+    for name in names:
+        if found[name] != bundle.files[name]:
+            raise BundleError(
+                f"{bundle.path / name} was changed since its bundle was opened; open it again."
+            )
+
+
+def replace_weights(model: Any, weights: Tensors, file: Path) -> None:
     """Put other weights under their names into a model that was read, before it is compiled.
+
+    Args:
+        file: what the model was read from, for messages.
 
     Raises:
         BundleError: the graph lacks one of them, or has it in another form.
@@ -110,12 +132,13 @@ def replace_weights(model: Any, weights: Tensors) -> None:
         op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"
     }
     for name, array in weights.items():
-        old = constants.get(name)
-        if old is None:
-            continue  # a weight that this variant doesn't read, as the head of features
-        new = _make_constant(array)
+        if name not in constants:
+            raise BundleError(f"{file} has no weight {name}.")
+        old, new = constants[name], _make_constant(array)
         if new.get_output_shape(0) != old.get_output_shape(0):
-            raise BundleError(f"{name} has another shape than in the graph.")
+            raise BundleError(f"{file}: {name} has another shape there.")
+        if new.get_element_type() != old.get_element_type():
+            raise BundleError(f"{file}: {name} is of another type there.")
         new.set_friendly_name(name)
         for reader in list(old.output(0).get_target_inputs()):
             reader.replace_source_output(new.output(0))

@@ -12,9 +12,11 @@ from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
 from ..engine import Images, Logits, check_images
+from ..weights import map_plain
 from .compiling import Compiled, compile_variant
 from .library import Settings, check_device, get_version
 
+_COARSER: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 
@@ -31,6 +33,7 @@ class OpenVinoEngine:
             25 % faster; other sizes run on one model for any, compiled when it is first needed.
         weights: the variant's tensors, all of them and in the bundle's types, to run in place of
             those in its files.
+        compensated: False runs the checkpoint's own weights: token reduction alone.
 
     Raises:
         DegreeError: the bundle has no such variant.
@@ -49,23 +52,29 @@ class OpenVinoEngine:
         settings: Settings | None = None,
         batch: Sequence[int] = (),
         weights: Tensors | None = None,
+        compensated: bool = True,
     ) -> None:
-        if any(size < 1 for size in batch):
-            raise InputError("`batch`: there is one image at least.")
+        if not all(isinstance(size, int) and size > 0 for size in batch):
+            raise InputError(f"`batch` {tuple(batch)}: whole numbers of images are expected.")
         self.spec = bundle.spec
         self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
         self.settings = settings or Settings()
         self.device = check_device(self.settings)
-        self._bundle, self._weights = bundle, weights
+        self._bundle, self._compensated = bundle, compensated
+        self._weights = self._choose_weights(bundle, weights)
         self._compiling = threading.Lock()
-        self._opened = self._compile_all(batch or (None,), bundle, weights)
+        self._opened = self._compile_all(batch or (None,), bundle, self._weights)
+
+    @property
+    def copies(self) -> int:
+        """Models that were compiled, each of which has all weights for itself."""
+        return len(self._opened)
 
     @property
     def precision(self) -> Precision:
-        """The bundle's; where that is fp32, what the device was given or chose."""
-        if self._bundle.precision != "fp32":
-            return self._bundle.precision
-        return _PRECISIONS.get(self._device_precision, "fp32")
+        """The coarser of its bundle's and of what the device was given or chose."""
+        taken = _PRECISIONS.get(self._device_precision, "fp32")
+        return max(self._bundle.precision, taken, key=_COARSER.index)
 
     @property
     def arithmetic(self) -> str:
@@ -99,9 +108,14 @@ class OpenVinoEngine:
         """
         with self._compiling:
             bundle = Bundle.open(self._bundle.path) if weights is None else self._bundle
-            self._opened = self._compile_all(tuple(self._opened), bundle, weights)
-            self._bundle, self._weights = bundle, weights
+            chosen = self._choose_weights(bundle, weights)
+            self._opened = self._compile_all(tuple(self._opened), bundle, chosen)
+            self._bundle, self._weights = bundle, chosen
             self.variant = bundle.variant(self.variant.name) if weights is None else self.variant
+
+    def _choose_weights(self, bundle: Bundle, weights: Tensors | None) -> Tensors | None:
+        """Those that are given; without compensation the checkpoint's own; else the files'."""
+        return weights if weights or self._compensated else map_plain(bundle)
 
     def _compile_any(self) -> Compiled:
         """The model for batches of any size, once it is needed."""

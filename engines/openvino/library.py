@@ -63,8 +63,10 @@ def open_core() -> Any:
     decline_telemetry()
     try:
         import openvino
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingPackageError("openvino", "openvino") from None
+    except ImportError as error:  # one of its libraries
+        raise DeviceError(f"openvino can't be imported ({brief(error)}).") from error
     version = get_version()
     found = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if found < OLDEST:
@@ -80,6 +82,13 @@ def get_version() -> str:
     import openvino
 
     return str(openvino.__version__).partition("-")[0]
+
+
+def explain(error: BaseException) -> str:
+    """What is wrong, of an error whose first lines say where in OpenVINO's source it is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    says = [x for x in lines if x and not re.match(r"Exception from|Check .* failed|\[", x)]
+    return brief(RuntimeError(says[0])) if says else brief(error)
 
 
 def check_device(settings: Settings) -> str:
@@ -102,7 +111,8 @@ def check_device(settings: Settings) -> str:
         name = str(core.get_property(device, "FULL_DEVICE_NAME"))
         can = list(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
     except RuntimeError as error:
-        raise DeviceError(f"`device` {device}: OpenVINO can't use it ({brief(error)}).") from error
+        why = explain(error)
+        raise DeviceError(f"`device` {device}: OpenVINO can't use it ({why}).") from error
     wanted = settings.precision
     if wanted != "auto" and _CAPABILITIES[wanted] not in can:
         able = [ours for ours, theirs in _CAPABILITIES.items() if theirs in can]

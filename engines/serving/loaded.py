@@ -119,7 +119,8 @@ class Loaded:
                 )
         new = {**self.shared, **self.new.own(variant)} if self.new else None
         engine = open_engine(bundle, variant, backend=self.backend, weights=new, **self.options)
-        return Serving(engine, sum(file.stat().st_size for file in files))
+        each = sum(file.stat().st_size for file in files)
+        return Serving(engine, each * getattr(engine, "copies", 1))
 
     def _list_files(self, name: str) -> list[Path]:
         """What a backend reads itself: a plan, or OpenVINO's graph and its weights."""

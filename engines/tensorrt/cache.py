@@ -30,8 +30,8 @@ def find_place(
     without the places of its weights and without what it says of them, the weights that can't be
     refitted, the options, the library's version, and the GPU.
     """
-    gpu = find_gpu()
-    if gpu is None or options.refit == "none":
+    gpu, cache = find_gpu(), find_cache()
+    if gpu is None or cache is None or options.refit == "none":
         return None
     graph = onnx.load(bundle.graph(variant.name), load_external_data=False)
     del graph.metadata_props[:]
@@ -46,7 +46,7 @@ def find_place(
         nvidia.version,
         dataclasses.asdict(gpu),
     )
-    return find_cache() / f"{digest(facts)}.plan"
+    return cache / f"{digest(facts)}.plan"
 
 
 def take_plan(file: Path, bundle: Bundle, variant: Variant) -> tuple[bytes, PlanRecord] | None:

@@ -157,7 +157,10 @@ def test_another_backend(succeeds: Run, bundle: Path, photos: Path):
     ("options", "message"),
     [
         (("--backend", "openvino", "--device", "npu"), "--device NPU: OpenVINO 20"),
-        (("--inference-precision", "bf16"), "--inference-precision is for --backend openvino."),
+        (
+            ("--backend", "onnx", "--inference-precision", "bf16"),
+            "--inference-precision is for --backend openvino.",
+        ),
         (("--device", "tpu", "--backend", "onnx"), "--device 'tpu': it is cpu, cuda, tensorrt"),
     ],
 )

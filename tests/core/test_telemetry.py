@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tocom_export.bundle.writing import write_bundle
 from tocom_export.io.telemetry import decline_telemetry
 
 USE = """
@@ -36,3 +37,25 @@ def test_what_the_user_chose_stands(monkeypatch: pytest.MonkeyPatch):
     decline_telemetry()
     assert sys.modules["openvino_telemetry"] is chosen
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+OPEN = """
+import sys
+from tocom_export import Bundle
+for backend in ("onnx", "openvino"):
+    Bundle.open(sys.argv[1]).engine("r08", backend=backend)
+"""
+
+
+def test_engines_keep_nothing_of_their_use(tmp_path: Path, make_blueprint):
+    pytest.importorskip("openvino")
+    home = tmp_path / "home"
+    home.mkdir()
+    write_bundle(make_blueprint(tmp_path), tmp_path / "bundle")
+    unset = ("CI", "TF_BUILD", "ORT_DISABLE_TELEMETRY")
+    there = {name: value for name, value in os.environ.items() if name not in unset}
+    there |= {"HOME": str(home), "TOCOM_EXPORT_CACHE": str(tmp_path / "cache")}
+    line = [sys.executable, "-c", OPEN, str(tmp_path / "bundle")]
+    done = subprocess.run(line, env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(home.iterdir())

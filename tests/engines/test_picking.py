@@ -16,7 +16,7 @@ from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.openvino.engine import OpenVinoEngine
 from tocom_export.engines.picking import Choice, choose, find_pick, keep_pick, list_choices
 from tocom_export.engines.verify import sample_images
-from tocom_export.errors import InputError, MissingPackageError
+from tocom_export.errors import InputError, MissingPackageError, OutputError
 
 pytest.importorskip("openvino")
 F32 = Choice("openvino", "f32")
@@ -79,8 +79,31 @@ def test_a_pick_is_kept_for_this_bundle_on_this_machine(
     with monkeypatch.context() as patch:
         patch.setattr(picking, "name_processor", lambda: "another")
         assert find_pick(mixed) is None
-    place.write_text('{"choice": {"backend": "tensorrt"}}')
-    assert find_pick(mixed) is None
+    for text in ('{"choice": {"backend": "tensorrt"}}', "[]", "null", "{}", "no JSON"):
+        place.write_text(text)
+        assert find_pick(mixed) is None
+
+
+def test_a_user_without_a_home(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TOCOM_EXPORT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    assert choose(bundle) == Choice("onnx")
+    images = sample_images(bundle.spec, 1)
+    options = {"inference_precision": "f32", "threads": 1}
+    found = bundle.engine("r08", backend="openvino", **options).run(images)
+    np.testing.assert_allclose(found, bundle.engine("r08").run(images), atol=1e-4)
+    with pytest.raises(OutputError, match="no home to keep it in"):
+        keep_pick(bundle, F32)
+
+
+def test_a_precision_that_is_asked_for_decides(bundle: Bundle):
+    engine = bundle.engine("r08", backend="auto", inference_precision="f32")
+    assert isinstance(engine, OpenVinoEngine)
 
 
 def test_a_pick_that_is_no_longer_installed(bundle: Bundle, install: Callable[..., None]):
@@ -109,6 +132,7 @@ def test_a_pool_serves_on_what_was_picked(fresh: Bundle):
         ({"backend": "onnx", "streams": 2}, "`streams` is for `backend` openvino"),
         ({"backend": "onnx", "hint": "throughput"}, "`hint` is for `backend` openvino"),
         ({"backend": "openvino", "host_code": True}, "`host_code` is for `backend` tensorrt"),
+        ({"backend": "openvino", "graph": b"x"}, "`graph` is for `backend` onnx"),
         ({"backend": "fast"}, "`backend` 'fast': it is onnx, openvino"),
     ],
 )

@@ -50,8 +50,9 @@ def match(builder: GraphBuilder, keys: ir.Value, tokens: int, remove: int, prefi
         remove: number of tokens to merge away, r, at most ``(N - prefix) // 2``.
         prefix: number of protected tokens.
     """
-    set_a = np.arange(prefix + prefix % 2, tokens, 2)
-    set_b = np.arange(prefix + 1 - prefix % 2, tokens, 2)
+    # int64 by name: elsewhere than on Linux NumPy's own whole numbers may be int32.
+    set_a = np.arange(prefix + prefix % 2, tokens, 2, dtype=np.int64)
+    set_b = np.arange(prefix + 1 - prefix % 2, tokens, 2, dtype=np.int64)
     keys = builder.cast(keys, builder.types.compute, FLOAT)
     metric = builder.op("ReduceMean", keys, builder.ints(1), keepdims=0)  # (B, N, D)
     metric = builder.op("Div", metric, builder.op("ReduceL2", metric, builder.ints(2)))

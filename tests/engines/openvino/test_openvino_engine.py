@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tocom_export import EnginePool
+from tocom_export.bundle.file_hashes import record_files
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.calibration import measure_input_scales
@@ -84,8 +85,9 @@ def test_batches_of_one_size_and_of_any(bundle: Bundle, cache: Path):
         np.testing.assert_allclose(fixed.run(images), free.run(images), atol=1e-5)
     assert list(fixed._opened) == [1, 3, None]  # 5 came, and a model for any size
     assert len(list(cache.glob("*.blob"))) == 3
-    with pytest.raises(InputError, match="`batch`: there is one image at least"):
-        OpenVinoEngine(bundle, "r16", settings=F32, batch=(0,))
+    for wrong in ((0,), (1.5,), ("8",)):
+        with pytest.raises(InputError, match=r"`batch` .*: whole numbers of images are expected"):
+            OpenVinoEngine(bundle, "r16", settings=F32, batch=wrong)
     with pytest.raises(ImageError, match="images have shape"):
         free.run(images[:, :1])
 
@@ -109,6 +111,13 @@ def test_uncompensated(bundle: Bundle):
     wanted = OnnxEngine(bundle, "r16", compensated=False).run(images)
     np.testing.assert_allclose(plain.run(images), wanted, atol=1e-4)
     assert not np.allclose(wanted, OnnxEngine(bundle, "r16").run(images), atol=1e-2)
+    exact: dict[str, Any] = {"inference_precision": "f32"}
+    for backend, options in {"onnx": {}, "openvino": exact}.items():  # and stays so
+        engine: Any = bundle.engine("r16", backend=backend, compensated=False, **options)
+        engine.refit()
+        np.testing.assert_allclose(engine.run(images), wanted, atol=1e-4)
+        with pytest.raises(InputError, match="`weights` are given"):
+            bundle.engine("r16", backend=backend, compensated=False, weights=bundle.tensors("r16"))
 
 
 def test_other_weights_while_it_runs(bundle: Bundle):
@@ -139,9 +148,13 @@ def test_other_weights_while_it_runs(bundle: Bundle):
     np.testing.assert_allclose(engine.run(images), after, atol=1e-4)
     engine.refit()
     np.testing.assert_allclose(engine.run(images), before, atol=1e-5)
-    shapes = {**weights, "norm.weight": np.ones(3, np.float32)}
-    with pytest.raises(BundleError, match=r"norm\.weight has another shape"):
-        engine.refit(shapes)
+    for wrong, says in (
+        ({"norm.weight": np.ones(3, np.float32)}, r"norm\.weight has another shape"),
+        ({"norm.weight": np.ones(64, np.float16)}, r"norm\.weight is of another type"),
+        ({"nothing": np.ones(3, np.float32)}, r"r16\.onnx has no weight nothing"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            engine.refit({**weights, **wrong})
     np.testing.assert_allclose(engine.run(images), before, atol=1e-5)
 
 
@@ -178,3 +191,37 @@ def test_a_refit_of_files_is_not_answered_from_the_cache(
     np.testing.assert_allclose(engine.run(images), wanted, atol=1e-4)
     assert np.abs(wanted - before).max() > 0.01
     assert engine.variant.scale == 0.5
+
+
+def test_files_that_changed_since_the_bundle_was_opened(
+    fresh: Bundle, blueprint: Blueprint, revise: Callable[..., Blueprint], cache: Path
+):
+    """Nothing is kept under the hashes of other files, nor compiled late from them."""
+    images = sample_images(fresh.spec, 3)
+    early = OpenVinoEngine(fresh, "r16", settings=F32, batch=(1,))
+    kept = set(cache.glob("*.blob"))
+    changed = revise(blueprint, scale=0.5)
+    refit_graph(fresh, changed.variants["r16"], changed.weights)
+    for late in (
+        lambda: early.run(images),  # of another size than it was compiled for
+        lambda: OpenVinoEngine(fresh, "r16", settings=F32),
+    ):
+        with pytest.raises(BundleError, match=r"r16\.safetensors was changed since its bundle was"):
+            late()
+    assert set(cache.glob("*.blob")) == kept
+    shared = fresh.path / "weights.safetensors"
+    content = bytearray(shared.read_bytes())
+    content[-1] ^= 1  # of the same size: opening a bundle doesn't notice
+    shared.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed"):
+        OpenVinoEngine(Bundle.open(fresh.path), "r00", settings=F32)
+    assert set(cache.glob("*.blob")) == kept
+
+
+def test_a_graph_that_is_none(fresh: Bundle):
+    graph = fresh.graph("r16")
+    graph.write_bytes(b"\x00" * graph.stat().st_size)
+    files = {**fresh.files, **record_files(fresh.path, [graph.name])}
+    with pytest.raises(BundleError, match=r"r16\.onnx: OpenVINO can't open it \(") as caught:
+        OpenVinoEngine(dataclasses.replace(fresh, files=files), "r16", settings=F32)
+    assert "Exception from" not in str(caught.value)
