@@ -112,7 +112,7 @@ def test_uncompensated(bundle: Bundle):
     np.testing.assert_allclose(plain.run(images), wanted, atol=1e-4)
     assert not np.allclose(wanted, OnnxEngine(bundle, "r16").run(images), atol=1e-2)
     exact: dict[str, Any] = {"inference_precision": "f32"}
-    for backend, options in {"onnx": {}, "openvino": exact}.items():  # and stays so
+    for backend, options in (("onnx", {}), ("openvino", exact)):  # and stays so
         engine: Any = bundle.engine("r16", backend=backend, compensated=False, **options)
         engine.refit()
         np.testing.assert_allclose(engine.run(images), wanted, atol=1e-4)
@@ -123,7 +123,8 @@ def test_uncompensated(bundle: Bundle):
 def test_other_weights_while_it_runs(bundle: Bundle):
     images = sample_images(bundle.spec, 2)
     engine = OpenVinoEngine(bundle, "r16", settings=F32, batch=(2,))
-    before, stop, wrong = engine.run(images), threading.Event(), []
+    before, stop = engine.run(images), threading.Event()
+    wrong: list[Any] = []
     weights = {
         name: tensor * np.float32(1.5) if name.endswith("qkv.weight") else tensor
         for name, tensor in bundle.tensors("r16").items()
@@ -148,13 +149,13 @@ def test_other_weights_while_it_runs(bundle: Bundle):
     np.testing.assert_allclose(engine.run(images), after, atol=1e-4)
     engine.refit()
     np.testing.assert_allclose(engine.run(images), before, atol=1e-5)
-    for wrong, says in (
+    for other, says in (
         ({"norm.weight": np.ones(3, np.float32)}, r"norm\.weight has another shape"),
         ({"norm.weight": np.ones(64, np.float16)}, r"norm\.weight is of another type"),
         ({"nothing": np.ones(3, np.float32)}, r"r16\.onnx has no weight nothing"),
     ):
         with pytest.raises(BundleError, match=says):
-            engine.refit({**weights, **wrong})
+            engine.refit({**weights, **other})
     np.testing.assert_allclose(engine.run(images), before, atol=1e-5)
 
 
