@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from .options import format_megabytes
 from .output import Output
 
@@ -37,17 +39,16 @@ def print_report(report: Report, document: Mapping[str, Any], output: Output) ->
     for row in document["rows"]:
         if not row["peer"] and (row["speed_up"] or 1) < 1:
             output.note(
-                f"{row['name']} is slower than {report.dense} at batch {row['batch']}: removing "
+                f"{row['name']} ({row['backend']}, {row['precision']}) is slower than "
+                f"{report.dense} at batch {row['batch']}: removing "
                 "tokens pays when the batch fills the device."
             )
 
 
 def print_pick(picked: Pick, output: Output) -> None:
-    """What was chosen, and what was left out for its accuracy."""
-    for found in picked.candidates:
-        if found.loss is not None:
-            output.note(f"{found.choice}: its worst variant loses {found.loss:.2f} points.")
-    output.note(f"Picked {picked.choice}: what --backend auto is for this bundle here.")
+    """What was chosen, on stdout where no document is, and why the others were not."""
+    for line in picked.explain():
+        (output.note if output.as_json else click.echo)(line)
 
 
 def _format_row(row: Mapping[str, Any]) -> list[object]:

@@ -38,7 +38,7 @@ def open_engine(
     streams: int | None = None,
     hint: Literal["latency", "throughput"] = "latency",
     inference_precision: Literal["auto", "f32", "bf16"] = "auto",
-    batch: Sequence[int] = (),
+    batch: int | Sequence[int] = (),
     compensated: bool = True,
     weights: Tensors | None = None,
     graph: bytes | None = None,

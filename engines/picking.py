@@ -105,12 +105,21 @@ def keep_pick(bundle: Bundle, choice: Choice) -> Path:
     Raises:
         OutputError: the machine's cache can't be written.
     """
-    place = _find_place(bundle)
-    if place is None:
-        raise OutputError("there is no home to keep it in; name a folder in TOCOM_EXPORT_CACHE.")
+    place = check_can_keep(bundle)
     facts = _Pick(str(bundle.path.resolve()), name_processor(), choice)
     with replace_file(place) as beside:
         beside.write_text(format_json(encode(facts)), "utf-8")
+    return place
+
+
+def check_can_keep(bundle: Bundle) -> Path:
+    """Where a bundle's pick is kept; raises OutputError where nothing can be written there."""
+    place = _find_place(bundle)
+    if place is None:
+        raise OutputError("there is no home to keep it in; name a folder in TOCOM_EXPORT_CACHE.")
+    with replace_file(place.with_suffix(".probe")) as beside:
+        beside.touch()
+    place.with_suffix(".probe").unlink(missing_ok=True)
     return place
 
 

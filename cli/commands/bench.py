@@ -177,9 +177,8 @@ def _open_peers(
         from tocom_export.engines.verify import sample_images
         from tocom_export.training.peers.opening import STEPS, open_peers
 
-        graphs = all(choice.backend == "openvino" for choice in choices)
-        on_cpu = graphs or runs_on_cpu(choices, options["device"])
-        device: Any = "cpu" if on_cpu else "cuda"
+        openvino = all(choice.backend == "openvino" for choice in choices)
+        device: Any = "cpu" if openvino or runs_on_cpu(choices, options["device"]) else "cuda"
         images = sample_images(bundle.spec, 32)  # that others' quantisers take ranges from
         with output.progress("opening", STEPS) as tell:
             found = list(

@@ -11,7 +11,7 @@ from tocom_export.errors import InputError
 from tocom_export.study.accuracy import Score, measure_accuracy
 
 from ..opening import open_engine
-from ..picking import Choice, keep_pick
+from ..picking import Choice, check_can_keep, keep_pick
 from .report import Report
 from .run import choose_variants, time_bundle
 
@@ -37,6 +37,14 @@ class Pick:
     report: Report
     candidates: Sequence[Candidate]
     choice: Choice
+
+    def explain(self) -> list[str]:
+        """Lines for people, what was chosen last."""
+        losses = [(c.choice, c.loss) for c in self.candidates if c.loss is not None]
+        lines = [f"{choice}: its worst variant loses {loss:.2f} points." for choice, loss in losses]
+        unless = "" if losses else " Accuracy was not compared: no labelled images."
+        picked = f"Picked {self.choice}: what auto is for this bundle here.{unless}"
+        return [*lines, picked]
 
     def to_json(self) -> dict[str, Any]:
         """What was chosen, and why the others were not."""
@@ -77,6 +85,7 @@ def pick(
     """
     if not max_loss >= 0:
         raise InputError(f"`max_loss` {max_loss}: points of accuracy are expected.")
+    check_can_keep(bundle)  # before the work, not after it
     names = choose_variants(bundle, variants)
     scores = _score(bundle, choices, names, data, advance)
     candidates = [

@@ -8,6 +8,7 @@ what was compiled.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,8 @@ from tocom_export.io.atomic import replace_file
 from ..machine import digest, find_cache
 from .library import Settings, get_version, open_core
 
+_DIGEST = 32
+"""Bytes at the end of a file: the SHA-256 of what comes before."""
 _WRITING = 3600.0
 """Seconds after which a file that wasn't renamed was left behind by a process that died."""
 LARGEST = 4_000_000_000
@@ -50,8 +53,7 @@ def find_place(
 def load(place: Path, settings: Settings) -> tuple[Any, Any] | None:
     """A compiled model that was kept, and what must outlive it.
 
-    None where there is none, or one that is cut short or of another build; what else became of
-    the file isn't found out, which would take as long as reading it.
+    None where there is none, or one that is damaged or of another build.
     """
     import openvino
 
@@ -59,13 +61,16 @@ def load(place: Path, settings: Settings) -> tuple[Any, Any] | None:
         return None
     try:
         mapped = np.memmap(place, np.uint8, "c")  # OpenVINO refuses read-only memory
-        tensor = openvino.Tensor(mapped, shared_memory=True)
+        content, digest = mapped[:-_DIGEST], mapped[-_DIGEST:]
+        if hashlib.sha256(content.data).digest() != digest.tobytes():
+            return None  # OpenVINO itself would run it, or crash
+        tensor = openvino.Tensor(content, shared_memory=True)
         compiled = open_core().import_model(tensor, settings.device, settings.to_config())
     except (RuntimeError, OSError, ValueError):
         return None
     with suppress(OSError):  # a cache that is another's to write
         place.touch()
-    return compiled, (tensor, mapped)
+    return compiled, (tensor, content, mapped)
 
 
 def keep(compiled: Any, place: Path) -> None:
@@ -76,7 +81,10 @@ def keep(compiled: Any, place: Path) -> None:
     with suppress(OutputError, OSError, RuntimeError):
         content = compiled.export_model()
         with replace_file(place) as beside:
-            beside.write_bytes(content if isinstance(content, bytes) else content.getbuffer())
+            plain = content if isinstance(content, bytes) else content.getbuffer()
+            with beside.open("wb") as stream:
+                stream.write(plain)
+                stream.write(hashlib.sha256(plain).digest())
     now, total = time.time(), 0
     for used, size, file in sorted(_list_files(place.parent), reverse=True):
         total += size

@@ -50,12 +50,13 @@ class OpenVinoEngine:
         variant: Variant | str | int,
         *,
         settings: Settings | None = None,
-        batch: Sequence[int] = (),
+        batch: int | Sequence[int] = (),
         weights: Tensors | None = None,
         compensated: bool = True,
     ) -> None:
+        batch = (batch,) if isinstance(batch, int) else tuple(batch)
         if not all(isinstance(size, int) and size > 0 for size in batch):
-            raise InputError(f"`batch` {tuple(batch)}: whole numbers of images are expected.")
+            raise InputError(f"`batch` {batch}: whole numbers of images are expected.")
         self.spec = bundle.spec
         self.variant = variant if isinstance(variant, Variant) else bundle.variant(variant)
         self.settings = settings or Settings()

@@ -484,3 +484,11 @@ def test_a_pick_within_a_budget(succeeds: Run, fails: Run, zero: Path, unmeasure
     pytest.importorskip("openvino")
     options = (zero, "--batch", 1, *QUICK, "--variants", 8, "--pick", "--data")
     fails("bench", *options, photos, says=("--data", "2 classes", "head of 10"))
+
+
+def test_a_pick_that_can_t_be_kept_is_not_measured(fails: Run, zero: Path, monkeypatch, here):
+    pytest.importorskip("openvino")
+    (here / "file").write_text("")
+    monkeypatch.setenv("TOCOM_EXPORT_CACHE", str(here / "file"))
+    monkeypatch.setattr("tocom_export.engines.bench.picking.time_bundle", None)
+    fails("bench", zero, "--pick", says=("can't be written",))

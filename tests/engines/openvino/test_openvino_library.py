@@ -109,11 +109,14 @@ def test_a_second_start_compiles_nothing(
         patch.setattr(type(open_core()), "compile_model", None)
         again = OpenVinoEngine(bundle, "r16", settings=F32, batch=(3,))
         np.testing.assert_array_equal(again.run(images), first)
-    place.write_bytes(b"no model" * 99)  # damaged: compiled anew, and kept anew
-    np.testing.assert_array_equal(
-        OpenVinoEngine(bundle, "r16", settings=F32, batch=(3,)).run(images), first
-    )
-    assert place.stat().st_size == len(content)
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damaged in (b"no model" * 99, b"", content[:-99], flipped):  # compiled and kept anew
+        place.write_bytes(damaged)
+        again = OpenVinoEngine(bundle, "r16", settings=F32, batch=3)
+        np.testing.assert_array_equal(again.run(images), first)
+        assert place.stat().st_size == len(content)
+        assert place.read_bytes() != damaged
 
 
 def test_what_is_kept_does_not_grow_for_ever(
