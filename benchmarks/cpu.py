@@ -1,14 +1,16 @@
 """DeiT-S on a processor: our engines beside the strongest that one could run instead, in turns.
 
-python benchmarks/cpu.py [SECONDS]
+python benchmarks/cpu.py [SECONDS] [PATTERN]
 
-SECONDS: for each engine at each batch, ten runs at least; default 3. Prints Markdown tables.
+SECONDS: for each engine at each batch, ten runs at least; default 3. PATTERN: a regular expression,
+of the names that are timed; default: all. Prints Markdown tables.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -86,11 +88,13 @@ def draw_pictures(count: int) -> Iterator[Image.Image]:
         yield Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC)
 
 
-def time_all(bundles: dict[str, Bundle], folder: Path, seconds: float) -> dict[Any, Timing]:
+def time_all(
+    bundles: dict[str, Bundle], folder: Path, seconds: float, pattern: str
+) -> dict[Any, Timing]:
     """(name, variant, batch) → its time, engines and peers in turns."""
     runs: dict[tuple[str, str], Any] = {}
     for way, (kind, options) in WAYS.items():
-        for name in ("r00", "r16", *SCHEDULES):
+        for name in ("r00", "r16", *SCHEDULES) if re.search(pattern, way) else ():
             runs[way, name] = bundles[kind].engine(name, batch=BATCHES, **options).run
     calibration = sample_images(bundles["fp32"].spec, 32)
     tell = partial(print, file=sys.stderr)
@@ -99,7 +103,7 @@ def time_all(bundles: dict[str, Bundle], folder: Path, seconds: float) -> dict[A
     ):
         if isinstance(peer, str):
             print(peer, file=sys.stderr)
-        else:
+        elif re.search(pattern, peer.name):
             runs[peer.name, peer.variant] = peer.run
     found = {}
     for batch in BATCHES:
@@ -149,7 +153,7 @@ def measure_openings(bundle: Bundle, options: dict[str, Any]) -> tuple[list[floa
     return found[0], found[1]
 
 
-def main(seconds: float) -> None:
+def main(seconds: float, pattern: str) -> None:
     """Build, time, and print."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -164,8 +168,9 @@ def main(seconds: float) -> None:
             for kind in ("fp32", "int8"):
                 share = share_of_merging(bundles[kind].graph("r16"), batch)
                 print(f"merging's share, {kind}, compiled for {batch or 'any'}: {share:.1f} %")
-        print_times(time_all(bundles, folder, seconds), bundles)
+        print_times(time_all(bundles, folder, seconds, pattern), bundles)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 3.0)
+    _, *given = sys.argv
+    main(float(given[0]) if given else 3.0, given[1] if len(given) > 1 else "")

@@ -1,4 +1,4 @@
-"""Compiled models of earlier starts, so that a second start is a file that is mapped.
+"""Compiled models of earlier starts, so that a second start reads a file.
 
 OpenVINO has a cache of its own, which hashes a model by its weights at every start, or by the
 date of its file, which a refit of other files leaves as it is. Here the manifest's hashes name
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import OutputError
@@ -50,27 +48,24 @@ def find_place(
     return cache / "openvino" / f"{digest(facts)}.blob"
 
 
-def load(place: Path, settings: Settings) -> tuple[Any, Any] | None:
-    """A compiled model that was kept, and what must outlive it.
+def load(place: Path, settings: Settings) -> Any | None:
+    """A compiled model that was kept; None where there is none, or it is damaged or outdated.
 
-    None where there is none, or one that is damaged or of another build.
+    OpenVINO gets a copy of the file. Given mapped memory it would be a little faster to open, but
+    it reads from that for as long as a request of the model's lives, which Python can't promise:
+    what is collected in a cycle is let go of in any order.
     """
-    import openvino
-
-    if not place.exists():
-        return None
     try:
-        mapped = np.memmap(place, np.uint8, "c")  # OpenVINO refuses read-only memory
-        content, digest = mapped[:-_DIGEST], mapped[-_DIGEST:]
-        if hashlib.sha256(content.data).digest() != digest.tobytes():
+        content = place.read_bytes()
+        plain, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if hashlib.sha256(plain).digest() != digest:
             return None  # OpenVINO itself would run it, or crash
-        tensor = openvino.Tensor(content, shared_memory=True)
-        compiled = open_core().import_model(tensor, settings.device, settings.to_config())
+        compiled = open_core().import_model(plain, settings.device, settings.to_config())
     except (RuntimeError, OSError, ValueError):
         return None
     with suppress(OSError):  # a cache that is another's to write
         place.touch()
-    return compiled, (tensor, content, mapped)
+    return compiled
 
 
 def keep(compiled: Any, place: Path) -> None:

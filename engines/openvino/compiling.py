@@ -28,8 +28,6 @@ class Compiled:
     """A compiled model and its requests, each of which runs one batch at a time."""
 
     model: Any
-    held: Any = None
-    """What must outlive the model."""
     _idle: deque[Any] = field(default_factory=lambda: deque(maxlen=4))
     """Those that wait for images; more at a time than these are made and let go."""
 
@@ -81,7 +79,7 @@ def compile_variant(
     """
     place = cache.find_place(bundle, variant, settings, batch, device)
     if weights is None and place and (found := cache.load(place, settings)):
-        return Compiled(*found)
+        return Compiled(found)
     core, file = open_core(), bundle.graph(variant)
     read = [file, *bundle.weight_files(variant)] if weights is None else [file]
     _check_files(bundle, read)
