@@ -51,6 +51,7 @@ import openvino
 from tocom_export import Bundle
 from tocom_export.engines.openvino.engine import OpenVinoEngine
 from tocom_export.engines.verify import sample_images
+from tocom_export.io.memory import read_memory
 path, options, *names = sys.argv[1:]
 bundle = Bundle.open(path)
 began = time.perf_counter()
