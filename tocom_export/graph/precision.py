@@ -23,13 +23,11 @@ class Types:
     """Of the weights, the products' inputs and outputs, and the attention."""
     stream: ir.DataType
     """Of what runs from layer to layer: patch embedding, residual stream, sizes, merged tokens."""
-    quantized: bool = False
-    """Whether the linear layers of the blocks multiply int8 by int8."""
 
 
 TYPES: dict[Precision, Types] = {
     "fp32": Types(ir.DataType.FLOAT, ir.DataType.FLOAT),
     "fp16": Types(ir.DataType.FLOAT16, ir.DataType.FLOAT16),
     "bf16": Types(ir.DataType.BFLOAT16, ir.DataType.FLOAT),
-    "int8": Types(ir.DataType.FLOAT, ir.DataType.FLOAT, quantized=True),
+    "int8": Types(ir.DataType.FLOAT, ir.DataType.FLOAT),
 }
