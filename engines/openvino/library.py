@@ -57,6 +57,9 @@ class Settings:
 def open_core() -> Any:
     """OpenVINO's core, one for the process.
 
+    One that is never let go: a core gives its thread a stack for signals, and where several come
+    and go the thread may be left with one that is gone, so that Ctrl-C crashes the process.
+
     Raises:
         MissingPackageError: it is not installed, or too old.
     """

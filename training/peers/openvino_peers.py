@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tocom_export.engines.openvino.library import open_core
 from tocom_export.io.telemetry import decline_telemetry
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run
@@ -36,9 +37,8 @@ def quantise_by_nncf(source: Path, images: Images, file: Path) -> None:
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(source)
     quantised = nncf.quantize(
-        model,
+        open_core().read_model(source),
         nncf.Dataset([image[None] for image in images]),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),
@@ -48,10 +48,7 @@ def quantise_by_nncf(source: Path, images: Images, file: Path) -> None:
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO finds instructions for bfloat16 on this processor."""
-    decline_telemetry()
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def open_openvino(file: Path, precision: str, threads: int | None) -> Run:
@@ -60,15 +57,12 @@ def open_openvino(file: Path, precision: str, threads: int | None) -> Run:
     For one batch it runs faster than for any: DeiT-S in int8 by 9 %, else by up to 3. Around
     int8 products it computes as OpenVINO chooses, in bf16 where the processor has it.
     """
-    decline_telemetry()
-    import openvino
-
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if precision != "int8":
         config["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
+    core = open_core()
     compiled: dict[tuple[int, ...], Any] = {}
 
     def run(images: Images) -> Images:

@@ -20,6 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.engines.openvino.library import open_core
 from tocom_export.engines.serving.triton import TritonOptions, write_repository
 from tocom_export.errors import (
     DegreeError,
@@ -128,10 +129,10 @@ def test_the_configuration_for_openvino(bundle: Bundle, out: Path, device: Any, 
 
 
 def test_openvino_opens_the_graph_in_its_place(bundle: Bundle, out: Path, make_images):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     write_repository(bundle, out, TritonOptions(backend="openvino"), ["r08"])
     config = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(str(out / "small_r08/1/model.onnx"), "CPU", config)
+    model = open_core().compile_model(str(out / "small_r08/1/model.onnx"), "CPU", config)
     images = make_images(bundle.spec)
     wanted = bundle.engine("r08").run(images)
     np.testing.assert_allclose(model(images)[0], wanted, atol=1e-4)

@@ -163,6 +163,35 @@ def test_ranges_are_those_of_the_images(
     assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] < 0.99
 
 
+INTERRUPTED = """
+import signal, sys
+import numpy as np, openvino
+from openvino import opset8
+from tocom_export.training.peers.openvino_peers import open_openvino
+
+images = opset8.parameter([-1, 2], np.float32)
+openvino.save_model(openvino.Model([opset8.relu(images)], [images]), sys.argv[1])
+first, second = (open_openvino(sys.argv[1], "fp32", 1) for _ in range(2))
+first(np.ones((1, 2), np.float32)), second(np.ones((1, 2), np.float32))
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_signals_arrive_after_models_of_openvino(tmp_path: Path):
+    """Had each a core, the last to go would leave the stack for signals of one long gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "small.xml")],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 @pytest.mark.parametrize("threads", [None, 2])
 def test_how_openvino_is_asked(monkeypatch, tmp_path: Path, threads: int | None):
     """Once a batch."""
