@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tocom_export.engines.openvino.library import open_core
 from tocom_export.io.telemetry import decline_telemetry
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run
 
 from .running import Images
+
+
+@cache
+def _open_core() -> Any:
+    """One for all peers, never let go: see :func:`engines.openvino.library.open_core`."""
+    decline_telemetry()
+    import openvino
+
+    return openvino.Core()
 
 
 def convert(vit: Any, spec: VitSpec, file: Path) -> None:
@@ -38,7 +47,7 @@ def quantise_by_nncf(source: Path, images: Images, file: Path) -> None:
     import openvino
 
     quantised = nncf.quantize(
-        open_core().read_model(source),
+        _open_core().read_model(source),
         nncf.Dataset([image[None] for image in images]),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),
@@ -48,7 +57,7 @@ def quantise_by_nncf(source: Path, images: Images, file: Path) -> None:
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO finds instructions for bfloat16 on this processor."""
-    return "BF16" in open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def open_openvino(file: Path, precision: str, threads: int | None) -> Run:
@@ -62,7 +71,7 @@ def open_openvino(file: Path, precision: str, threads: int | None) -> Run:
         config["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
-    core = open_core()
+    core = _open_core()
     compiled: dict[tuple[int, ...], Any] = {}
 
     def run(images: Images) -> Images:
