@@ -22,6 +22,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from tocom_export.compression.method import LEAST_LENGTH
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ def match(metric: Tensor, remove: int, prefix: int) -> Matching:
     # trained on other merges than those its engines make.
     with torch.autocast(metric.device.type, enabled=False):
         metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
-        metric = metric / metric.norm(dim=-1, keepdim=True)
+        metric = normalize(metric, dim=-1, eps=LEAST_LENGTH)
         scores = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)  # (B, A, B)
     best, into = scores.max(dim=-1)  # (B, A)
     order = best.argsort(dim=-1, descending=True, stable=True)

@@ -11,11 +11,15 @@ from .matching import take
 def prune(tokens: Tensor, attention: Tensor, remove: int, prefix: int) -> Tensor:
     """Drop the ``remove`` patch tokens that the class token attends to least.
 
+    What is left stands in the order of its attention, as it does in a graph: of equally attended
+    tokens those behind go, in this layer as in the next.
+
     Args:
-        tokens: (B, N, C); returned as (B, N - remove, C), in their original order.
+        tokens: (B, N, C); returned as (B, N - remove, C).
         attention: the class token's attention, averaged over heads (B, N).
         prefix: number of protected tokens, which stay in front.
     """
     patches = attention[:, prefix:]
-    kept = patches.topk(patches.shape[1] - remove, dim=-1).indices.sort(dim=-1).values
+    order = patches.argsort(dim=-1, descending=True, stable=True)  # topk breaks ties anyhow
+    kept = order[:, : patches.shape[1] - remove]
     return torch.cat([tokens[:, :prefix], take(tokens, prefix + kept)], dim=1)

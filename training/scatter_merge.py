@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from tocom_export.compression.method import LEAST_LENGTH
 
 from .matching import Matching, take, widen
 from .model import CompressedVit
@@ -15,7 +18,7 @@ def scatter_match(metric: Tensor, remove: int, prefix: int) -> Matching:
     Tokens are taken in turns from the first on, a class token among them (``prefix`` is 0 or
     1), whose similarity is then put out of reach.
     """
-    scores = torch.nn.functional.normalize(metric.float(), dim=-1)
+    scores = normalize(metric.float(), dim=-1, eps=LEAST_LENGTH)
     scores = scores[:, ::2] @ scores[:, 1::2].transpose(1, 2)  # (B, A, B)
     scores[:, :prefix] = -torch.inf
     best, into = scores.max(dim=-1)

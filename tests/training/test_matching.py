@@ -211,6 +211,20 @@ def test_the_length_of_a_key_does_not_matter():
     torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_token_without_keys_is_like_no_other(dtype: torch.dtype):
+    """It is merged last, and nothing is merged into it while there is anything more alike."""
+    keys = draw(1, 13, 0)[2].abs().to(dtype)
+    keys[0, [2, 5]] = 0  # one of set A, one of set B
+    matching = match(keys, 5, 1)
+    assert 2 not in matching.merged
+    assert 2 not in matching.into  # 5 is the third of set B
+    keys[:] = 0
+    matching = match(keys, 5, 1)
+    assert matching.merged.tolist() == [[2, 4, 6, 8, 10]]
+    assert matching.into.tolist() == [[0] * 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_does_not_blur_similarities(dtype: torch.dtype):
     """Keys that are much alike, as those of neighbouring patches: bfloat16 can't rank them."""

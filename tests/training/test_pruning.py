@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,5 +22,13 @@ def test_pruning_is_what_the_method_says(patches: int, prefix: int, share: float
     for image in range(2):
         scores = attention[image].tolist()
         order = sorted(range(prefix, prefix + patches), key=lambda p: scores[p])
-        kept = [*range(prefix), *sorted(order[remove:])]
+        kept = [*range(prefix), *order[remove:][::-1]]
         assert torch.equal(found[image], x[image, kept])
+
+
+@pytest.mark.parametrize("value", [0, 0.25, torch.nan])
+@pytest.mark.parametrize("prefix", [1, 2, 5])
+def test_of_equally_attended_tokens_the_last_ones_go(prefix: int, value: float):
+    x = torch.arange(60.0).reshape(1, 60, 1)
+    attention = torch.full((1, 60), value)
+    assert torch.equal(prune(x, attention, 20, prefix), x[:, :40])

@@ -7,6 +7,9 @@ from typing import Literal
 
 from ..errors import InputError
 
+LEAST_LENGTH = 1e-12
+"""What a token's mean key is divided by at the least, float32: one of zeros is like no other."""
+
 
 @dataclass(frozen=True)
 class Method:

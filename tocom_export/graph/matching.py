@@ -3,7 +3,7 @@
 The same arithmetic as :mod:`tocom_export.training.matching`, in operators that every runtime
 has: no scatter (parsers reject it or send it to plugins), no ``-inf`` masks, no sorting but
 TopK. Every shape but the batch is static. Tokens and sizes are of the stream; similarities are
-float32 in every precision. A merging step, matching included, is 31 nodes, most of them on a
+float32 in every precision. A merging step, matching included, is 32 nodes, most of them on a
 few numbers: what is done with all tokens is one gather, one product and one sum.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..compression.method import LEAST_LENGTH
 from .builder import FLOAT, GraphBuilder
 
 
@@ -55,7 +56,11 @@ def match(builder: GraphBuilder, keys: ir.Value, tokens: int, remove: int, prefi
     set_b = np.arange(prefix + 1 - prefix % 2, tokens, 2, dtype=np.int64)
     keys = builder.cast(keys, builder.types.compute, FLOAT)
     metric = builder.op("ReduceMean", keys, builder.ints(1), keepdims=0)  # (B, N, D)
-    metric = builder.op("Div", metric, builder.op("ReduceL2", metric, builder.ints(2)))
+    length = builder.op("ReduceL2", metric, builder.ints(2))  # (B, N, 1)
+    # Without a floor a token without keys is like all others by NaN, which each runtime sorts
+    # elsewhere.
+    length = builder.op("Max", length, builder.floats(LEAST_LENGTH, dtype=FLOAT))
+    metric = builder.op("Div", metric, length)
     metric_a, metric_b = (
         builder.op("Gather", metric, builder.constant(f"set_{s[0]}_{tokens}", s), axis=1)
         for s in (set_a, set_b)

@@ -22,7 +22,7 @@ def prune(
     """Drop the ``remove`` patch tokens that the class token attends to least.
 
     What is left stands in the order of its attention, not of its position: nothing that
-    follows depends on the order.
+    follows depends on the order. Of equally attended tokens those behind go.
 
     Args:
         x: tokens (B, N, C).
@@ -37,9 +37,10 @@ def prune(
     row = builder.cut(row, 3, prefix, tokens)  # (B, H, 1, patches)
     row = builder.cast(row, builder.types.compute, FLOAT)
     score = builder.op("ReduceMean", row, builder.ints(1), keepdims=0)  # (B, 1, patches)
-    count = tokens - prefix - remove
-    _, kept = builder.ops("TopK", score, builder.ints(count), outputs=2, axis=2)
-    kept = builder.reshape(kept, -1, count, 1)
+    # As a column: along the last dimension OpenVINO doesn't take the first of equal ones.
+    score = builder.reshape(score, -1, tokens - prefix, 1)
+    count = builder.ints(tokens - prefix - remove)
+    _, kept = builder.ops("TopK", score, count, outputs=2, axis=1)  # (B, count, 1)
     patches = builder.cut(x, 1, prefix, tokens)
     patches = builder.op("GatherND", patches, kept, batch_dims=1)  # (B, count, C)
     return builder.op("Concat", builder.cut(x, 1, 0, prefix), patches, axis=1)
