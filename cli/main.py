@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import io
 import sys
 from typing import Any
 
 import click
 
 from tocom_export._version import __version__
+
+from .faults import explain_fault, leave, open_streams, stop_on_sigterm
 
 COMMANDS = {
     "build": "Write engines for some degrees from a checkpoint and a ToCom bank.",
@@ -22,6 +24,7 @@ COMMANDS = {
     "finetune": "Train a model at a source degree.",
     "evaluate": "Measure accuracy over sources × targets, with and without ToCom.",
     "triton": "Write a Triton Inference Server model repository of a bundle.",
+    "completion": "Print what makes a shell complete commands and options.",
 }
 """Name and one line of help of each command, in the order of ``--help``."""
 
@@ -43,23 +46,36 @@ class Cli(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        near = difflib.get_close_matches(args[0], COMMANDS, 1)
+        if near and args[0] not in COMMANDS:
+            raise click.UsageError(f"No such command {args[0]!r}; did you mean {near[0]}?", ctx)
+        return super().resolve_command(ctx, args)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
-            sys.exit(super().main(*args, **kwargs))
+            status = super().main(*args, **kwargs)
+            sys.stdout.flush()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
-            sys.exit(2)
+            status = 2
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "tocom-export"
             click.echo(f"Error: {error.format_message()}\nSee '{path} --help'.", err=True)
-            sys.exit(2)
+            status = 2
         except click.ClickException as error:
             click.echo(f"Error: {error.format_message()}", err=True)
-            sys.exit(error.exit_code)
+            status = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
-            sys.exit(130)
+            status = 130
+        except (BrokenPipeError, SystemExit):  # who read our output has had enough; Click exits
+            status = 141
+        except OSError as error:
+            click.echo(f"Error: {explain_fault(error)}", err=True)
+            status = 2
+        leave(status if isinstance(status, int) else 0)
 
 
 @click.group(
@@ -74,9 +90,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a code page may lack → and Δ
-            stream.reconfigure(errors="replace")
+    stop_on_sigterm()
+    try:
+        open_streams()
+    except OSError as error:
+        click.echo(f"Error: {explain_fault(error)}", err=True)
+        sys.exit(2)
     cli()
 
 

@@ -182,6 +182,11 @@ host_code_option = click.option(
     is_flag=True,
     help="Let version-compatible plans run the code that they bring along.",
 )
+wait_option = click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="Wait while another command writes the same bundle, or say so and stop.",
+)
 common_options = add_options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option(

@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
-from tocom_export.errors import TocomError, brief
+from tocom_export.errors import Stopped, TocomError, brief
+
+from .faults import explain_fault, was_interrupted
 
 Advance = Callable[[str], None]
 
@@ -27,12 +29,12 @@ class Output:
     def note(self, text: str) -> None:
         """One line that a person would want to know; ``-q`` hides it."""
         if self.verbosity >= 0:
-            click.echo(text, err=True)
+            click.echo(make_harmless(text), err=True)
 
     def detail(self, text: str) -> None:
         """One line for ``-v``."""
         if self.verbosity > 0:
-            click.echo(text, err=True)
+            click.echo(make_harmless(text), err=True)
 
     def document(self, data: Any) -> None:
         """The result of a command under ``--json``: one document on stdout."""
@@ -53,7 +55,9 @@ class Output:
         for index, column in enumerate(columns):
             table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))  # no markup in file names or shapes
+            table.add_row(
+                *(Text(make_harmless(str(cell))) for cell in row)
+            )  # no markup in file names or shapes
         # Into a pipe or a file, where no window sets a width, names are not to be folded.
         width = None if sys.stdout.isatty() else 160
         Console(highlight=False, soft_wrap=True, width=width).print(table)
@@ -84,6 +88,11 @@ class Output:
             yield partial(bar.update, bar.add_task(title, total=total))
 
 
+def make_harmless(text: str) -> str:
+    """A text without what would steer a terminal: names in files are other people's."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "�", text)
+
+
 class BadInput(click.ClickException):
     """An error of the package that is the user's to mend."""
 
@@ -97,19 +106,27 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except TocomError as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             text = self.name_options(str(error))
-            if error.exit_status == 0:
+            if error.exit_status == Stopped.exit_status:
                 click.echo(text, err=True)
-                ctx.exit(0)
+                ctx.exit(error.exit_status)
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()
             kind = BadInput if error.exit_status == 2 else click.ClickException
-            raise kind(text) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise kind(make_harmless(text)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except MemoryError:
             raise BadInput("There is not enough memory; a smaller batch takes less.") from None
+        except OSError as error:
+            if ctx.params.get("verbose", 0) > 1:
+                traceback.print_exc()
+            raise BadInput(explain_fault(error)) from error
         except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             if ctx.params.get("verbose", 0) > 1:
                 traceback.print_exc()
             raise click.ClickException(

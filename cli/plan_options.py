@@ -48,9 +48,10 @@ plan_options = add_options(
     ),
     click.option(
         "--refit",
-        type=click.Choice(["qkv", "all", "none"]),
+        type=click.Choice(["qkv", "all", "none", "identical"]),
         default="qkv",
-        help="Weights that a plan lets go of: what ToCom changes, every one, or none.",
+        help="Weights that a plan lets go of: what ToCom changes, every one, or none; identical: a "
+        "plan without weights, which takes the bundle's, and no others, when it is opened.",
     ),
     click.option(
         "--strip",
@@ -110,7 +111,8 @@ def format_trtexec_lines(
 
     if library == "tensorrt-rtx":
         return [], "No lines for trtexec, which neither builds nor runs plans of TensorRT-RTX."
-    if options.strip:
+    identical = options.refit == "identical"
+    if options.strip and not identical:
         return [], (
             "No lines for trtexec: its --stripWeights implies REFIT_IDENTICAL, so that such plans "
             "take no other weights than their own."
@@ -126,6 +128,7 @@ def format_trtexec_lines(
                 program[1] if program else 10,
                 version_compatible=options.version_compatible,
                 hardware_compatible=options.hardware_compatible,
+                identical=identical,
             )
         )
         for name in blueprint.variants

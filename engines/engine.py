@@ -46,7 +46,7 @@ class Engine(Protocol):
         """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
 
         Raises:
-            ImageError: as :func:`check_images` says.
+            ImageError: as :func:`check_images` and :func:`check_pixels` say.
         """
 
     def refit(self, weights: Tensors) -> None:
@@ -61,6 +61,11 @@ class Engine(Protocol):
 def check_images(images: Images, spec: VitSpec, largest: int | None = None) -> None:
     """Raise ImageError where an array is no batch of a model's images, or a too large one."""
     expected = (spec.channels, *spec.image_size)
+    if not isinstance(images, np.ndarray):
+        raise ImageError(
+            f"images are a {type(images).__name__}; a NumPy array (B, "
+            f"{', '.join(map(str, expected))}) of float32 is expected."
+        )
     if images.ndim != 4 or images.shape[1:] != expected or not len(images):
         raise ImageError(
             f"images have shape {images.shape}; (B, {', '.join(map(str, expected))}) with B ≥ 1 "
@@ -75,14 +80,23 @@ def check_images(images: Images, spec: VitSpec, largest: int | None = None) -> N
         raise ImageError(f"images are {images.dtype}; float32 is expected.")
 
 
-def check_logits(logits: Logits, images: Images) -> None:
-    """Raise ImageError where an image has a NaN or infinite value, which reaches its logits."""
+def check_pixels(logits: Logits, images: Images) -> Logits:
+    """The logits, once no image with a NaN or infinite value has part in them; else ImageError.
+
+    Such a value reaches its image's logits, so pixels are looked at where these aren't finite.
+    """
     if np.isfinite(logits).all():
-        return
+        return logits
     bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-    if not bad.any():
+    if bad.any():
+        which = ", ".join(map(str, np.flatnonzero(bad)))
+        raise ImageError(f"image {which} of the batch has pixels that are NaN or Inf.")
+    return logits
+
+
+def check_logits(logits: Logits, images: Images) -> None:
+    """Raise ImageError where logits are NaN or infinite, whatever made them so."""
+    if not np.isfinite(check_pixels(logits, images)).all():
         raise ImageError(
             "logits are NaN or Inf, though all pixels are finite; are the images normalised?"
         )
-    which = ", ".join(map(str, np.flatnonzero(bad)))
-    raise ImageError(f"image {which} of the batch has pixels that are NaN or Inf.")

@@ -49,7 +49,7 @@ def make_subject(
     return Subject(
         bundle.path, bundle.spec, bundle.preprocess, bundle.classes, bundle.method, chosen,
         runner=lambda variant: _open_run(bundle, variant, backend), backend=backend,
-        precision=precision, baked=True, oracle=oracle,
+        precision=precision, baked=True, oracle=oracle, files=bundle.files,
     )  # fmt: skip
 
 

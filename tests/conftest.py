@@ -19,6 +19,8 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.refitting import refit_bundle
 from tocom_export.bundle.weights import ModelWeights
 from tocom_export.bundle.writing import Blueprint
 from tocom_export.compression.bank import ToComBank
@@ -233,3 +235,19 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     }.items():  # fmt: skip
         monkeypatch.setitem(sys.modules, name, part)
     return SimpleNamespace(trt=trt, rtx=rtx, cuda=cuda)
+
+
+@pytest.fixture(scope="session")
+def refit_graph() -> Callable[..., Bundle]:
+    """Other weights for one variant of a bundle's files."""
+
+    def call(
+        bundle: Bundle,
+        variant: Variant,
+        new: ModelWeights,
+        check: Callable[[Bundle], None] = lambda _: None,
+    ) -> Bundle:
+        changes = (new, {variant.name: variant})
+        return refit_bundle(bundle.path, lambda _: changes, lambda made, _: check(made))
+
+    return call

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tocom_export.cli.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 TOPS = ("tocom_export", "engines", "training", "cli")
 BELOW = {
@@ -17,7 +19,10 @@ BELOW = {
     "cli": ("tocom_export", "engines", "training"),
 }
 """Top-level folder → those that it may import."""
-LOOK_UP = {"__init__.py", "export_checks.py", "exporting.py", "loading.py", "bundle/opening.py"}
+LOOK_UP = {
+    "__init__.py", "__main__.py", "export_checks.py", "exporting.py", "loading.py", "refitting.py",
+    "bundle/opening.py",
+}  # fmt: skip
 """Of the core, the files that may look up at what is installed; within functions alone."""
 
 
@@ -87,8 +92,9 @@ def test_rooms_are_small():
 
 
 def test_the_command_line_parses_calls_and_prints():
+    """What a command does lies elsewhere; 300 lines for each are enough to ask and to answer."""
     lines = sum(len(file.read_text("utf-8").splitlines()) for file in sources("cli"))
-    assert lines <= 3000
+    assert lines <= 300 * len(COMMANDS)
 
 
 def test_a_checkout_is_the_whole_package():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .exporting import export as export
     from .model.preprocess import Preprocess as Preprocess
     from .model.spec import VitSpec as VitSpec
+    from .refitting import refit as refit
     from .variant import Variant as Variant
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "Variant": "variant",
     "VitSpec": "model.spec",
     "export": "exporting",
+    "refit": "refitting",
     "verify": "engines.verify",
 }
 """Public name → where it lives. Everything that is public is here, or is ``load``."""

@@ -13,12 +13,13 @@
     │   ├── ImageError              an image file or an image batch that can't be used
     │   ├── DataError               a set of training or test images that can't be used
     │   ├── OutputError             a place that can't be written
+    │   │   └── BusyError           another is writing it
     │   ├── MissingPackageError     an optional dependency that isn't installed
     │   ├── DeviceError             a device that isn't there, or that refused something
     │   ├── PlanError               a TensorRT plan that can't be built, opened or refitted
     │   └── PoolError               a pool of engines that is closed, or isn't told enough
     ├── CheckFailed                 an engine that disagrees with the model: exit status 1
-    └── Stopped                     SIGTERM came, and the state is saved: exit status 0
+    └── Stopped                     Ctrl-C or SIGTERM came, the state is saved: exit status 130
 
 A message is one or two lines: which file or parameter, what is wrong with it, what to do.
 Parameters stand in backticks (```scale```), which the command line turns into its options.
@@ -26,11 +27,15 @@ Parameters stand in backticks (```scale```), which the command line turns into i
 
 from __future__ import annotations
 
+_BRIEF = 160
+"""Characters of another library's message in one of ours."""
+
 
 def brief(error: BaseException) -> str:
     """Another library's error in a few words, for a message of ours."""
     lines = str(error).splitlines()
-    return (lines[0] if lines and lines[0] else type(error).__name__)[:160]
+    text = lines[0] if lines and lines[0] else type(error).__name__
+    return text if len(text) <= _BRIEF else text[:_BRIEF].rsplit(" ", 1)[0] + " …"
 
 
 class TocomError(Exception):
@@ -85,6 +90,10 @@ class OutputError(InputError):
     """A file or folder can't be written."""
 
 
+class BusyError(OutputError):
+    """Another process or thread is writing what was to be written."""
+
+
 class MissingPackageError(InputError):
     """An optional dependency is not installed."""
 
@@ -112,6 +121,6 @@ class CheckFailed(TocomError):
 
 
 class Stopped(TocomError):
-    """SIGTERM came; the state is saved, and the run goes on when it is started again."""
+    """Ctrl-C or SIGTERM came; the state is saved, and the run goes on when it is started again."""
 
-    exit_status = 0
+    exit_status = 130

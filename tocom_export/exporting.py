@@ -177,6 +177,7 @@ def write(
     verify: bool | None = None,
     force: bool = False,
     plans: tuple[Library, PlanOptions] | None = None,
+    wait: bool = True,
     progress: Progress = lambda title, steps: nullcontext(lambda step: None),
     tell: Tell = lambda _: None,
     detail: Tell = lambda _: None,
@@ -187,6 +188,7 @@ def write(
     Args:
         backends: what the engines are checked in, beside their plans.
         plans: also build a plan for each variant, by that backend.
+        wait: for another that writes ``out``.
         tell: called with a line that a person would want to know.
         detail: called with a line that a person may want to know.
         checked: called with each comparison with the PyTorch model.
@@ -216,6 +218,8 @@ def write(
             blueprint,
             out,
             force=force,
+            wait=wait,
+            tell=tell,
             progress=step,
             extend=extend if plans else None,
             check=lambda new: check(blueprint, new, backends, verify, progress, tell, checked),

@@ -1,18 +1,33 @@
-"""What other weights an engine is to get, checked against what it is now."""
+"""Other weights for an engine or a bundle: what ``tocom-export refit`` calls.
+
+Looks up at ``engines`` and ``training``, as ``exporting.py``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from .bundle.manifest import WEIGHTS
+from .bundle.opening import Bundle
+from .bundle.refitting import Changes, refit_bundle
 from .bundle.weights import ModelWeights, check_same_model, recover_checkpoint
+from .compression.bank import ToComBank
 from .compression.checkpoint import Checkpoint
 from .compression.method import Method
+from .errors import InputError
+from .export_checks import GRAPH_BACKENDS, Tell
 from .graph.precision import Precision
-from .loading import load_bank
+from .io.locking import hear_nothing
+from .loading import is_installed, load_bank
 from .model.spec import VitSpec
 from .variant import Variant
+
+if TYPE_CHECKING:
+    from tocom_export.engines.engine import Backend
+    from tocom_export.engines.verify import Comparison, Oracle
 
 
 class Refittable(Protocol):
@@ -31,42 +46,148 @@ class Refittable(Protocol):
         """Of its weights."""
 
 
-def prepare_refit(
-    now: Refittable,
-    present: Variant,
-    own: Path,
+@dataclasses.dataclass(frozen=True)
+class Refit:
+    """What a refit made."""
+
+    bundle: Bundle
+    weights: ModelWeights
+    """What the new ones are made of."""
+    variants: Mapping[str, Variant]
+    comparisons: Mapping[str, Comparison]
+    """Of the variants that were run, by their names."""
+
+
+def refit(
+    bundle: Bundle | Path | str,
+    variants: Iterable[str | int] | None = None,
     *,
-    checkpoint: Path | None = None,
-    bank: Path | str | None = None,
+    checkpoint: Path | str | None = None,
+    bank: ToComBank | Path | str | None = None,
     source: int | None = None,
     scale: float | None = None,
-) -> tuple[ModelWeights, Variant]:
-    """The weights that are asked for, and the variant that they make of the present one.
+    verify: bool | None = None,
+    wait: bool = True,
+    tell: Tell = hear_nothing,
+) -> Refit:
+    """Put other weights into a bundle's files, for some variants or all, in one step.
+
+    Engines that are open go on with the old weights until their own ``refit`` is called. Plans
+    are left as they are.
 
     Args:
-        present: whose source and scale hold where neither the arguments nor the file name one.
-        own: the weights file that the engine was made of, where ``checkpoint`` is None.
-        bank: a bank's file, or ``none``; default: none for a variant that has none, for the model
-            inside the package its own.
+        variants: names or bare degrees; default: all, which may then get all weights of another
+            checkpoint. Otherwise those that the variants share must stay what they are.
+        checkpoint: default: the bundle's own weights, which are rounded unless it is in fp32.
+        bank: a bank or its file; ``none`` for no compensation; default: none where no variant
+            is compensated, for the model inside the package its own.
+        source: degree that the weights were trained at; default: what the checkpoint's metadata
+            say, else as before.
+        scale: what the bank's gap is multiplied by; default: as before.
+        verify: run the new engines against the PyTorch model before anything is kept; default
+            where torch is installed. Unless it is off they are run anyway, and must give finite
+            logits, where a runtime is installed.
+        wait: for another that writes the bundle.
+        tell: called with a line that a person would want to know.
+
+    Raises:
+        BundleError: no bundle, or a variant has no weights of its own to be exchanged.
+        BankError, CheckpointError, DegreeError, InputError: as :func:`prepare_refit` says.
+        BusyError, OutputError: another is writing the bundle, or it can't be written.
+        CheckFailed: an engine differs from the model, or its logits are NaN or Inf; the bundle is
+            left as it was.
+    """
+    backend = _choose_backend(verify)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    wanted = None if variants is None else [opened.variant(name).name for name in variants]
+    made: list[Changes] = []
+    found: dict[str, Comparison] = {}
+
+    def decide(now: Bundle) -> Changes:
+        present = list(now.variants.values()) if wanted is None else [*map(now.variant, wanted)]
+        made.append(
+            prepare_refit(
+                now, present, now.path / WEIGHTS,
+                checkpoint=checkpoint, bank=bank, source=source, scale=scale,
+            )
+        )  # fmt: skip
+        return made[0]
+
+    def check(new: Bundle, changed: Mapping[str, Variant]) -> None:
+        if backend is None:
+            return
+        from tocom_export.engines import verify as judge
+
+        images = judge.sample_images(new.spec)
+        oracle = make_oracle(new, made[0][0]) if verify is not False else None
+        for comparison in judge.verify(new, images, oracle, backend=backend, variants=changed):
+            found[comparison.variant] = comparison
+            comparison.require("the PyTorch model", f"{opened.path} was left as it was.")
+
+    after = refit_bundle(opened.path, decide, check, wait=wait, tell=tell)
+    if backend is None:
+        tell("Not run: neither onnxruntime nor openvino is installed.")
+    if stale := [name for name in made[0][1] if name in after.plans]:
+        tell(f"Plans go on with the old weights: refit {', '.join(map(str, stale))} by .plan too.")
+    return Refit(after, *made[0], found)
+
+
+def prepare_refit(
+    now: Refittable,
+    present: Sequence[Variant],
+    own: Path,
+    *,
+    checkpoint: Path | str | None = None,
+    bank: ToComBank | Path | str | None = None,
+    source: int | None = None,
+    scale: float | None = None,
+) -> Changes:
+    """The weights that are asked for, and the variants that they make of the present ones.
+
+    Args:
+        present: whose sources and scales hold where neither the arguments nor the file name one.
+        own: the weights file that the engines were made of, where ``checkpoint`` is None.
+        bank: a bank or its file, or ``none``; default: none for variants that have none, for the
+            model inside the package its own.
 
     Raises:
         BankError, CheckpointError: one is missing, broken, or of another model.
         DegreeError, InputError: source or scale is out of range.
     """
-    if checkpoint:
-        opened = Checkpoint.open(checkpoint)
-        source = opened.choose_source(source, present.source)
-    else:
-        opened = recover_checkpoint(Checkpoint.open(own), now.spec, now.precision)
-        source = present.source if source is None else source
-    if bank is None and not present.compensated:
+    opened = Checkpoint.open(checkpoint or own)
+    if checkpoint is None:
+        opened = recover_checkpoint(opened, now.spec, now.precision)
+    if bank is None and not any(variant.compensated for variant in present):
         bank = "none"
     steps = load_bank(bank, now.spec, now.method)
     check_same_model(opened, now.spec)
-    variant = dataclasses.replace(
-        present,
-        source=source,
-        scale=present.scale if scale is None else scale,
-        compensated=steps is not None,
-    )
-    return ModelWeights(now.spec, opened, steps, now.precision), variant
+
+    def change(variant: Variant) -> Variant:
+        trained = variant.source if source is None else source
+        if checkpoint:
+            trained = opened.choose_source(source, variant.source)
+        used = variant.scale if scale is None else scale
+        compensated = steps is not None
+        return dataclasses.replace(variant, source=trained, scale=used, compensated=compensated)
+
+    weights = ModelWeights(now.spec, opened, steps, now.precision)
+    return weights, {variant.name: change(variant) for variant in present}
+
+
+def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:
+    """PyTorch with a checkpoint's weights and the bank beside them; None without torch and timm."""
+    if not is_installed("torch", "timm"):
+        return None
+    from tocom_export.training.torch_engine import BankOracle, load_model
+
+    return BankOracle(load_model(now.spec, weights.checkpoint.tensors, now.method), weights.bank)
+
+
+def _choose_backend(verify: bool | None) -> Backend | None:
+    """What refitted graphs are run in: the first that is installed."""
+    found: Any = next((b for b, need in GRAPH_BACKENDS.items() if is_installed(need[0])), None)
+    if verify and not (found and is_installed("torch", "timm")):
+        raise InputError(
+            "`verify` needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."
+        )
+    return found

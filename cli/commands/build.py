@@ -23,6 +23,7 @@ from ..options import (
     given_options,
     method_options,
     take_output,
+    wait_option,
 )
 from ..output import Command, Output
 from ..plan_options import PLAN_PARAMETERS, format_trtexec_lines, plan_options, take_plan_options
@@ -118,6 +119,7 @@ model_options = add_options(
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@wait_option
 @common_options
 def build_command(
     backends: tuple[str, ...],
@@ -126,6 +128,7 @@ def build_command(
     verify: bool | None,
     dry_run: bool,
     force: bool,
+    wait: bool,
     **options: Any,
 ) -> None:
     """Write engines for some degrees from a checkpoint and a ToCom bank.
@@ -173,6 +176,7 @@ def build_command(
         blueprint,
         out,
         **asked,
+        wait=wait,
         progress=output.progress,
         tell=output.note,
         detail=output.detail,

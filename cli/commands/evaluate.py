@@ -12,7 +12,7 @@ from tocom_export.errors import CheckFailed
 
 from ..accuracy_table import show_checks
 from ..evaluate_options import check_usage, evaluate_options
-from ..options import FILE, common_options, take_output
+from ..options import FILE, common_options, take_output, wait_option
 from ..output import Command, Output
 from ..training_options import require_torch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.command("evaluate", cls=Command)
 @click.argument("paths", type=FILE, nargs=-1, metavar="[CHECKPOINT|BUNDLE]...")
 @evaluate_options
+@wait_option
 @common_options
 def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
     """Accuracy over sources × variants, with and without ToCom.
@@ -69,7 +70,9 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
     if options["record"]:
         from tocom_export.study.rows import record_accuracy
 
-        for path, names in record_accuracy(measured).items():
+        for path, names in record_accuracy(
+            measured, wait=options["wait"], tell=output.note
+        ).items():
             output.note(f"Recorded the accuracy of {path} at {', '.join(names)}.")
 
 

@@ -92,7 +92,7 @@ def finetune_command(
 
     The state is saved beside --out each minute (.state), and a log is kept (.csv, and
     TensorBoard's where that is installed). Run the same command again to go on with a stopped
-    run; SIGTERM saves and stops it.
+    run; Ctrl-C and SIGTERM save and stop it.
 
     \b
     Examples:

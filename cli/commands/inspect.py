@@ -20,6 +20,7 @@ from ..output import Command
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.tensorrt.plan import PlanRecord
     from tocom_export.model.spec import VitSpec
     from tocom_export.variant import Variant
 
@@ -207,7 +208,7 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
         "precision": record.precision,
         "batches": f"{smallest} to {largest}, made for {optimal}",
         "refit": f"{record.refit}: {len(record.refittable)} weights",
-        "stripped": "yes; refit it before it runs" if record.stripped else "no",
+        "stripped": ("yes; " + _explain_stripped(record)) if record.stripped else "no",
         "backend": f"{record.backend} {record.version}",
         "built on": record.gpu or "no GPU",
         "flags": " ".join(record.flags) or None,
@@ -217,6 +218,12 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
     rows = [(name, t.dtype, list(t.shape)) for name, t in record.refittable.items()]
     tables = [Table(("refittable", "type", "shape"), rows)] if layers and rows else []
     return Finding("plan", encode(record), facts, tables)
+
+
+def _explain_stripped(record: PlanRecord) -> str:
+    if record.refit == "identical":
+        return "its bundle gives it back the weights it was built with when it is opened"
+    return "refit it before it runs"
 
 
 def _inspect_weights(path: Path, layers: bool) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +10,25 @@ import click
 from tocom_export.errors import InputError
 from tocom_export.loading import is_installed
 
-from ..options import DEGREE, FILE, FiniteFloat, common_options, host_code_option, take_output
+from ..options import (
+    DEGREE,
+    FILE,
+    FiniteFloat,
+    common_options,
+    host_code_option,
+    take_output,
+    wait_option,
+)
 from ..output import Command, Output
 
 if TYPE_CHECKING:
-    from tocom_export.bundle.opening import Bundle
     from tocom_export.bundle.weights import ModelWeights
-    from tocom_export.engines.tensorrt.plan import PlanRecord
     from tocom_export.engines.verify import Comparison
     from tocom_export.variant import Variant
 
 
 @click.command("refit", cls=Command)
-@click.argument("engine", type=FILE)
+@click.argument("engine", type=FILE, metavar="BUNDLE|ENGINE")
 @click.option(
     "--checkpoint",
     type=FILE,
@@ -47,121 +52,119 @@ if TYPE_CHECKING:
 @click.option(
     "--verify/--no-verify",
     default=None,
-    help="Run it against PyTorch before anything is kept; default where torch is installed.",
+    help="Compare it with PyTorch before anything is kept; default where torch is installed. It is "
+    "run anyway, and must give finite logits.",
 )
+@wait_option
 @common_options
 def refit_command(
-    engine: Path, out: Path | None, host_code: bool, verify: bool | None, **options: Any
+    engine: Path,
+    out: Path | None,
+    host_code: bool,
+    verify: bool | None,
+    wait: bool,
+    **options: Any,
 ) -> None:
-    """Put other weights into an engine, without building it again.
+    """Put other weights into a bundle or an engine, without building it again.
 
-    ENGINE is a .plan with its .plan.json, or a variant's .onnx within its bundle. The weights are
-    those of --checkpoint, compensated from --source to what the variant removes. A plan lets go of
-    the weights that it was built for (build --refit qkv or all); of an ONNX engine the weights
-    that it doesn't share with the bundle's others are replaced.
+    A bundle's variants get them all at once, or, where anything goes wrong, none. An ENGINE is a
+    variant's .onnx within its bundle, or a .plan with its .plan.json. The weights are those of
+    --checkpoint, compensated from --source to what each variant removes. An .onnx alone can be
+    given what it doesn't share with the bundle's others; a plan what it lets go of (build --refit
+    qkv or all).
 
     \b
     Examples:
+      tocom-export refit mine-source0 --checkpoint other.safetensors
       tocom-export refit mine-source0/r08.onnx --source 4
       tocom-export refit mine-source0/r08.plan --checkpoint other.safetensors --source 4
     """
     output = take_output(options)
     if not engine.exists():
-        raise InputError(f"{engine}: no such file.")
-    if engine.suffix not in (".plan", ".onnx"):
-        raise InputError(f"{engine}: name one of a bundle's .plan and .onnx engines.")
-    plan = engine.suffix == ".plan"
-    if out and not plan:
+        raise InputError(f"{engine}: no such file or folder.")
+    if engine.suffix == ".plan":
+        documents = [_refit_plan(engine, out or engine, host_code, verify, wait, options, output)]
+    elif out:
         raise InputError("`out` is for plans; an ONNX engine's weights lie in its bundle.")
-    can_verify = is_installed("torch", "timm") and (plan or is_installed("onnxruntime"))
-    if verify and not can_verify:
-        raise InputError(
-            "`verify` needs torch and timm: pip install 'tocom-export[torch]'."
-            if plan
-            else "`verify` needs torch, timm and onnxruntime: pip install "
-            "'tocom-export[cpu,torch]'."
-        )
-    verify = can_verify if verify is None else verify
-    if plan:
-        document = _refit_plan(engine, out or engine, host_code, verify, options, output)
+    elif host_code:
+        raise InputError("`host_code` is for plans.")
     else:
-        document = _refit_graph(engine, verify, options)
-    output.document(document)
-    _report(document, output)
+        documents = _refit_graphs(engine, verify, wait, options, output)
+    output.document({"engines": documents} if engine.is_dir() else documents[0])
+    _report(documents, output)
 
 
 def _refit_plan(
-    engine: Path, out: Path, host_code: bool, verify: bool, options: Any, output: Output
+    engine: Path,
+    out: Path,
+    host_code: bool,
+    verify: bool | None,
+    wait: bool,
+    options: Any,
+    output: Output,
 ) -> dict[str, Any]:
-    from tocom_export.bundle.manifest import WEIGHTS
+    from tocom_export.bundle.manifest import MANIFEST, WEIGHTS
     from tocom_export.engines.tensorrt.plan import open_plan
     from tocom_export.engines.tensorrt.refit import refit_plan
-    from tocom_export.refitting import prepare_refit
+    from tocom_export.engines.verify import compare, sample_images
+    from tocom_export.io.locking import hold
+    from tocom_export.refitting import make_oracle, prepare_refit
 
-    _, record = open_plan(engine)
-    own = engine.with_name(WEIGHTS)
-    if options["checkpoint"] is None and not own.exists():
-        raise InputError(f"`checkpoint`: there is no {own} to take the weights from; name a file.")
-    new, variant = prepare_refit(record, record.variant, own, **options)
-    checks: list[Comparison] = []
+    if verify and not is_installed("torch", "timm"):
+        raise InputError("`verify` needs torch and timm: pip install 'tocom-export[torch]'.")
+    bundle = engine.resolve().parent
+    held = bundle if (bundle / MANIFEST).exists() else engine.resolve()
+    with hold(held, wait=wait, tell=output.note):
+        _, record = open_plan(engine)
+        own = engine.with_name(WEIGHTS)
+        if options["checkpoint"] is None and not own.exists():
+            raise InputError(
+                f"`checkpoint`: there is no {own} to take the weights from; name a file."
+            )
+        new, variants = prepare_refit(record, [record.variant], own, **options)
+        (variant,) = variants.values()
+        checks: list[Comparison] = []
 
-    def check(opened: Any) -> None:
-        checks.append(_compare(opened.run, new, variant, record, engine, opened.largest))
+        def check(opened: Any) -> None:
+            oracle = make_oracle(record, new) if verify is not False else None
+            found = compare(
+                opened.run, sample_images(record.spec), oracle and oracle.runner(variant),
+                engine.name, variant.name, record.precision, batch=opened.largest or 16,
+            )  # fmt: skip
+            found.require("the PyTorch model", "it was left as it was.")
+            checks.append(found)
 
-    changed = refit_plan(engine, variant, new, out, check if verify else None, host_code=host_code)
+        changed = refit_plan(engine, variant, new, out, check, host_code=host_code)
     if changed.refit == "none":
         output.note(
             f"{changed.backend} {changed.version} saved a plan that can't be refitted again."
         )
-    return _describe(out, variant, new, options["bank"], checks)
+    return _describe(out, variant, new, options["bank"], checks[0])
 
 
-def _refit_graph(engine: Path, verify: bool, options: Any) -> dict[str, Any]:
-    from tocom_export.bundle.manifest import WEIGHTS
+def _refit_graphs(
+    engine: Path, verify: bool | None, wait: bool, options: Any, output: Output
+) -> list[dict[str, Any]]:
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.onnx.refit import refit_graph
-    from tocom_export.refitting import prepare_refit
+    from tocom_export.refitting import refit
 
-    bundle = Bundle.open(engine.parent)
-    if engine.stem not in bundle.variants:
-        have = ", ".join(bundle.graph(name).name for name in bundle.variants)
-        raise InputError(f"{engine} is no engine of the bundle around it, which has {have}.")
-    present = bundle.variants[engine.stem]
-    new, variant = prepare_refit(bundle, present, bundle.path / WEIGHTS, **options)
-    checks: list[Comparison] = []
-
-    def check(opened: Bundle) -> None:
-        run = opened.engine(variant.name).run
-        checks.append(_compare(run, new, variant, opened, engine))
-
-    refit_graph(bundle, variant, new, check if verify else None)
-    return _describe(engine, variant, new, options["bank"], checks)
-
-
-def _compare(
-    run: Callable[[Any], Any],
-    new: ModelWeights,
-    variant: Variant,
-    now: PlanRecord | Bundle,
-    engine: Path,
-    batch: int | None = None,
-) -> Comparison:
-    """The refitted engine against PyTorch with the checkpoint's weights and the bank beside them.
-
-    Raises:
-        CheckFailed: it says something else.
-    """
-    from tocom_export.engines.verify import compare, sample_images
-    from tocom_export.training.torch_engine import BankOracle, load_model
-
-    model = load_model(now.spec, new.checkpoint.tensors, now.method)
-    oracle = BankOracle(model, new.bank)
-    found = compare(
-        run, sample_images(now.spec), oracle.runner(variant), engine.name, variant.name,
-        now.precision, batch=batch or 16,
-    )  # fmt: skip
-    found.require("the PyTorch model", "it was left as it was.")
-    return found
+    folder, names = engine, None
+    if not engine.is_dir():
+        if engine.suffix != ".onnx":
+            raise InputError(f"{engine}: name a bundle, or one of its .plan and .onnx engines.")
+        folder, names = engine.parent, [engine.stem]
+        variants = Bundle.open(folder).variants
+        if engine.stem not in variants:
+            have = ", ".join(f"{name}.onnx" for name in variants)
+            raise InputError(f"{engine} is no engine of the bundle around it, which has {have}.")
+    done = refit(folder, names, verify=verify, wait=wait, tell=output.note, **options)
+    return [
+        _describe(
+            done.bundle.graph(name), variant, done.weights, options["bank"],
+            done.comparisons.get(name),
+        )
+        for name, variant in done.variants.items()
+    ]  # fmt: skip
 
 
 def _describe(
@@ -169,7 +172,7 @@ def _describe(
     variant: Variant,
     new: ModelWeights,
     bank: str | None,
-    checks: list[Comparison],
+    check: Comparison | None,
 ) -> dict[str, Any]:
     return {
         "engine": str(engine),
@@ -180,18 +183,19 @@ def _describe(
         "scale": variant.scale,
         "compensated": variant.baked,
         "bank": (bank or "of the package") if new.bank else "none",
-        "check": checks[0].to_json() if checks else None,
+        "check": check.to_json() if check else None,
     }
 
 
-def _report(document: dict[str, Any], output: Output) -> None:
-    check = document["check"]
-    delta = f"{check['max_difference']:.1e}" if check else "-"
+def _report(documents: list[dict[str, Any]], output: Output) -> None:
     columns = ["engine", "variant", "source", "scale", "max |Δ|"]
-    row = [document["engine"], document["variant"], document["source"], document["scale"], delta]
-    output.table(columns, [row], "")
-    if check is None:
+    rows, deltas = [], []
+    for document in documents:
+        deltas.append((document["check"] or {}).get("max_difference"))
+        shown = "-" if deltas[-1] is None else f"{deltas[-1]:.1e}"
+        rows.append([*(document[name] for name in columns[:-1]), shown])
+    output.table(columns, rows, "")
+    if None in deltas:
         output.note("Not compared with PyTorch: that wants torch, timm and --verify.")
-    output.note(
-        f"Refitted {document['engine']} with {document['checkpoint']}; bank: {document['bank']}."
-    )
+    what = f"{len(documents)} engines" if len(documents) > 1 else documents[0]["engine"]
+    output.note(f"Refitted {what} with {documents[0]['checkpoint']}; bank: {documents[0]['bank']}.")

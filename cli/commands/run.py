@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.errors import CheckFailed
-
 from ..options import FILE, common_options, take_output
-from ..output import Command
+from ..output import Command, Output
 from ..runtime_options import run_options
+
+if TYPE_CHECKING:
+    from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.classifying import Answer
 
 
 @click.command("run", cls=Command)
@@ -19,50 +21,94 @@ from ..runtime_options import run_options
 @click.option("--variant", help="A name or a bare degree; default: the one of the most MACs.")
 @run_options
 @click.option("--top-k", type=click.IntRange(1), default=5, help="Classes.")
-@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--output",
+    "array",
+    type=(click.Choice(["logits"]), FILE),
+    metavar="logits FILE",
+    help="Also write them to FILE.npy, (images, classes) float32, in the order of the images.",
+)
+@click.option("--check-hashes", is_flag=True, help="Refuse a bundle of which any file was changed.")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE|DIR|-...")
 @common_options
 def run_command(
     bundle: Path,
     variant: str | None,
     top_k: int,
+    array: tuple[str, Path] | None,
+    check_hashes: bool,
     images: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Classify image files with one engine of a bundle: the likeliest classes.
 
+    Of a DIR, all images under it; - reads one from stdin.
+
     \b
-    Example:
+    Examples:
       tocom-export run reference-source0 --variant r08 cat.jpg dog.png
+      tocom-export run reference-source0 photos --output logits photos.npy --json
+      curl -s https://example.org/cat.jpg | tocom-export run reference-source0 -
       tocom-export run reference-source0 --backend openvino --inference-precision f32 cat.jpg
     """
-    import numpy as np
-
     from tocom_export.bundle.opening import Bundle
+    from tocom_export.engines.classifying import list_images, run_files
 
     output = take_output(options)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, hashes=check_hashes)
     # A wrong one is told before the images are read.
     chosen = opened.variant(variant or opened.by_cost()[0])
-    batch = opened.preprocess.load_batch(images, opened.spec.image_size)
+    files = list_images(images)
     engine = opened.engine(chosen.name, **options)
-    logits = engine.run(batch).astype(np.float64)
-    if not np.isfinite(logits).all():
-        raise CheckFailed(f"{opened.graph(chosen.name)}: logits are NaN or Inf.")
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares = weights / weights.sum(axis=1, keepdims=True)
-    documents, rows = [], []
-    for file, share in zip(images, shares, strict=True):
-        top = share.argsort()[::-1][:top_k]
-        names = [opened.classes[i] if opened.classes else f"class {i}" for i in top]
-        classes = [
-            {"name": name, "index": int(i), "probability": float(share[i])}
-            for name, i in zip(names, top, strict=True)
-        ]
-        documents.append({"file": str(file), "variant": chosen.name, "classes": classes})
-        rows += [
-            [file.name if place == 0 else "", name, f"{100 * share[i]:.1f} %"]
-            for place, (name, i) in enumerate(zip(names, top, strict=True))
-        ]
+    answers = []
+    with output.progress("running", len(files)) as advance:
+        for answer in run_files(opened, engine, files):
+            advance(answer.file)
+            answers.append(answer)
+    if array:
+        _write(array[1], answers, output)
+    documents = [_describe(opened, chosen.name, answer, top_k) for answer in answers]
     output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
     title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
-    output.table(["image", "class", "probability"], rows, title)
+    _show(documents, title, output)
+
+
+def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[str, Any]:
+    document: dict[str, Any] = {"file": answer.file, "variant": variant}
+    if not bundle.spec.classes:
+        return {**document, "features": [float(value) for value in answer.logits]}
+    names = bundle.classes
+    classes = [
+        {"name": names[i] if names else f"class {i}", "index": i, "probability": share}
+        for i, share in answer.rank(count)
+    ]
+    return {**document, "classes": classes}
+
+
+def _show(documents: list[dict[str, Any]], title: str, output: Output) -> None:
+    rows: list[list[str]] = []
+    for document in documents:
+        name = Path(document["file"]).name
+        if features := document.get("features"):
+            length = sum(value * value for value in features) ** 0.5
+            rows.append([name, str(len(features)), f"{length:.2f}"])
+        for place, found in enumerate(document.get("classes", ())):
+            share = f"{100 * found['probability']:.1f} %"
+            rows.append([name if place == 0 else "", found["name"], share])
+    if documents and "features" in documents[0]:
+        output.table(["image", "features", "length"], rows, title)
+        output.note("The model has no head: it gives features; --output logits FILE writes them.")
+    else:
+        output.table(["image", "class", "probability"], rows, title)
+
+
+def _write(file: Path, answers: list[Answer], output: Output) -> None:
+    import numpy as np
+
+    from tocom_export.io.atomic import replace_file
+
+    file = file if file.suffix == ".npy" else file.with_name(f"{file.name}.npy")
+    array = np.stack([answer.logits for answer in answers])
+    with replace_file(file) as beside, beside.open("wb") as stream:
+        np.save(stream, array)
+    output.note(f"Wrote {file}: {' × '.join(map(str, array.shape))} {array.dtype}.")

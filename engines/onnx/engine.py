@@ -8,7 +8,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_images
+from ..engine import Images, Logits, check_images, check_pixels
 from ..weights import map_plain
 from .session import Device, open_session
 
@@ -67,8 +67,7 @@ class OnnxEngine:
         """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
         check_images(images, self.spec)
         session, _held = self._opened  # both, for a refit may come while this one runs
-        logits: Logits = session.run(None, {"images": images})[0]
-        return logits
+        return check_pixels(session.run(None, {"images": images})[0], images)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

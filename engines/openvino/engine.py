@@ -11,7 +11,7 @@ from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_images
+from ..engine import Images, Logits, check_images, check_pixels
 from ..weights import map_plain
 from .compiling import Compiled, compile_variant
 from .library import Settings, check_device, get_version
@@ -97,7 +97,7 @@ class OpenVinoEngine:
         check_images(images, self.spec)
         opened = self._opened  # a refit may exchange it meanwhile
         compiled = opened.get(len(images)) or opened.get(None) or self._compile_any()
-        return compiled.run(images)
+        return check_pixels(compiled.run(images), images)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

@@ -1,4 +1,4 @@
-"""Ctrl-C while NVIDIA's libraries work, which would lose it."""
+"""Ctrl-C, and SIGTERM where it does the same, while NVIDIA's libraries work: they lose it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     usual = signal.default_int_handler
     here = threading.current_thread() is threading.main_thread()
-    ours = here and signal.getsignal(signal.SIGINT) is usual
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    caught = (signal.SIGINT, signal.SIGTERM)
+    ours = [number for number in caught if here and signal.getsignal(number) is usual]
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield lambda: came
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, usual)
+        for number in ours:
+            signal.signal(number, usual)
         if came:
             raise KeyboardInterrupt

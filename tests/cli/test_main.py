@@ -43,8 +43,9 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.
 def test_help(succeeds: Run, command: str, flag: str):
     text = succeeds(command, flag).stdout
     assert f"tocom-export {command}" in re.split("Examples?:\n", text)[1]
-    for option in ("--json", "--verbose", "--quiet"):
-        assert option in text
+    if command != "completion":  # whose output is a shell's
+        for option in ("--json", "--verbose", "--quiet"):
+            assert option in text
 
 
 def test_the_help_of_all(succeeds: Run):
@@ -67,6 +68,7 @@ def test_the_commands():
         "finetune",
         "evaluate",
         "triton",
+        "completion",
     ]
     assert list(COMMANDS) == wanted
 
@@ -142,3 +144,36 @@ def test_an_output_that_lacks_characters(tmp_path: Path):
 def test_numbers_that_make_no_sense(fails, options: tuple[str, str], here: Path):
     (here / "images").mkdir()
     fails("train", "--data", "images", *options, says=(options[0],))
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("buidl", "build"), ("infer", None), ("re-fit", "refit"), ("benhc", "bench")],
+)
+def test_a_mistyped_command(fails: Run, typed: str, near: str | None):
+    said = fails(typed, says=(f"No such command '{typed}'", "See '")).stderr
+    assert ("did you mean" in said) is (near is not None)
+    assert near is None or f"did you mean {near}?" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(succeeds: Run, shell: str):
+    """The script asks the program, which answers with commands and with options."""
+    script = succeeds("completion", shell).stdout
+    assert f"_TOCOM_EXPORT_COMPLETE={shell}_complete" in script
+    environment = {**os.environ, "_TOCOM_EXPORT_COMPLETE": "bash_complete"}
+    for words, answer in ((("re",), "plain,refit"), (("refit", "--sc"), "plain,--scale")):
+        line = ("tocom-export", *words)
+        asked = {**environment, "COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(words))}
+        code = "from tocom_export.cli.main import cli; cli(prog_name='tocom-export')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=asked, capture_output=True, text=True
+        )
+        assert answer in done.stdout.splitlines()
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "tocom_export", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == f"tocom-export, version {__version__}"

@@ -68,7 +68,7 @@ def test_every_parameter_of_every_command_has_a_name(name: str):
     for parameter in command.params:
         shown = command.name_options(f"`{parameter.name}`")
         option = isinstance(parameter, click.Option)
-        assert re.fullmatch("--[a-z][a-z-]*" if option else r"[\[\]A-Z|.]+", shown), shown
+        assert re.fullmatch("--[a-z][a-z-]*" if option else r"[\[\]A-Z|.-]+|{bash.*}", shown), shown
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_every_parameter_of_every_command_has_a_name(name: str):
     [
         (InputError("`scale` 5: too much."), 2, "Error: --scale 5: too much."),
         (CheckFailed("`place` differs."), 1, "Error: PLACE differs."),
-        (Stopped("saved to `out`."), 0, "saved to --out."),
+        (Stopped("saved to `out`."), 130, "saved to --out."),
         (MemoryError(), 2, "Error: There is not enough memory; a smaller batch takes less."),
         (
             ZeroDivisionError("by `scale`"), 1,

@@ -108,7 +108,7 @@ def test_another_checkpoint(
     tensors["head.bias"] += 1
     save_file(tensors, "other.safetensors", to_metadata(info))
     before = (bundle / "r08.safetensors").read_bytes()
-    says = ("other.safetensors", "another head.bias", "build a bundle")
+    says = ("other.safetensors", "another head.bias", "refit the bundle")
     fails("refit", bundle / "r08.onnx", *options, says=says)
     assert (bundle / "r08.safetensors").read_bytes() == before
 
@@ -155,20 +155,49 @@ def test_options_that_don_t_fit(fails: Run, bundle: Path, bank_file: Path):
     fails("refit", engine, "--bank", "nowhere.safetensors", says=("nowhere.safetensors",))
 
 
-@pytest.mark.parametrize("missing", ["torch", "timm", "onnxruntime"])
+@pytest.mark.parametrize("missing", [("torch",), ("timm",), ("onnxruntime", "openvino")])
 def test_without_what_verifies(
-    succeeds: Run, fails: Run, bundle: Path, bank_file: Path, monkeypatch, missing: str
+    succeeds: Run, fails: Run, bundle: Path, bank_file: Path, monkeypatch, missing: tuple[str, ...]
 ):
     monkeypatch.setattr(
-        "tocom_export.cli.commands.refit.is_installed", lambda *names: missing not in names
+        "tocom_export.refitting.is_installed", lambda *names: not {*missing} & {*names}
     )
     options = (bundle / "r08.onnx", "--bank", bank_file)
     says = ("--verify needs torch, timm and onnxruntime", "'tocom-export[cpu,torch]'")
     fails("refit", *options, "--verify", says=says)
-    assert json.loads(succeeds("refit", *options, "--json").stdout)["check"] is None
+    check = json.loads(succeeds("refit", *options, "--json").stdout)["check"]
+    if "onnxruntime" in missing:
+        assert check is None
+    else:  # it was run all the same
+        assert (check["finite"], check["max_difference"]) == (True, None)
 
 
 def test_a_plan_without_its_record(fails: Run, bundle: Path, bank_file: Path):
     (bundle / "r08.plan").write_bytes(b"plan")
     says = ("r08.plan has no r08.plan.json beside it", "build --backend tensorrt")
     fails("refit", bundle / "r08.plan", "--bank", bank_file, says=says)
+
+
+def test_all_variants_at_once(succeeds: Run, fails: Run, bundle: Path, bank_file: Path):
+    """Of another scale, or of another model with all its weights."""
+    result = succeeds("refit", bundle, "--bank", bank_file, "--scale", 0.3, "--json")
+    (first, second) = json.loads(result.stdout)["engines"]
+    assert [first["variant"], second["variant"]] == ["r04", "r08"]
+    assert {first["scale"], second["scale"]} == {0.3}
+    assert second["check"]["passed"]
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["refitted"] == ["r04", "r08"]
+    assert "Refitted 2 engines" in result.stderr
+    succeeds("inspect", bundle)  # whose hashes it compares
+    fails("refit", bundle, "--host-code", says=("--host-code is for plans",))
+
+
+def test_all_weights_of_another_model(
+    succeeds: Run, bundle: Path, bank_file: Path, checkpoint: Path, info: ModelInfo
+):
+    tensors = load_file(checkpoint)
+    tensors["head.bias"] += 1
+    save_file(tensors, "other.safetensors", to_metadata(info))
+    succeeds("refit", bundle, "--checkpoint", "other.safetensors", "--bank", bank_file)
+    stored = load_file(bundle / "weights.safetensors")
+    np.testing.assert_array_equal(stored["head.bias"], tensors["head.bias"])

@@ -117,6 +117,7 @@ def test_an_interrupt_while_renaming_keeps_the_old_folder(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr("tocom_export.io.atomic.exchange", lambda *_: False)
     with pytest.raises(KeyboardInterrupt), replace_folder(target) as beside:
         (beside / "new").write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tocom_export.bundle.file_hashes import record_files
 from tocom_export.bundle.manifest import MANIFEST, WEIGHTS
 from tocom_export.bundle.opening import Bundle, read_manifest
 from tocom_export.bundle.writing import Blueprint, write_bundle
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
-from tocom_export.errors import BundleError, DegreeError
+from tocom_export.errors import BundleError, CheckpointError, DegreeError
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
@@ -195,7 +195,7 @@ def test_a_format_of_the_future(built: Bundle):
 
 def test_a_format_of_the_past(built: Bundle):
     edit(built, lambda m: m.update(format=1, targets={"0": [50, 50]}, source=8))
-    assert "format 1, this version reads 2); build it again" in refused(built.path)
+    assert "format 1, 2 is expected); build it again" in refused(built.path)
 
 
 FIELDS = ("format", "spec", "method", "precision", "variants", "files", "preprocess", "tools")
@@ -344,87 +344,25 @@ def test_bad_accuracy(built: Bundle, value: Any):
     assert MANIFEST in refused(built.path)
 
 
-@pytest.fixture(params=["same size", "larger"])
-def refit(built: Bundle, tmp_path: Path, request) -> tuple[Bundle, Path]:
-    """What the bundle is about to become, announced in its manifest, and r16's file for it."""
-    name = "r16.safetensors"
-    (tmp_path / "new").mkdir()
-    raw = bytearray((built.path / name).read_bytes())
-    raw[-1] ^= 1
-    beside = tmp_path / "new" / name
-    beside.write_bytes(raw + (b"" if request.param == "same size" else b"more"))
-    later = dataclasses.replace(
-        built,
-        files={**built.files, **record_files(beside.parent, [name])},
-        variants={**built.variants, "r16": dataclasses.replace(built.variant(16), source=4)},
-        refitted=("r16",),
-        accuracy={"r00": 81.25},
-    )
-    built = dataclasses.replace(built, accuracy={"r00": 81.25, "r16": 79.9})
-    built.save_manifest(later=later)
-    return later, beside
+def test_a_newer_format(built: Bundle):
+    edit(built, lambda m: m.update(format=3))
+    assert "is of format 3, and tocom-export" in (message := refused(built.path))
+    assert message.endswith("pip install -U tocom-export.")
 
 
-def test_a_refit_broken_off_before_its_file_was_renamed(built: Bundle, refit):
-    opened = Bundle.open(built.path, hashes=True)
-    assert opened == dataclasses.replace(built, accuracy={"r00": 81.25, "r16": 79.9})
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_a_pipe_is_not_waited_for(built: Bundle, name: str):
+    (built.path / name).unlink()
+    os.mkfifo(built.path / name)
+    if name == MANIFEST:
+        assert f"{MANIFEST}: can't be read: it is a pipe or a device" in refused(built.path)
+        return
+    with pytest.raises(CheckpointError, match="can't be read: it is a pipe or a device"):
+        Checkpoint.open(built.path / name)
 
 
-def test_a_refit_broken_off_after_its_file_was_renamed(refit):
-    later, beside = refit
-    shutil.copy(beside, later.path)
-    opened = Bundle.open(later.path, hashes=True)
-    assert opened == later
-    opened.save_manifest()
-    assert "next" not in json.loads((later.path / MANIFEST).read_text())
-    assert Bundle.open(later.path, hashes=True) == later
-
-
-def test_a_file_that_is_neither_before_nor_after_a_refit(built: Bundle, refit):
-    file = built.path / "r16.safetensors"
-    raw = file.read_bytes()
-    file.write_bytes(raw[:-2] + b"??")
-    message = refused(built.path, hashes=True)
-    assert "r16.safetensors" in message
-    assert "SHA-256" in message
-    file.unlink()
-    assert "r16.safetensors is missing" in refused(built.path)
-
-
-def test_a_refit_that_is_over(refit):
-    later, beside = refit
-    shutil.copy(beside, later.path)
-    later.save_manifest()
-    assert Bundle.open(later.path, hashes=True) == later
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: m.update(next={}),
-        lambda m: m.update(next=None),
-        lambda m: m.update(next=3),
-        lambda m: m.update(next=[m["next"]]),
-        lambda m: m["next"].pop("files"),
-        lambda m: m["next"].update(format=3),
-        lambda m: m["next"].pop("format"),
-        lambda m: m["next"].update(refitted=["r05"]),
-        lambda m: m["next"]["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}),
-        lambda m: m["next"]["files"].pop(WEIGHTS),
-    ],
-    ids=[
-        "empty",
-        "null",
-        "number",
-        "list",
-        "no files",
-        "format",
-        "no format",
-        "variant",
-        "name",
-        "weights",
-    ],
-)
-def test_a_damaged_announcement(refit, change: Callable[[dict[str, Any]], Any]):
-    edit(refit[0], change)
-    assert MANIFEST in refused(refit[0].path)
+def test_a_bundle_that_a_killed_writer_had_moved_away(built: Bundle):
+    built.path.rename(built.path.with_name(f".{built.path.name}.0123abcd.old"))
+    assert Bundle.open(built.path, hashes=True) == built
+    assert [file.name for file in built.path.parent.glob(".*")] == []

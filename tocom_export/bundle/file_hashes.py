@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,17 +38,6 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
     names = list(names)
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(record, names), strict=True))
-
-
-def are_files_of(
-    folder: Path, files: Mapping[str, FileRecord], others: Mapping[str, FileRecord]
-) -> bool:
-    """Whether the files in which two lists differ are those of the first."""
-    differing = {name: record for name, record in files.items() if record != others.get(name)}
-    try:
-        return record_files(folder, differing) == differing
-    except OSError:
-        return False
 
 
 def read_recorded(file: Path, record: FileRecord) -> bytes:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from ..compression.method import Method
 from ..errors import InputError
 from ..graph.precision import Precision
+from ..io.json_codec import format_json
 from ..model.preprocess import Preprocess
 from ..model.spec import VitSpec
 from ..variant import Variant
@@ -22,6 +24,26 @@ WEIGHTS = "weights.safetensors"
 FORMAT = 2
 LARGEST = 10_000_000
 """Bytes of a manifest."""
+
+
+_UNSEALED = "0" * 64
+_END = re.compile(rb'  "sha256": "([0-9a-f]{64})"\n}\n\Z')
+
+
+def seal(data: dict[str, Any]) -> str:
+    """A manifest's text, with the SHA-256 of itself (where that stands: zeros) at its end."""
+    text = format_json({**data, "sha256": _UNSEALED})
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text.replace(f'"{_UNSEALED}"\n}}\n', f'"{digest}"\n}}\n')
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a manifest's text is what :func:`seal` made, to the byte."""
+    found = _END.search(content)
+    if not found:
+        return False
+    blank = content[: found.start(1)] + _UNSEALED.encode() + content[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest().encode() == found[1]
 
 
 def graph_name(variant: str) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from .._version import __version__
 from ..errors import BundleError, DegreeError, InputError
-from ..io.atomic import replace_file
-from ..io.json_codec import decode, encode, format_json, read_json
+from ..io.atomic import recover, replace_file
+from ..io.json_codec import decode, encode, read_json
 from ..io.tensors import map_tensors, read_header
 from ..variant import Variant, find_variant
-from .file_hashes import are_files_of, record_files
+from .file_hashes import record_files
 from .manifest import (
     FORMAT,
     LARGEST,
@@ -22,7 +23,9 @@ from .manifest import (
     WEIGHTS,
     Manifest,
     graph_name,
+    is_sealed,
     plan_name,
+    seal,
     weights_name,
 )
 
@@ -41,7 +44,8 @@ class Bundle(Manifest):
         """Open a bundle and check that its files are there, of the right size.
 
         Args:
-            hashes: also compare every file's SHA-256 with the manifest's.
+            hashes: also compare every file's SHA-256 with the manifest's, and the manifest's with
+                the one at its end.
 
         Raises:
             BundleError: no bundle, or a file is missing or changed.
@@ -51,19 +55,10 @@ class Bundle(Manifest):
         bundle._check(hashes)
         return bundle
 
-    def save_manifest(self, later: Bundle | None = None) -> None:
-        """Write the manifest in its place.
-
-        Args:
-            later: what the bundle is about to become, by the renaming of a file. Manifest and
-                file can't be renamed at once; :func:`read_manifest` finds which of the two it is.
-
-        Raises:
-            OutputError: it can't be written.
-        """
-        data = {**self.to_json(), **({"next": later.to_json()} if later else {})}
+    def save_manifest(self) -> None:
+        """Write the manifest in its place; OutputError where it can't be written."""
         with replace_file(self.path / MANIFEST) as beside:
-            beside.write_text(format_json(data), "utf-8")
+            beside.write_bytes(seal(self.to_json()).encode())
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
@@ -147,6 +142,11 @@ class Bundle(Manifest):
                     f"{file} has {size} bytes, the manifest says {record.bytes}; build it again."
                 )
         if hashes:
+            if not is_sealed((self.path / MANIFEST).read_bytes()):
+                raise BundleError(
+                    f"{self.path / MANIFEST} was changed since it was written (its SHA-256 "
+                    "differs, or isn't there); build the bundle again."
+                )
             try:
                 found = record_files(self.path, list(self.files))
             except OSError as error:
@@ -160,34 +160,41 @@ class Bundle(Manifest):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What the manifest in a folder says, after a refit that was broken off, too.
+    """What the manifest in a folder says.
+
+    Puts the folder back where a writer was killed that had moved it away.
 
     Raises:
         BundleError: there is none, or it can't be understood.
     """
     file = path / MANIFEST
     try:
-        data = read_json(file, LARGEST)
-        manifest = _decode(data)
-        if "next" in data:  # a refit was broken off: before its file was renamed, or after
-            after = _decode(data["next"])
-            manifest = after if are_files_of(path, after.files, manifest.files) else manifest
+        return _decode(file, read_json(file, LARGEST))
     except FileNotFoundError:
+        if recover(path):
+            return read_manifest(path)
         what = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
         raise BundleError(f"{path} is not a bundle: {what}.") from None
     except NotADirectoryError:
         raise BundleError(f"{path} is not a bundle: it is a file.") from None
     except OSError as error:
         raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
+    except BundleError:
+        raise
     except (InputError, DegreeError) as error:
         reason = str(error).rstrip(".")
         raise BundleError(f"{file} can't be understood ({reason}); build it again.") from None
-    return manifest
 
 
-def _decode(data: Any) -> Manifest:
+def _decode(file: Path, data: Any) -> Manifest:
     found = data.get("format") if isinstance(data, Mapping) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise BundleError(
+            f"{file} is of format {found}, and tocom-export {__version__} reads {FORMAT}: pip "
+            "install -U tocom-export."
+        )
     if found != FORMAT:
-        raise InputError(f"format {found}, this version reads {FORMAT}")
-    extra = ("format", "next")
-    return decode(Manifest, {name: value for name, value in data.items() if name not in extra})
+        raise InputError(f"format {found}, {FORMAT} is expected")
+    return decode(
+        Manifest, {name: value for name, value in data.items() if name not in ("format", "sha256")}
+    )

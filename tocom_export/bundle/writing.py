@@ -22,6 +22,7 @@ from ..graph.precision import TYPES
 from ..graph.writer import write_graph
 from ..io.atomic import replace_folder
 from ..io.json_codec import encode, read_json
+from ..io.locking import hear_nothing, is_left
 from ..io.tensors import read_header
 from ..model.preprocess import Preprocess
 from ..variant import Variant
@@ -62,6 +63,8 @@ def write_bundle(
     extend: Callable[[Bundle], Bundle] | None = None,
     check: Callable[[Bundle], None] | None = None,
     calibrate: Calibrate | None = None,
+    wait: bool = True,
+    tell: Callable[[str], None] = hear_nothing,
 ) -> Bundle:
     """Write a bundle beside ``out`` and rename it there once it is complete.
 
@@ -73,22 +76,26 @@ def write_bundle(
             nothing behind.
         calibrate: measures the inputs of each layer, for int8; without it their ranges are
             found at each run.
+        wait: for another that writes ``out``.
+        tell: called with a line for people before it waits.
 
     Raises:
+        BusyError: another writes ``out``, and isn't waited for.
         OutputError: ``out`` exists and ``force`` is off, or it can't be written.
         CheckpointError: weights are beyond the range of the precision.
     """
     check_out(out, force)
-    tell = progress or (lambda _: None)
+    name_file = progress or hear_nothing
     weights = blueprint.weights
-    with replace_folder(out) as folder:
+    with replace_folder(out, wait=wait, tell=tell) as folder:
+        check_out(out, force)  # another may have written it meanwhile
         scales = {}
         if weights.precision == "int8" and calibrate:
             exact = dataclasses.replace(weights, precision="fp32")
             with TemporaryDirectory(dir=folder) as place:
-                wide = _write(dataclasses.replace(blueprint, weights=exact), Path(place), tell)
+                wide = _write(dataclasses.replace(blueprint, weights=exact), Path(place), name_file)
                 scales = {name: calibrate(wide, v) for name, v in blueprint.variants.items()}
-        bundle = _write(blueprint, folder, tell, scales)
+        bundle = _write(blueprint, folder, name_file, scales)
         if extend:
             bundle = extend(bundle)
             bundle.save_manifest()
@@ -113,7 +120,7 @@ def check_out(out: Path, force: bool) -> None:
 def _is_replaceable(folder: Path) -> bool:
     """Whether a folder holds nothing but what the manifest in it lists, or nothing at all.
 
-    A bundle with a damaged file still counts.
+    A bundle with a damaged file still counts, and one that a killed writer left something in.
     """
     if not folder.is_dir():
         return False
@@ -124,7 +131,8 @@ def _is_replaceable(folder: Path) -> bool:
         manifest = read_json(folder / MANIFEST, LARGEST)
         plans = set(map(plan_name, manifest.get("plans", ())))
         known = {MANIFEST, *manifest["files"], *plans, *(f"{name}.json" for name in plans)}
-        return manifest["format"] == FORMAT and names <= known
+        others = {name for name in names - known if not is_left(name, known)}
+        return manifest["format"] == FORMAT and not others
     except (OSError, InputError, LookupError, TypeError, AttributeError):
         return False
 

@@ -4,72 +4,84 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from ..errors import OutputError, brief
+from .exchanging import exchange
+from .locking import (
+    RETIRED,
+    STAGED,
+    find_retired,
+    hear_nothing,
+    hold,
+    refuse,
+    stage_file,
+    stage_folder,
+)
 
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to; renamed to ``target`` when the block ends well.
 
+    Another writer of the same file waits meanwhile.
+
     Raises:
         OutputError: the folder can't be written, or the disk is full.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(f"{target}: can't be written: {error.strerror}.") from error
-    beside = Path(name)
-    try:
-        yield beside
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{target}: can't be written: {_reason(error)}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with _refuse(target), hold(target):
+        beside = stage_file(target)
+        try:
+            yield beside
+            beside.chmod(0o666 & ~_umask())
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def replace_folder(target: Path) -> Iterator[Path]:
+def replace_folder(
+    target: Path, *, wait: bool = True, tell: Callable[[str], None] = hear_nothing
+) -> Iterator[Path]:
     """The same for a folder; an old ``target`` is removed once the new one is complete.
 
+    At any time ``target`` is the old folder or the new one, whole, where the system can exchange
+    two names in one step. Elsewhere it is missing between two renamings, and :func:`recover`
+    mends what a process leaves that is killed there.
+
+    Args:
+        wait, tell: as of :func:`hold`.
+
     Raises:
+        BusyError: another writes it, and isn't waited for.
         OutputError: the folder can't be written, or the disk is full.
     """
     target = target.resolve()  # behind a link, the folder is replaced and the link stays
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target}: can't be written: {error.strerror}.") from error
-    retired = beside.with_name(beside.name + ".old")
-    try:
-        yield beside
-        mask = _umask()
-        beside.chmod(0o777 & ~mask)
-        for file in beside.iterdir():  # libraries may have written theirs as 0600
-            if not file.is_dir():
-                file.chmod(0o666 & ~mask)
-        if target.exists():
-            target.replace(retired)
-        beside.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{target}: can't be written: {_reason(error)}.") from error
-    finally:
-        if retired.exists() and not target.exists():
-            retired.replace(target)
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)
-        shutil.rmtree(beside, ignore_errors=True)
+    with _refuse(target), hold(target, wait=wait, tell=tell):
+        beside = stage_folder(target)
+        try:
+            yield beside
+            _open_up(beside)
+            _put(beside, target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)  # where names were exchanged, the old one
+
+
+def recover(target: Path) -> bool:
+    """Put back a folder that a killed writer had moved away and not replaced.
+
+    Returns:
+        Whether there was one.
+    """
+    target = target.resolve()
+    if find_retired(target) is None:
+        return False
+    with hold(target):  # which puts it back, once no writer is at it
+        return target.exists()
 
 
 def link_or_copy(file: Path, to: Path) -> None:
@@ -80,8 +92,37 @@ def link_or_copy(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
+def _put(beside: Path, target: Path) -> None:
+    if not target.exists():
+        beside.replace(target)
+    elif not exchange(beside, target):
+        retired = beside.with_name(beside.name.removesuffix(STAGED) + RETIRED)
+        target.replace(retired)
+        try:
+            beside.replace(target)
+        except BaseException:
+            retired.replace(target)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Permissions as the umask says: temporary folders and some libraries give others none."""
+    mask = _umask()
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        if not file.is_dir():
+            file.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def _refuse(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refuse(target, error) from error
+    except SafetensorError as error:
+        raise OutputError(f"{target}: can't be written: {brief(error)}.") from error
 
 
 def _umask() -> int:

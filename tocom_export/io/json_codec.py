@@ -17,12 +17,16 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import msgspec
 
 from ..errors import InputError
+from .reading import open_regular
 
 T = TypeVar("T")
+LATER: Mapping[str, Any] = {"later": True}
+"""Metadata of a field that came when there were files without it: it is left out at its default,
+which therefore stays what it is. Such files are the same to the byte as before the field."""
 
 
 def encode(record: Any, *, defaults: bool = True) -> Any:
-    """A record as JSON's types; what is None by default is left out.
+    """A record as JSON's types; what is None by default is left out, as is a LATER default.
 
     Args:
         defaults: False leaves out every field at its default: shorter, and at the mercy of
@@ -33,7 +37,7 @@ def encode(record: Any, *, defaults: bool = True) -> Any:
             field.name: encode(value, defaults=defaults)
             for field in dataclasses.fields(record)
             if (value := getattr(record, field.name)) != (default := _default(field))
-            or (defaults and default is not None)
+            or (defaults and default is not None and field.metadata != LATER)
         }
     if isinstance(record, Mapping):
         return {str(key): encode(value, defaults=defaults) for key, value in record.items()}
@@ -68,9 +72,11 @@ def read_json(file: Path, largest: int) -> Any:
         InputError: the file is too large, or no JSON (which knows neither NaN nor Infinity).
         OSError: it can't be read.
     """
-    if file.stat().st_size > largest:
+    with open_regular(file) as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
         raise InputError(f"more than {largest} bytes.")
-    return parse_json(file.read_bytes())
+    return parse_json(content)
 
 
 def parse_json(text: bytes | str) -> Any:

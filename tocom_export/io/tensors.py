@@ -17,6 +17,7 @@ from safetensors import deserialize
 
 from ..errors import CheckpointError, InputError
 from .json_codec import decode, parse_json
+from .reading import open_regular
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -58,6 +59,8 @@ class _Entry:
     data_offsets: tuple[Bytes, Bytes]
 
     def __post_init__(self) -> None:
+        if math.prod(max(side, 1) for side in self.shape) > 2**48:  # an empty one, too
+            raise InputError("its shape is too large.")
         if self.length < 0 or (
             self.dtype in WIDTHS and self.length != math.prod(self.shape) * WIDTHS[self.dtype]
         ):
@@ -78,7 +81,7 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         CheckpointError: the file is missing, truncated, or not of this format.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)

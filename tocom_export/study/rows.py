@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..bundle.opening import Bundle
 from ..compression.schedule import MAX_DEGREE
-from ..errors import InputError
+from ..errors import BundleError, InputError
+from ..io.locking import hear_nothing, hold
 from ..variant import constant_name
 from .evaluate import Measured
 from .results import Results, Row
@@ -75,22 +76,38 @@ def check_conflicts(
             owners[subject.method.name, source] = path
 
 
-def record_accuracy(measured: Sequence[Measured]) -> dict[Path, list[str]]:
+def record_accuracy(
+    measured: Sequence[Measured],
+    *,
+    wait: bool = True,
+    tell: Callable[[str], None] = hear_nothing,
+) -> dict[Path, list[str]]:
     """Write each bundle's accuracies into its manifest, beside those of its other variants.
+
+    Args:
+        wait: for another that writes a bundle.
+        tell: called with a line for people before it waits.
 
     Returns:
         Each bundle that was written, and the variants that were measured.
 
     Raises:
-        BundleError: a bundle was changed meanwhile, and can't be opened.
-        OutputError: a manifest can't be written.
+        BundleError: a bundle is no longer what was measured.
+        BusyError, OutputError: another writes a bundle, or it can't be written.
     """
     recorded = {}
     for path in dict.fromkeys(found.subject.path for found in measured if found.subject.baked):
-        bundle = Bundle.open(path)
-        own = {m.variant.name: m.served.accuracy for m in measured if m.subject.path == path}
-        known = {**bundle.accuracy, **own}
-        accuracy = {name: known[name] for name in bundle.variants if name in known}
-        replace(bundle, accuracy=accuracy).save_manifest()
+        of_it = [m for m in measured if m.subject.path == path]
+        with hold(path.resolve(), wait=wait, tell=tell):
+            bundle = Bundle.open(path)
+            if any(found.subject.files != bundle.files for found in of_it):
+                raise BundleError(
+                    f"{path} was refitted or built again while it was measured; its accuracy was "
+                    "not recorded. Evaluate it again."
+                )
+            own = {m.variant.name: m.served.accuracy for m in of_it}
+            known = {**bundle.accuracy, **own}
+            accuracy = {name: known[name] for name in bundle.variants if name in known}
+            replace(bundle, accuracy=accuracy).save_manifest()
         recorded[path] = list(own)
     return recorded

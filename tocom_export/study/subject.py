@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..bundle.file_hashes import FileRecord
 from ..compression.method import Method
 from ..errors import DataError, InputError
 from ..graph.precision import Precision
@@ -63,6 +64,8 @@ class Subject:
     """Whether scales are part of the weights, as a bundle's are, and can't be chosen."""
     oracle: Oracle | None = None
     """Of engines."""
+    files: Mapping[str, FileRecord] | None = None
+    """What a bundle's files were when it was opened; None of a checkpoint."""
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from .transforms import Transform
 
 Key = tuple[int, ...]
 """An image's index, and before it the numbers that its augmentation is drawn from, if any."""
-Item = tuple[Tensor | None, int, list[int]]
-"""An image (C, H, W) or None, its label, and the indices that couldn't be read on the way."""
+Item = tuple[Tensor | None, int, dict[int, str]]
+"""An image (C, H, W) or None, its label, and of those that couldn't be read on the way why."""
 Warn = Callable[[str], None]
 """Called with a line about something that a run goes on without."""
 
@@ -65,7 +65,7 @@ class Loader:
             batch_sampler=batches,
             num_workers=self._workers,
             collate_fn=_collate,
-            worker_init_fn=_ignore_others_sigterm,
+            worker_init_fn=_leave_signals_to_main,
             pin_memory=torch.cuda.is_initialized(),  # else it would open a context of its own
         )
         try:
@@ -77,11 +77,11 @@ class Loader:
             last = str(error).strip().splitlines()[-1]
             raise DataError(last.rpartition("DataError: ")[2]) from None
 
-    def _count(self, skipped: Iterable[int]) -> None:
+    def _count(self, skipped: Mapping[int, str]) -> None:
         """Name those that are new; raise DataError once there are too many."""
-        for index in skipped:
+        for index, why in skipped.items():
             if index not in self.unreadable and self._warn:
-                self._warn(f"{self._images.where(index)}: can't be read; skipped")
+                self._warn(f"{why.rstrip('.')}; skipped")
             self.unreadable.add(index)
         if len(self.unreadable) > self._limit:
             example = self._images.where(min(self.unreadable))
@@ -100,13 +100,13 @@ class _Items(Dataset[Item]):
 
     def __getitem__(self, key: Key) -> Item:
         *draws, index = key
-        skipped: list[int] = []
+        skipped: dict[int, str] = {}
         while len(skipped) <= self.replacements:
             found = (index + len(skipped)) % len(self.images)
             try:
                 image, label = self.images.read(found)
-            except UnreadableImage:
-                skipped.append(found)
+            except UnreadableImage as error:
+                skipped[found] = str(error)
                 continue
             if draws:
                 # The missing image's index: its replacement is drawn a second time in this epoch.
@@ -115,12 +115,13 @@ class _Items(Dataset[Item]):
         return None, -1, skipped
 
 
-def _ignore_others_sigterm(_: int) -> None:
-    """Let SIGTERM end a worker only where the main process sends it.
+def _leave_signals_to_main(_: int) -> None:
+    """Let SIGTERM end a worker only where the main process sends it, and Ctrl-C not at all.
 
-    Whoever stops a run may send it to all of its processes, but the main one still wants the
+    Whoever stops a run may send either to all of its processes, but the main one still wants the
     batches of the step it is at.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return  # neither macOS nor Windows tells who sent a signal
 
@@ -133,9 +134,9 @@ def _ignore_others_sigterm(_: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[int]]:
-    """Images (B, C, H, W), labels (B,), and the indices that couldn't be read."""
-    skipped = [index for *_, indices in items for index in indices]
+def _collate(items: list[Item]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Images (B, C, H, W), labels (B,), and those that couldn't be read."""
+    skipped = {index: why for *_, unreadable in items for index, why in unreadable.items()}
     pairs = [(image, label) for image, label, _ in items if image is not None]
     if not pairs:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), skipped

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +64,13 @@ def train(
     Raises:
         InputError: ``state_file`` is of another recipe or model, a batch can't be cut into equal
             parts, too many images can't be read, or memory isn't enough.
-        Stopped: on SIGTERM, once the state is saved.
+        Stopped: on Ctrl-C or SIGTERM, once the state is saved; a second Ctrl-C doesn't wait.
         TocomError: loss or weights are NaN or Inf; names the step and the last good state.
     """
     run = _Run(module, loss_of, data, hyperparameters, state_file, identity, process, accumulate)
     with (
         RunLog(state_file.with_suffix(".csv"), run.step) if process.first else nullcontext() as log,
-        _catch_sigterm() as terminated,
+        _catch_signals() as stopped,
         explain_out_of_memory(
             f"`batch` {hyperparameters.batch} and `accumulate` {accumulate}",
             f"lower `batch`, or raise `accumulate` to {2 * accumulate}, which computes the same in "
@@ -82,7 +83,7 @@ def train(
                     log.step(run.step, loss, run.optimizer.lr)
                 if report:
                     report(run.step, run.total, loss, run.optimizer.lr)
-                stop = process.average(float(terminated())) > 0  # whichever process it was sent to
+                stop = process.average(float(stopped())) > 0  # whichever process it was sent to
                 if stop or run.is_save_due(save_seconds):
                     if log:
                         log.flush()
@@ -206,14 +207,25 @@ class _Loss(nn.Module):
 
 
 @contextmanager
-def _catch_sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM came, so that a step can be finished first."""
+def _catch_signals() -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C or SIGTERM came, so that a step can be finished first."""
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came.is_set() and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        came.set()
+
+    caught = (signal.SIGINT, signal.SIGTERM)
+    # A shell has Ctrl-C ignored by what it starts in the background; that stays so.
+    before = {n: handler for n in caught if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield came.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

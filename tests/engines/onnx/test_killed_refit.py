@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.io.locking import hold
 
 KILLED = """
 import dataclasses, os, shutil, sys
@@ -23,13 +23,14 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.weights import ModelWeights
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
-from tocom_export.engines.onnx.refit import refit_graph
+from tocom_export.bundle.refitting import refit_bundle
 
 old, checkpoint, bank = map(Path, sys.argv[2:])
 present = Bundle.open(old)
 new = ModelWeights(present.spec, Checkpoint.open(checkpoint), ToComBank.load(bank))
-variant = dataclasses.replace(present.variant(sys.argv[1]), scale=0.5)
-writes = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.chmod")
+names = present.variants if sys.argv[1] == "all" else [sys.argv[1]]
+variants = {name: dataclasses.replace(present.variant(name), scale=0.5) for name in names}
+writes = ("os.rename", "os.remove", "os.rmdir", "os.link", "os.mkdir", "os.chmod")
 
 def refit(folder, step):
     count = 0
@@ -40,13 +41,13 @@ def refit(folder, step):
             if count == step:
                 os._exit(9)
     sys.addaudithook(watch)
-    refit_graph(Bundle.open(folder), variant, new, lambda bundle: None)
+    refit_bundle(folder, lambda bundle: (new, variants), lambda *_: None)
     os._exit(0)
 
 step, code = 0, 9
 while code == 9:
     step += 1
-    folder = old.with_name(f"step{step}")
+    folder = old.parent / f"step{step}" / "bundle"
     shutil.copytree(old, folder)
     if not (child := os.fork()):
         refit(folder, step)
@@ -56,37 +57,50 @@ print(step if code == 0 else f"exit status {code}")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX renames")
-@pytest.mark.parametrize("name", ["r08", "fast"])
-def test_it_is_the_old_engine_or_the_new_one(
-    make_blueprint, tmp_path: Path, make_images, revise: Callable[..., Blueprint], name: str
+@pytest.mark.parametrize("asked", ["r08", "fast", "all"])
+def test_it_is_the_old_bundle_or_the_new_one(
+    make_blueprint, tmp_path: Path, make_images, revise: Callable[..., Blueprint], asked: str
 ):
     blueprint = make_blueprint(tmp_path, targets=(8,), schedules={"fast": (20, 3, 0, 7)})
     weights = blueprint.weights
     images = make_images(weights.spec)
     old = write_bundle(blueprint, tmp_path / "old")
     new = write_bundle(revise(blueprint, scale=0.5), tmp_path / "new")
-    wanted = [OnnxEngine(bundle, name, threads=1).run(images) for bundle in (old, new)]
+    names = list(old.variants) if asked == "all" else [asked]
+
+    def run(bundle: Bundle) -> list[np.ndarray]:
+        return [OnnxEngine(bundle, name, threads=1).run(images) for name in old.variants]
+
+    wanted = [run(old), run(new)]
+    for at, name in enumerate(old.variants):
+        if name not in names:
+            wanted[1][at] = wanted[0][at]
     bank = tmp_path / "bank.safetensors"
     weights.bank.save(bank)
     program = tmp_path / "killed.py"
     program.write_text(KILLED)
-    files = (program, name, old.path, weights.checkpoint.file, bank)
+    files = (program, asked, old.path, weights.checkpoint.file, bank)
     line = list(map(str, (sys.executable, *files)))
     steps = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
     found = []
     for step in range(1, steps + 1):
-        folder = tmp_path / f"step{step}"
+        folder = tmp_path / f"step{step}" / "bundle"
         bundle = Bundle.open(folder, hashes=True)
-        logits = OnnxEngine(bundle, name, threads=1).run(images)
-        which = [np.array_equal(logits, answer) for answer in wanted]
+        logits = run(bundle)
+        which = [all(map(np.array_equal, logits, answers)) for answers in wanted]
         assert which in ([True, False], [False, True])
         # The manifest knows which of the two it is.
-        assert bundle.refitted == ((name,) if which[1] else ())
-        assert bundle.variants == {**old.variants, name: (old, new)[which[1]].variants[name]}
+        assert bundle.refitted == (tuple(names) if which[1] else ())
+        changed = {name: new.variants[name] for name in names} if which[1] else {}
+        assert bundle.variants == {**old.variants, **changed}
         found.append(which[1])
+        with hold(folder):  # what the next writer does
+            pass
+        assert [file.name for file in folder.parent.iterdir()] == ["bundle"]
+        assert {file.name for file in folder.iterdir()} == {
+            file.name for file in old.path.iterdir()
+        }
     assert found == sorted(found)  # once it is the new one, it stays so
     assert steps > 8
     assert not found[0]
     assert found[-1]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert "next" not in manifest

@@ -17,7 +17,6 @@ from tocom_export.bundle.weights import ModelWeights, check_same_model
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.engines.onnx.refit import refit_graph
 from tocom_export.engines.verify import sample_images, verify
 from tocom_export.errors import BundleError, CheckFailed, CheckpointError
 from tocom_export.training.torch_engine import BankOracle, load_model
@@ -50,8 +49,8 @@ def other(blueprint: Blueprint, tmp_path: Path) -> Callable[..., ModelWeights]:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["r08", "fast"])
 def test_it_is_what_a_new_build_would_be(
-    make_blueprint: Callable[..., Blueprint], tmp_path: Path, make_images: Any, revise: Revise,
-    precision: Any, name: str,
+    refit_graph: Callable[..., Bundle], make_blueprint: Callable[..., Blueprint], tmp_path: Path,
+    make_images: Any, revise: Revise, precision: Any, name: str,
 ):  # fmt: skip
     schedules = {"fast": (20, 3, 0, 7)}
     blueprint = make_blueprint(tmp_path, targets=(8, 16), schedules=schedules, precision=precision)
@@ -88,7 +87,7 @@ def test_it_is_what_a_new_build_would_be(
 
 
 def test_what_is_checked_is_what_the_bundle_will_be(
-    mixed: Bundle, mixed_blueprint: Blueprint, make_images: Any
+    refit_graph: Callable[..., Bundle], mixed: Bundle, mixed_blueprint: Blueprint, make_images: Any
 ):
     """A degree in each layer, from another source, against the bank beside the weights."""
     weights = mixed_blueprint.weights
@@ -110,7 +109,9 @@ def test_what_is_checked_is_what_the_bundle_will_be(
     assert (after.path, Bundle.open(mixed.path, hashes=True)) == (mixed.path, after)
 
 
-def test_a_failed_check_leaves_the_files_as_they_were(fresh: Bundle, blueprint: Blueprint):
+def test_a_failed_check_leaves_the_files_as_they_were(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint
+):
     def fails(*_: Any) -> None:
         raise CheckFailed("no")
 
@@ -120,14 +121,18 @@ def test_a_failed_check_leaves_the_files_as_they_were(fresh: Bundle, blueprint: 
     assert {file.name: file.read_bytes() for file in fresh.path.iterdir()} == before
 
 
-def test_what_was_measured_was_other_weights(fresh: Bundle, blueprint: Blueprint):
+def test_what_was_measured_was_other_weights(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint
+):
     measured = dataclasses.replace(fresh, accuracy={"r00": 71.0, "r08": 70.0})
     measured.save_manifest()
     refit_graph(measured, changed(fresh, source=4), blueprint.weights)
     assert Bundle.open(fresh.path).accuracy == {"r00": 71.0}
 
 
-def test_at_its_own_source(fresh: Bundle, blueprint: Blueprint, make_images: Any):
+def test_at_its_own_source(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint, make_images: Any
+):
     refit_graph(fresh, changed(fresh, source=8), blueprint.weights)
     opened = Bundle.open(fresh.path)
     variant = opened.variant("r08")
@@ -137,7 +142,9 @@ def test_at_its_own_source(fresh: Bundle, blueprint: Blueprint, make_images: Any
     np.testing.assert_array_equal(OnnxEngine(opened, "r08").run(images), plain)
 
 
-def test_without_a_bank(fresh: Bundle, blueprint: Blueprint, make_images: Any):
+def test_without_a_bank(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint, make_images: Any
+):
     plain = dataclasses.replace(blueprint.weights, bank=None)
     refit_graph(fresh, changed(fresh, source=4, scale=0.05, compensated=False), plain)
     variant = Bundle.open(fresh.path).variant("r08")
@@ -147,12 +154,19 @@ def test_without_a_bank(fresh: Bundle, blueprint: Blueprint, make_images: Any):
     np.testing.assert_array_equal(OnnxEngine(fresh, "r08").run(images), wanted)
 
 
-def test_a_variant_without_weights_of_its_own(fresh: Bundle, blueprint: Blueprint):
+def test_a_variant_without_weights_of_its_own(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint
+):
     with pytest.raises(BundleError, match=r"r00\.onnx has no weights of its own"):
         refit_graph(fresh, changed(fresh, "r00", source=4), blueprint.weights)
 
 
-def test_another_model(fresh: Bundle, other: Callable[..., ModelWeights], make_images: Any):
+def test_another_model(
+    refit_graph: Callable[..., Bundle],
+    fresh: Bundle,
+    other: Callable[..., ModelWeights],
+    make_images: Any,
+):
     images = make_images(fresh.spec)
     before = OnnxEngine(fresh, "r08").run(images)
     refit_graph(fresh, fresh.variant("r08"), other(*QKV))

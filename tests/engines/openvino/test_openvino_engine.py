@@ -17,7 +17,6 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.calibration import measure_input_scales
 from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.engines.onnx.refit import refit_graph
 from tocom_export.engines.openvino.engine import OpenVinoEngine
 from tocom_export.engines.openvino.library import Settings
 from tocom_export.engines.verify import sample_images, verify
@@ -180,7 +179,10 @@ def test_a_pool(
 
 
 def test_a_refit_of_files_is_not_answered_from_the_cache(
-    fresh: Bundle, blueprint: Blueprint, revise: Callable[..., Blueprint]
+    refit_graph: Callable[..., Bundle],
+    fresh: Bundle,
+    blueprint: Blueprint,
+    revise: Callable[..., Blueprint],
 ):
     images = sample_images(fresh.spec, 3)
     engine = OpenVinoEngine(fresh, "r16", settings=F32)
@@ -195,7 +197,11 @@ def test_a_refit_of_files_is_not_answered_from_the_cache(
 
 
 def test_files_that_changed_since_the_bundle_was_opened(
-    fresh: Bundle, blueprint: Blueprint, revise: Callable[..., Blueprint], cache: Path
+    refit_graph: Callable[..., Bundle],
+    fresh: Bundle,
+    blueprint: Blueprint,
+    revise: Callable[..., Blueprint],
+    cache: Path,
 ):
     """Nothing is kept under the hashes of other files, nor compiled late from them."""
     images = sample_images(fresh.spec, 3)

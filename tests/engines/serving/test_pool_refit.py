@@ -17,7 +17,6 @@ from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.engines.onnx.refit import refit_graph
 from tocom_export.errors import (
     BankError,
     BundleError,
@@ -154,7 +153,9 @@ def test_a_bank_by_its_file(
         assert same(of_pool(pool, images), of_pool(other, images))
 
 
-def test_variants_of_several_sources(fresh: Bundle, blueprint: Blueprint):
+def test_variants_of_several_sources(
+    refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint
+):
     other = dataclasses.replace(fresh.variant("r08"), source=4, scale=0.2)
     refit_graph(fresh, other, blueprint.weights)
     with EnginePool(fresh.path) as pool:

@@ -15,24 +15,39 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 STEPS = 9
 
 
-def test_sigterm_saves_after_the_step(make_run):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_after_the_step(make_run, number: signal.Signals):
     unbroken, run = make_run("unbroken"), make_run("run")
     unbroken.train()
 
     def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
         if step == 4:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return F.cross_entropy(run.module(images), labels)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(Stopped) as caught:
         run.train(loss_of=loss_of)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert caught.value.exit_status == 0
+    assert signal.getsignal(number) is before
+    assert caught.value.exit_status == 130
     assert str(caught.value) == f"Stopped after step 5 of {STEPS}; saved in {run.state}."
     again = make_run("run")
     again.train()
     assert again.losses == unbroken.losses[5:]
+
+
+def test_a_second_ctrl_c_does_not_wait(make_run):
+    run = make_run("run")
+
+    def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(loss_of=loss_of)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_thread_leaves_signals_alone(make_run):

@@ -1,0 +1,179 @@
+"""Kill commands that write, at random moments, and look at what they leave.
+
+python scripts/kill_writers.py RUNS [--seed N]
+
+Each run starts one of build, build --force, refit of a variant, refit of a bundle, train and
+finetune on a small model, and ends it by SIGKILL or SIGTERM after a random part of the time that
+it takes. Prints a table, and exits with 1 where a bundle, a bank or a checkpoint was lost or
+damaged, or where something is left beside it after the same command ran once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.errors import TocomError
+from tocom_export.model.catalogue import REFERENCE_CHECKPOINT
+
+CLI = (sys.executable, "-m", "tocom_export.cli.main")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A command, and how what it writes is opened."""
+
+    name: str
+    arguments: tuple[str, ...]
+    made: str
+    """What it writes, within the folder that it runs in."""
+    open: Callable[[Path], object]
+    before: str = ""
+    """What has to lie there before: a name in the folder of what was prepared."""
+
+
+def open_bundle(path: Path) -> object:
+    """A bundle whose files all are what the manifest says."""
+    return Bundle.open(path, hashes=True)
+
+
+def list_writers() -> list[Writer]:
+    """All of them; the shipped model, whose bundle takes a second."""
+    recipe = (
+        "--data", "../images", "--epochs", "2", "--batch", "8", "--device", "cpu", "--workers", "0",
+    )  # fmt: skip
+    model = ("--checkpoint", str(REFERENCE_CHECKPOINT))
+    build = ("build", "--targets", "0,8", "--out", "made", "--no-verify")
+    refit = ("refit", "made", "--scale", "0.3", "--no-verify")
+    one = ("refit", "made/r08.onnx", "--scale", "0.3", "--no-verify")
+    train = ("train", *model, *recipe, "--out", "bank.safetensors")
+    tune = ("finetune", *model, *recipe, "--source", "4", "--out", "tuned.safetensors")
+    return [
+        Writer("build", build, "made", open_bundle),
+        Writer("build --force", (*build, "--force"), "made", open_bundle, "bundle"),
+        Writer("refit a variant", one, "made", open_bundle, "bundle"),
+        Writer("refit a bundle", refit, "made", open_bundle, "bundle"),
+        Writer("train", train, "bank.safetensors", ToComBank.load),
+        Writer("finetune", tune, "tuned.safetensors", Checkpoint.open),
+    ]
+
+
+def prepare(folder: Path) -> None:
+    """A bundle, and a few images of two classes."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    run(("build", "--targets", "0,8", "--out", "bundle", "--no-verify"), folder)
+
+
+def run(arguments: Sequence[str], folder: Path) -> float:
+    """Run a command to its end; seconds that it took."""
+    began = time.monotonic()
+    done = subprocess.run([*CLI, *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+    return time.monotonic() - began
+
+
+def kill(writer: Writer, folder: Path, number: signal.Signals, after: float) -> int:
+    """Start a command and send it a signal; its exit status."""
+    child = subprocess.Popen(
+        [*CLI, *writer.arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        child.wait(after)
+    except subprocess.TimeoutExpired:
+        child.send_signal(number)
+    return child.wait()
+
+
+def inspect(writer: Writer, folder: Path) -> str:
+    """What is wrong with what a killed writer left; empty where nothing is."""
+    made = folder / writer.made
+    if writer.before and not made.exists():
+        return "lost"
+    if made.exists():
+        try:
+            writer.open(made)
+        except TocomError as error:
+            return f"damaged: {error}"
+    return ""
+
+
+def find_leftovers(folder: Path) -> list[str]:
+    """Hidden files, anywhere below."""
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob(".*"))
+
+
+def main() -> int:
+    """Exit status 1 where something was lost, damaged or left."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, counts, faults = random.Random(options.seed), Counter[tuple[str, str]](), []
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        prepare(root)
+        writers, spans = list_writers(), {}
+        for index in range(options.runs):
+            writer = writers[index % len(writers)]
+            folder = root / "run"
+            folder.mkdir()
+            if writer.before:
+                shutil.copytree(root / writer.before, folder / writer.made)
+            if writer.name not in spans:
+                spans[writer.name] = run(writer.arguments, folder)
+                shutil.rmtree(folder)
+                folder.mkdir()
+                if writer.before:
+                    shutil.copytree(root / writer.before, folder / writer.made)
+            number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+            status = kill(writer, folder, number, rng.uniform(0, 1.05) * spans[writer.name])
+            counts[writer.name, "finished" if status == 0 else number.name] += 1
+            if number == signal.SIGTERM and status not in (0, 130, -signal.SIGTERM):
+                faults.append(f"{writer.name}: status {status} after SIGTERM")
+            if number == signal.SIGTERM and status == 130 and (left := find_leftovers(folder)):
+                faults.append(f"{writer.name}: SIGTERM left {', '.join(left)}")
+            if fault := inspect(writer, folder):
+                faults.append(f"{writer.name}: {fault}")
+            again = [part for part in writer.arguments if part != "--force"]
+            force = ["--force"] if writer.arguments[0] == "build" else []
+            run([*again, *force], folder)
+            if fault := inspect(writer, folder):
+                faults.append(f"{writer.name}, once more: {fault}")
+            if left := find_leftovers(folder):
+                faults.append(f"{writer.name}, once more: left {', '.join(left)}")
+            shutil.rmtree(folder)
+    print("| command | SIGKILL | SIGTERM | had finished |\n|---|---:|---:|---:|")
+    for writer in writers:
+        columns = (counts[writer.name, what] for what in ("SIGKILL", "SIGTERM", "finished"))
+        print(f"| {writer.name} | {' | '.join(map(str, columns))} |")
+    print(*faults, f"{len(faults)} faults in {options.runs} runs", sep="\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

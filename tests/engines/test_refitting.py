@@ -1,0 +1,162 @@
+"""Other weights for a whole bundle, in one step, and what is checked before."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tocom_export.bundle.manifest import WEIGHTS
+from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import Blueprint, write_bundle
+from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo, to_metadata
+from tocom_export.engines.onnx.engine import OnnxEngine
+from tocom_export.errors import BundleError, BusyError, CheckFailed, CheckpointError, InputError
+from tocom_export.io.locking import hold
+from tocom_export.refitting import refit
+
+Files = dict[str, bytes]
+
+
+def read(bundle: Bundle) -> Files:
+    return {file.name: file.read_bytes() for file in bundle.path.iterdir()}
+
+
+@pytest.fixture
+def bank(blueprint: Blueprint, tmp_path: Path) -> Path:
+    file = tmp_path / "bank.safetensors"
+    assert blueprint.weights.bank is not None
+    blueprint.weights.bank.save(file)
+    return file
+
+
+@pytest.fixture
+def save_other(blueprint: Blueprint, tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint of the same model with all weights larger by a tenth."""
+
+    def save(**info: Any) -> Path:
+        weights = blueprint.weights.checkpoint.tensors
+        tensors = {name: np.array(w) * np.float32(1.1) for name, w in weights.items()}
+        file = tmp_path / "other.safetensors"
+        known = ModelInfo(blueprint.weights.spec, info.pop("source", None), **info)
+        save_file(tensors, file, to_metadata(known))
+        return file
+
+    return save
+
+
+def test_all_weights_of_all_variants(
+    fresh: Bundle, blueprint: Blueprint, revise: Callable[..., Blueprint], bank: Path,
+    save_other: Callable[..., Path], tmp_path: Path, make_images: Any,
+):  # fmt: skip
+    """What the variants share, and what they don't: the engines are those of a new build."""
+    other = save_other()
+    done = refit(fresh.path, checkpoint=other, bank=bank, scale=0.05)
+    changes = {"checkpoint": Checkpoint.open(other), "scale": 0.05}
+    built = write_bundle(revise(blueprint, **changes), tmp_path / "built")
+    opened = Bundle.open(fresh.path, hashes=True)
+    assert opened == done.bundle
+    assert opened.refitted == tuple(fresh.variants)
+    assert opened.variants == built.variants
+    assert [*done.comparisons] == [*fresh.variants]
+    assert all(found.passed for found in done.comparisons.values())
+    shared = load_file(fresh.path / WEIGHTS)
+    assert all(np.array_equal(shared[name], w) for name, w in load_file(other).items())
+    images = make_images(fresh.spec, 3)
+    for name in fresh.variants:
+        wanted = OnnxEngine(built, name, threads=1).run(images)
+        np.testing.assert_array_equal(OnnxEngine(opened, name, threads=1).run(images), wanted)
+
+
+def test_a_variant_that_needs_weights_of_its_own(
+    fresh: Bundle, bank: Path, save_other: Callable[..., Path]
+):
+    """r00 has none at source 0."""
+    before = read(fresh)
+    with pytest.raises(BundleError, match=r"r00\.onnx was built without compensation"):
+        refit(fresh.path, checkpoint=save_other(source=4), bank=bank)
+    assert read(fresh) == before
+
+
+def test_one_variant_can_t_get_what_others_share(
+    fresh: Bundle, bank: Path, save_other: Callable[..., Path]
+):
+    before = read(fresh)
+    with pytest.raises(BundleError, match=r"whose engines all read it from .*; refit the bundle"):
+        refit(fresh.path, [8], checkpoint=save_other(), bank=bank)
+    assert read(fresh) == before
+
+
+def test_names_of_classes_come_along(fresh: Bundle, bank: Path, save_other: Callable[..., Path]):
+    names = tuple(f"class {number}" for number in range(10))
+    refit(fresh.path, checkpoint=save_other(classes=names), bank=bank)
+    assert Bundle.open(fresh.path).classes == names
+
+
+@pytest.mark.parametrize("verify", [None, False])
+def test_an_engine_that_gives_nothing_finite_is_not_kept(
+    fresh: Bundle, bank: Path, save_other: Callable[..., Path], verify: bool | None
+):
+    """It is run without PyTorch, too."""
+    file = save_other()
+    tensors = load_file(file)
+    tensors["norm.weight"][:] = np.float32(3e38)
+    save_file(tensors, file)
+    before = read(fresh)
+    with pytest.raises(CheckFailed, match=r"gives logits that are NaN or Inf; .* left as it was"):
+        refit(fresh.path, checkpoint=file, bank=bank, verify=verify)
+    assert read(fresh) == before
+
+
+def test_a_scale_beyond_sense(fresh: Bundle, bank: Path):
+    with pytest.raises(InputError, match=r"`scale` 1e[+]38: 0 to 1000"):
+        refit(fresh.path, bank=bank, scale=1e38)
+
+
+def test_a_checkpoint_that_says_another_source(
+    fresh: Bundle, bank: Path, save_other: Callable[..., Path]
+):
+    with pytest.raises(CheckpointError, match="was trained at degree 8 by its metadata"):
+        refit(fresh.path, checkpoint=save_other(source=8), bank=bank, source=4)
+
+
+def test_another_writer_is_not_waited_for(fresh: Bundle, bank: Path):
+    program = """
+import sys
+from pathlib import Path
+from tocom_export.io.locking import hold
+with hold(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(fresh.path.resolve())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BusyError, match="is being written by another"):
+            refit(fresh.path, bank=bank, scale=0.2, wait=False)
+        other.communicate()
+    with hold(fresh.path.resolve(), wait=False):
+        pass
+
+
+def test_plans_are_left_and_it_says_so(fresh: Bundle, bank: Path):
+    told: list[str] = []
+    for name in ("r08.plan", "r08.plan.json"):
+        (fresh.path / name).write_bytes(b"plan")
+    dataclasses.replace(fresh, plans=("r08",)).save_manifest()
+    done = refit(fresh.path, ["r08"], bank=bank, scale=0.2, tell=told.append)
+    assert (done.bundle.path / "r08.plan").read_bytes() == b"plan"
+    assert any("r08" in line and "refit" in line for line in told)

@@ -1,0 +1,128 @@
+"""Other weights into the files of a bundle, for one variant, some, or all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ..errors import BundleError
+from ..io.atomic import link_or_copy, replace_folder
+from ..io.locking import hear_nothing
+from ..io.tensors import Tensors, map_tensors, read_header
+from ..variant import Variant
+from .file_hashes import record_files
+from .manifest import MANIFEST, WEIGHTS, plan_name, weights_name
+from .opening import Bundle
+from .weights import ModelWeights
+
+Changes = tuple[ModelWeights, Mapping[str, Variant]]
+"""What the weights are to be made of, and by their names the variants as they will be."""
+
+
+def refit_bundle(
+    path: Path,
+    decide: Callable[[Bundle], Changes],
+    check: Callable[[Bundle, Mapping[str, Variant]], None],
+    *,
+    wait: bool = True,
+    tell: Callable[[str], None] = hear_nothing,
+) -> Bundle:
+    """Other weights for some variants of a bundle, in one step: all of them, or nothing.
+
+    Graphs are left as they are, so each tensor must lie where it lay. Where all variants change,
+    so may what they share; otherwise that must be what it was. The new bundle is made beside
+    the old one, of links to the files that stay, and takes its place when it is checked.
+
+    Args:
+        decide: called with the bundle as no other writer can change it any more.
+        check: called with the bundle as it will be and what changes; when it raises, nothing is
+            changed.
+        wait, tell: as of :func:`hold`.
+
+    Raises:
+        BundleError: a variant has no weights of its own, or others would have to change.
+        BusyError, OutputError: as :func:`replace_folder` says.
+    """
+    with replace_folder(path, wait=wait, tell=tell) as beside:
+        bundle = Bundle.open(path)
+        new, variants = decide(bundle)
+        shared = new.shared()
+        whole = variants.keys() == bundle.variants.keys()
+        if not whole:
+            _check_shared(bundle, variants, new, shared)
+        names = []
+        for variant in variants.values():
+            weights = {**shared, **_find_own(bundle, variant, new)}
+            if (name := weights_name(variant.name)) in bundle.files:
+                _rewrite(bundle.path / name, weights, beside / name)
+                names.append(name)
+        if whole:
+            _rewrite(bundle.path / WEIGHTS, shared, beside / WEIGHTS)
+            names.append(WEIGHTS)
+        _link_others(bundle, beside)
+        refitted = dict.fromkeys((*bundle.refitted, *variants))
+        changed = dataclasses.replace(
+            bundle,
+            path=beside,
+            files={**bundle.files, **record_files(beside, names)},
+            variants={**bundle.variants, **variants},
+            refitted=tuple(name for name in bundle.variants if name in refitted),
+            classes=(new.checkpoint.info.classes or bundle.classes) if whole else bundle.classes,
+            accuracy={n: share for n, share in bundle.accuracy.items() if n not in variants},
+        )
+        changed.save_manifest()
+        check(changed, variants)
+    return dataclasses.replace(changed, path=path)
+
+
+def _check_shared(
+    bundle: Bundle, variants: Mapping[str, Variant], new: ModelWeights, shared: Tensors
+) -> None:
+    """Raise BundleError where what a variant has no own weights for is other than it was."""
+    stored = map_tensors(read_header(bundle.path / WEIGHTS)[0])
+    for variant in variants.values():
+        name = weights_name(variant.name)
+        if name not in bundle.files:
+            raise BundleError(
+                f"{bundle.graph(variant.name)} has no weights of its own: it reads {WEIGHTS}, as "
+                "the bundle's other engines do; refit the bundle."
+            )
+        own, _ = read_header(bundle.path / name)
+        for key, tensor in {**shared, **new.own(variant)}.items():
+            if key not in own and not (key in stored and np.array_equal(tensor, stored[key])):
+                raise BundleError(
+                    f"{new.checkpoint.file} has another {key} than the bundle, whose engines all "
+                    f"read it from {WEIGHTS}; refit the bundle."
+                )
+
+
+def _find_own(bundle: Bundle, variant: Variant, new: ModelWeights) -> Tensors:
+    """What differs in a variant, if its graph reads weights of its own."""
+    own = new.own(variant)
+    if own and weights_name(variant.name) not in bundle.files:
+        raise BundleError(
+            f"{bundle.graph(variant.name)} was built without compensation and reads {WEIGHTS} "
+            f"alone; from source {variant.source} it needs weights of its own: build a bundle."
+        )
+    return own
+
+
+def _rewrite(file: Path, weights: Tensors, to: Path) -> None:
+    """A weights file with other tensors of the same names, each where it lay."""
+    before, metadata = read_header(file)
+    save_file({key: np.asarray(weights[key]) for key in before}, to, metadata)
+    after, _ = read_header(to)
+    if any(before[key].offset != after[key].offset for key in before):
+        raise BundleError(f"{file} can't be rewritten in its own form; build the bundle again.")
+
+
+def _link_others(bundle: Bundle, beside: Path) -> None:
+    """The files that stay, plans with what stands beside them included."""
+    plans = [name for v in bundle.plans for name in (plan_name(v), f"{plan_name(v)}.json")]
+    for name in (*bundle.files, *plans):
+        if name != MANIFEST and not (beside / name).exists():
+            link_or_copy(bundle.path / name, beside / name)
