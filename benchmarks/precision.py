@@ -36,7 +36,14 @@ from tocom_export.training.torch_engine import BankOracle, load_model
 
 TARGETS = (0, 4, 8, 12, 16)
 METHODS = {"tome": "Merging", "evit": "Pruning"}
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+FORMS: dict[str, Precision] = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "int8, ranges at each run": "int8",
+}
+"""What bundles are made of; the last one with ``calibrate="none"``."""
 Batches = list[tuple[Any, Any]]
 
 
@@ -94,16 +101,18 @@ def score_model(blueprint: Blueprint, data: Batches) -> dict[str, Score]:
 
 
 def score_engines(
-    method: str, precision: Precision, calibration: Path, data: Batches, ways: Sequence[Way]
+    method: str, form: str, calibration: Path, data: Batches, ways: Sequence[Way]
 ) -> dict[str, dict[str, Score]]:
-    """What a precision's engines say, by the way they are run and by variant."""
+    """What a form's engines say, by the way they are run and by variant."""
+    precision = FORMS[form]
     blueprint = prepare(targets=TARGETS, method=method, precision=precision)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        calibrate = calibration if precision == "int8" else None
+        ranges = calibration if form == precision else "none"
+        calibrate = ranges if precision == "int8" else None
         bundle = write(blueprint, Path(folder) / "bundle", calibrate=calibrate, verify=False)
         for way in ways:
-            print(f"{method} {precision} {way.name}", file=sys.stderr, flush=True)
+            print(f"{method} {form} {way.name}", file=sys.stderr, flush=True)
             try:
                 runs = [
                     open_engine(bundle, variant, backend=way.backend, **way.options).run
@@ -145,15 +154,15 @@ def measure_method(
         for score in model.values()
     ]
     accuracies, agreements = [["PyTorch, float32", *reached]], []
-    for precision in PRECISIONS:
-        for name, scores in score_engines(method, precision, calibration, data, ways).items():
+    for form in FORMS:
+        for name, scores in score_engines(method, form, calibration, data, ways).items():
             checks = [
-                AccuracyCheck(variant, precision, name, score, model[variant], "fp32")
+                AccuracyCheck(variant, FORMS[form], name, score, model[variant], "fp32")
                 for variant, score in scores.items()
             ]
-            accuracies.append([f"{precision}, {name}", *map(describe, checks)])
+            accuracies.append([f"{form}, {name}", *map(describe, checks)])
             same = [f"{check.agreement:.1f}" for check in checks]
-            agreements.append([f"{precision}, {name}", *same])
+            agreements.append([f"{form}, {name}", *same])
     total = sum(len(labels) for _, labels in data)
     print_table(f"{METHODS[method]}: top-1 accuracy on {total:,} images, percent", accuracies)
     print_table(f"{METHODS[method]}: images of float32 PyTorch's class, percent", agreements)
