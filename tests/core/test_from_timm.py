@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from tocom_export.errors import UnsupportedModelError
-from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.errors import InputError, UnsupportedModelError
+from tocom_export.model.from_timm import preprocess_from_cfg, spec_from_timm
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.adaptformer import AdaptedMlp, add_adapters
 
@@ -120,6 +120,12 @@ def test_a_subclass_from_elsewhere_is_refused():
 
     with torch.device("meta"), pytest.raises(UnsupportedModelError, match="outside timm"):
         spec_from_timm(VisionTransformer(depth=1))
+
+
+@pytest.mark.parametrize("odd", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
+def test_statistics_that_are_not_ours_are_refused(odd: dict[str, str]):
+    with pytest.raises(InputError, match=f"can't be .*{next(iter(odd.values()))}"):
+        preprocess_from_cfg(odd)
 
 
 def test_a_plain_module_is_refused():

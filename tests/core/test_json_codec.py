@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from tocom_export.errors import InputError
-from tocom_export.io.json_codec import decode, encode, format_json, parse_json, read_json
+from tocom_export.io.json_codec import (
+    LATER,
+    decode,
+    encode,
+    format_json,
+    parse_json,
+    read_json,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,17 @@ def test_defaults_can_be_left_out():
         "centre": {"x": 0},
     }
     assert short(Shape("s", marks={"a": Point(1)})) == {"name": "s", "marks": {"a": {"x": 1}}}
+
+
+def test_a_later_field_is_left_out_at_its_default():
+    @dataclass(frozen=True)
+    class Grown:
+        x: int = 0
+        colour: str = field(default="red", metadata=LATER)
+
+    assert encode(Grown()) == {"x": 0}
+    assert encode(Grown(colour="blue")) == {"x": 0, "colour": "blue"}
+    assert decode(Grown, {"x": 0}) == decode(Grown, {"x": 0, "colour": "red"}) == Grown()
 
 
 def test_what_is_written_does_not_hang_on_later_defaults():

@@ -44,10 +44,15 @@ def test_any_colour_mode(tmp_path: Path, mode: str):
     assert Preprocess().load(file, (4, 4)).shape == (3, 4, 4)
 
 
+@pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("crop", [1.0, 0.9, 0.875])
 @pytest.mark.parametrize("size", [(64, 64), (80, 61), (61, 80), (33, 47), (100, 57)])
 def test_the_same_pixels_as_timm(
-    tmp_path: Path, make_spec: Callable[..., VitSpec], crop: float, size: tuple[int, int]
+    tmp_path: Path,
+    make_spec: Callable[..., VitSpec],
+    crop: float,
+    mode: Any,
+    size: tuple[int, int],
 ):
     from tocom_export.training.data.transforms import eval_transform
 
@@ -55,7 +60,7 @@ def test_the_same_pixels_as_timm(
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     file = tmp_path / "a.png"
     image.save(file)
-    preprocess = Preprocess(crop_pct=crop)
+    preprocess = Preprocess(crop_pct=crop, crop_mode=mode)
     loaded = preprocess.load(file, (56, 56))
     wanted = eval_transform(make_spec(), preprocess)(image)
     np.testing.assert_allclose(loaded, wanted.numpy(), rtol=0, atol=1e-5)
@@ -90,11 +95,11 @@ def test_a_folder_is_not_an_image(tmp_path: Path):
 
 
 def test_find_images_sorts_and_leaves_out_the_rest(tmp_path: Path):
-    for name in ("b/1.PNG", "a/2.webp", "a/1.jpg", "a/notes.txt", "c.jpeg"):
+    for name in ("b/1.PNG", "a/2.webp", "a/1.jpg", "a/notes.txt", "c.jpeg", "d.TIF", "e.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)]
-    assert found == ["a/1.jpg", "a/2.webp", "b/1.PNG", "c.jpeg"]
+    assert found == ["a/1.jpg", "a/2.webp", "b/1.PNG", "c.jpeg", "d.TIF", "e.gif"]
 
 
 @pytest.mark.parametrize("name", [".", "none"])
@@ -111,6 +116,15 @@ def test_json_comes_back():
     assert decode(Preprocess, encode(read)) == read
     assert encode(Preprocess(), defaults=False) == {}
     assert encode(Preprocess()).keys() == {"mean", "std", "crop_pct", "interpolation"}
+
+
+def test_a_crop_that_files_before_it_do_not_name():
+    """Files that need it not stay the same to the byte, and are read as they were."""
+    assert decode(Preprocess, GOOD).crop_mode == "center"
+    squash = Preprocess(crop_mode="squash")
+    assert encode(squash) == {**encode(Preprocess()), "crop_mode": "squash"}
+    assert decode(Preprocess, encode(squash)) == squash
+    assert decode(Preprocess, {**GOOD, "crop_mode": "center"}) == decode(Preprocess, GOOD)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,8 @@ def test_json_comes_back():
         {"crop_pct": float("nan")},
         {"interpolation": "nearest"},
         {"interpolation": ["bicubic"]},
+        {"crop_mode": "border"},
+        {"crop_mode": None},
         {"size": 224},
     ],
 )

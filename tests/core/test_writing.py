@@ -324,7 +324,7 @@ def test_variants_of_one_source_share_its_record(make: Callable[..., Blueprint],
 def test_a_bundle_keeps_what_its_blueprint_says(make: Callable[..., Blueprint], out: Path):
     blueprint = make(
         classes=("cat", "dog", "owl"),
-        preprocess=Preprocess(crop_pct=0.9),
+        preprocess=Preprocess(crop_pct=0.9, crop_mode="squash"),
         scale=0.05,
         schedules={"fast": [20, 3]},
     )
@@ -333,7 +333,8 @@ def test_a_bundle_keeps_what_its_blueprint_says(make: Callable[..., Blueprint], 
     assert bundle.variant("fast").scale == 0.05
     info = Checkpoint.open(out / WEIGHTS).info
     assert info.classes == bundle.classes == ("cat", "dog", "owl")
-    assert info.preprocess == bundle.preprocess == Preprocess(crop_pct=0.9)
+    assert info.preprocess == bundle.preprocess == blueprint.preprocess
+    assert Bundle.open(out).preprocess.crop_mode == "squash"
 
 
 def test_weights_beyond_fp16_leave_nothing(make: Callable[..., Blueprint], out: Path):

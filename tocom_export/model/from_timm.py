@@ -126,13 +126,18 @@ def _check_norms(
 
 
 def preprocess_from_cfg(cfg: Mapping[str, Any]) -> Preprocess:
-    """The image statistics in timm's ``pretrained_cfg``; ImageNet's where it says none."""
+    """The image statistics in timm's ``pretrained_cfg``; ImageNet's where it says none.
+
+    Raises:
+        InputError: it asks for a crop or an interpolation that we don't know.
+    """
     known = Preprocess()
     return Preprocess(
         mean=tuple(cfg.get("mean") or known.mean),
         std=tuple(cfg.get("std") or known.std),
         crop_pct=cfg.get("crop_pct") or known.crop_pct,
-        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        interpolation=cfg.get("interpolation") or known.interpolation,
+        crop_mode=cfg.get("crop_mode") or known.crop_mode,
     )
 
 

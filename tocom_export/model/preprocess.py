@@ -7,16 +7,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError, InputError, MissingPackageError
+from ..io.json_codec import LATER
+from .image_files import SUFFIXES, decode_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Preprocess:
     crop_pct: float = 1.0
     """Share of the resized shorter side that the centre crop keeps."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_mode: Literal["center", "squash"] = dataclasses.field(default="center", metadata=LATER)
+    """``center`` keeps the image's proportions and crops the longer side, ``squash`` makes both
+    sides fit."""
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
@@ -37,37 +41,41 @@ class Preprocess:
             and min(self.std) > 0
             and 0 < self.crop_pct <= 1
             and self.interpolation in ("bilinear", "bicubic")
+            and self.crop_mode in ("center", "squash")
         ):
             raise InputError(f"image statistics can't be {dataclasses.asdict(self)}.")
 
-    def load(self, path: Path | str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """One image file as a normalised array (channels, height, width).
+    def load(self, file: Path | str | BinaryIO, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """One image file, by its path or open, as a normalised array (channels, height, width).
 
-        Resizes the shorter side to ``size / crop_pct``, crops the centre, normalises; to the
-        pixel what timm's evaluation transform does. Colour, unless the statistics are of one
-        channel.
+        Resizes the shorter side (both sides for ``squash``) to ``size / crop_pct``, crops the
+        centre, normalises; to the pixel what timm's evaluation transform does. Colour, unless
+        the statistics are of one channel; upright and of 8 bits, as
+        :func:`~tocom_export.model.image_files.convert_image` makes them.
 
         Raises:
-            ImageError: the file is missing or is no image.
+            ImageError: the file is missing, is no image, or has pixels that can't be used.
             MissingPackageError: Pillow is not installed.
         """
-        try:
-            from PIL import Image
-        except ImportError:
-            raise MissingPackageError("pillow", "cpu") from None
         height, width = size
+        name = file if isinstance(file, (Path, str)) else "an open file"
         try:
-            with Image.open(path) as file:
-                image = file.convert("L" if len(self.mean) == 1 else "RGB")
+            image = decode_image(file, len(self.mean))
         except FileNotFoundError:
-            raise ImageError(f"{path}: no such file.") from None
+            raise ImageError(f"{name}: no such file.") from None
         except IsADirectoryError:
-            raise ImageError(f"{path} is a folder; name image files.") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            raise ImageError(f"{path} is not an image that can be read.") from None
+            raise ImageError(f"{name} is a folder; name image files.") from None
+        except ImageError as reason:
+            raise ImageError(f"{name}: {reason}") from None
+        except MissingPackageError:
+            raise
+        except Exception:  # what a broken file makes Pillow raise has no common class
+            raise ImageError(f"{name} is not an image that can be read.") from None
+        from PIL import Image
+
         resized = self._resized(image.size, size)
         if resized[0] * resized[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ImageError(f"{path} is too thin: its shorter side can't be made {min(size)}.")
+            raise ImageError(f"{name} is too thin: its shorter side can't be made {min(size)}.")
         if resized != image.size:
             kind = Image.Resampling[self.interpolation.upper()]
             image = image.resize(resized, kind)
@@ -81,6 +89,8 @@ class Preprocess:
     def _resized(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Width and height after the resize, rounded as timm rounds them."""
         height, width = (math.floor(side / self.crop_pct) for side in size)
+        if self.crop_mode == "squash":
+            return width, height
         if height == width:
             short, long = sorted(image)
             longer = int(height * long / short)
@@ -89,10 +99,10 @@ class Preprocess:
         return round(image[0] / ratio), round(image[1] / ratio)
 
     def load_batch(
-        self, paths: Iterable[Path | str], size: tuple[int, int]
+        self, files: Iterable[Path | str | BinaryIO], size: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
         """Image files as one batch (B, channels, height, width)."""
-        return np.stack([self.load(path, size) for path in paths])
+        return np.stack([self.load(file, size) for file in files])
 
 
 def find_images(folder: Path | str) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from tocom_export.errors import DataError
+from tocom_export.errors import DataError, ImageError
 
 
 class UnreadableImage(DataError):
@@ -29,7 +29,7 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """One image (RGB) and its label; raises UnreadableImage where it can't be read."""
+        """One upright image (RGB) and its label; raises UnreadableImage where it can't be read."""
 
     def where(self, index: int) -> str:
         """Name one image, for messages."""
@@ -40,5 +40,7 @@ def name_unreadable(images: LabelledImages, index: int) -> Iterator[None]:
     """Raise UnreadableImage, which names the image, for whatever reading it raises."""
     try:
         yield
+    except ImageError as reason:
+        raise UnreadableImage(f"{images.where(index)}: {reason}") from None
     except Exception:  # what a broken file makes a reader raise has no common class
         raise UnreadableImage(f"{images.where(index)}: can't be read.") from None

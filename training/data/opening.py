@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import DatasetFolder
 
 from tocom_export.errors import DataError, brief
+from tocom_export.model.image_files import SUFFIXES, decode_image
 
 from .images import LabelledImages
 from .shards import Shards, is_shards
@@ -54,7 +55,7 @@ def _open_folder(folder: Path) -> MapDataset:
             "(*.tar), or a name like torch/cifar10."
         )
     try:
-        return MapDataset(str(folder), ImageFolder(str(folder)))
+        return MapDataset(str(folder), DatasetFolder(str(folder), decode_image, SUFFIXES))
     except (OSError, ValueError) as error:
         classes = [path for path in sorted(folder.glob("*")) if path.is_dir()]
         empty = [path.name for path in classes if not any(path.iterdir())]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tocom_export.errors import DataError, brief
+from tocom_export.model.image_files import SUFFIXES
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
+IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 LARGEST_IMAGE = 512 * 2**20
 """Bytes; a larger one is no training image, and would be read into memory whole."""
 LARGEST_LABEL = 10**6

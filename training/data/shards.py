@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tocom_export.errors import DataError, brief
+from tocom_export.model.image_files import decode_image
 
 from .images import name_unreadable
 from .shard_index import index_shard
@@ -66,8 +67,7 @@ class Shards:
             with Path(self._shards[entry["shard"]]).open("rb", buffering=0) as file:
                 file.seek(entry["offset"])
                 raw = file.read(entry["size"])
-            with Image.open(BytesIO(raw)) as image:
-                return image.convert("RGB"), int(entry["label"])
+            return decode_image(BytesIO(raw)), int(entry["label"])
 
     def where(self, index: int) -> str:
         """The shard and the image's name in it."""

@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from tocom_export.errors import DataError, brief
+from tocom_export.model.image_files import convert_image, decode_image
 
 from .images import name_unreadable
 
@@ -61,6 +62,8 @@ class MapDataset:
         # timm's own access replaces an unreadable image without saying so; its reader doesn't.
         self._reader = getattr(found, "reader", None)
         self._found = found
+        if hasattr(found, "loader"):  # torchvision's turns 16 bits into white, and no image upright
+            found.loader = decode_image
         if not self.classes:
             raise DataError(f"{name}: the set doesn't name its classes.")
 
@@ -68,7 +71,7 @@ class MapDataset:
         return len(self._found)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """One image (RGB) and its label.
+        """One upright image (RGB) and its label.
 
         Raises:
             DataError: its label isn't the number of a class.
@@ -76,10 +79,10 @@ class MapDataset:
         with name_unreadable(self, index):
             image, target = (self._reader or self._found)[index]
             if isinstance(image, Image.Image):
-                image = image.convert("RGB")
+                image = convert_image(image)
             else:
                 with image:
-                    image = Image.open(image).convert("RGB")
+                    image = decode_image(image)
         if target not in range(len(self.classes)):
             raise DataError(
                 f"{self.where(index)} has label {target!r:.40}, not one of "

@@ -12,6 +12,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from tocom_export.errors import DataError
+from tocom_export.io.json_codec import encode
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 
@@ -77,7 +78,7 @@ class TrainData(Loader):
             "batch": batch,
             "seed": seed,
             "image-size": list(spec.image_size),
-            "preprocess": asdict(preprocess),
+            "preprocess": encode(preprocess),
         }
         self.mix: Mixup | None = None
         if how.mixup or how.cutmix:

@@ -40,7 +40,8 @@ class Augmentation:
 
 def eval_transform(spec: VitSpec, preprocess: Preprocess) -> Transform:
     """Resize, crop at the centre, normalise."""
-    transform: Transform = _create(spec, preprocess, crop_pct=preprocess.crop_pct)
+    crop = {"crop_pct": preprocess.crop_pct, "crop_mode": preprocess.crop_mode}
+    transform: Transform = _create(spec, preprocess, **crop)
     return transform
 
 

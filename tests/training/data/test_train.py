@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from tocom_export.errors import DataError
-from tocom_export.model.preprocess import SUFFIXES, Preprocess
+from tocom_export.model.image_files import SUFFIXES
+from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
