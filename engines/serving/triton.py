@@ -179,6 +179,7 @@ def _configure(
         "size": ",".join(map(str, spec.image_size)),
         "crop_pct": str(known.crop_pct),
         "interpolation": known.interpolation,
+        "crop_mode": known.crop_mode,
     }
     if options.backend == "openvino":
         config["default_model_filename"] = "model.onnx"  # it looks for its own format

@@ -94,6 +94,7 @@ def test_the_configuration(bundle: Bundle, out: Path):
         "size": "56,56",
         "crop_pct": "0.9",
         "interpolation": "bilinear",
+        "crop_mode": "center",
     }
 
 
