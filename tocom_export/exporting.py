@@ -21,7 +21,10 @@ from .errors import InputError
 from .export_checks import GRAPH_BACKENDS, Progress, Tell, add_plans, check, find_missing
 from .graph.precision import TYPES, Precision
 from .loading import is_installed, load_compensation, load_model
+from .model.class_names import read_classes
 from .model.preprocess import find_images
+from .model.spec import Pool
+from .model.statistics import choose_statistics
 from .variant import Variant
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ def export(
     out: Path | str | None = None,
     *,
     checkpoint: Path | str | None = None,
+    weights_key: str | None = None,
+    image_size: tuple[int, int] | int | None = None,
+    pool: Pool | None = None,
     targets: Iterable[int] = TARGETS,
     schedules: Mapping[str, Sequence[int] | str] | None = None,
     source: int | None = None,
@@ -47,6 +53,11 @@ def export(
     method: str | None = None,
     proportional: bool | None = None,
     precision: Precision = "fp32",
+    classes: Sequence[str] | Path | str | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     calibrate: Path | str | None = None,
     backends: Sequence[str] = ("onnx",),
     verify: bool | None = None,
@@ -58,8 +69,13 @@ def export(
         model: a timm model name, ``reference``, or a live timm model; default: what the
             checkpoint's metadata say, else ``reference``.
         out: the bundle's folder; default: ``<model>-source<source>``.
-        checkpoint: .safetensors, .pth, .pt or .bin; default: timm's pretrained weights, those of
-            the live model, or those inside the package.
+        checkpoint: .safetensors, .pth, .pt, .bin or .tar; default: timm's pretrained weights,
+            those of the live model, or those inside the package.
+        weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
+            (EMA) where there are any, as timm.
+        image_size: height and width of the images that the weights are for, or one number;
+            default: by their positions.
+        pool: what the head reads, ``token`` or ``avg``; default: by the weights' last norm.
         targets: degrees for all layers; they become the variants r00, r04, ...
         schedules: a variant's name → a degree for each layer, or a rule such as ``every:3``.
         source: degree that the weights were trained at; default: what their metadata say, else 0.
@@ -67,8 +83,11 @@ def export(
             package its own.
         scale: what the bank's gap is multiplied by.
         method: ``tome`` or ``evit``; default: the bank's, else the checkpoint's.
-        proportional: whether a merged token weighs as much as those it stands for.
+        proportional: whether a merged token weighs as much as those it stands for; MAE models
+            want it off.
         precision: fp32, fp16, bf16 or int8.
+        classes: their names, or a file of them (one a line, or JSON).
+        mean, std, crop_pct, interpolation: image statistics, in place of the model's.
         calibrate: for int8, a folder of images like those that it will see; ``none`` finds the
             ranges at each run, which ONNX Runtime alone is fast at.
         backends: what the engines are checked in: ``onnx``, ``openvino``.
@@ -79,8 +98,10 @@ def export(
         TocomError: the input can't be used, or an engine fails its check; nothing is written.
     """
     blueprint = prepare(
-        model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision
-    )
+        model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision,
+        weights_key=weights_key, image_size=image_size, pool=pool, classes=classes, mean=mean,
+        std=std, crop_pct=crop_pct, interpolation=interpolation,
+    )  # fmt: skip
     out = Path(out) if out else default_out(blueprint)
     return write(blueprint, out, calibrate=calibrate, backends=backends, verify=verify, force=force)
 
@@ -96,12 +117,30 @@ def prepare(
     method: str | None = None,
     proportional: bool | None = None,
     precision: Precision = "fp32",
+    *,
+    weights_key: str | None = None,
+    image_size: tuple[int, int] | int | None = None,
+    pool: Pool | None = None,
+    classes: Sequence[str] | Path | str | None = None,
+    tell: Tell = lambda _: None,
+    **statistics: Any,
 ) -> Blueprint:
-    """What :func:`export` would write, everything about it checked; writes nothing."""
+    """What :func:`export` would write, everything about it checked; writes nothing.
+
+    Args:
+        tell: called with lines that a person would want to know: which weights, which statistics.
+        statistics: those of :func:`~tocom_export.model.statistics.choose_statistics` to change.
+    """
     if precision not in TYPES:
         raise InputError(f"`precision` {precision!r}: it is {', '.join(TYPES)}.")
-    loaded = load_model(model, checkpoint)
+    loaded = load_model(
+        model, checkpoint, weights_key=weights_key, image_size=image_size, pool=pool
+    )
     spec, info = loaded.spec, loaded.checkpoint.info
+    preprocess, told = choose_statistics(
+        loaded.preprocess, loaded.preprocess_from, spec.channels, **statistics
+    )
+    names = info.classes if classes is None else read_classes(classes, spec.classes)
     trained = loaded.checkpoint.choose_source(source)
     steps, chosen = load_compensation(bank, spec, info, method, proportional)
     make = partial(Variant.of, spec, source=trained, scale=scale, compensated=steps is not None)
@@ -118,7 +157,9 @@ def prepare(
     if not variants:
         raise InputError("no variant: name a degree in `targets`, or a schedule.")
     weights = ModelWeights(spec, loaded.checkpoint, steps, precision)
-    return Blueprint(weights, chosen, variants, loaded.preprocess, info.classes)
+    for line in filter(None, (loaded.checkpoint.note, told)):
+        tell(line)
+    return Blueprint(weights, chosen, variants, preprocess, names)
 
 
 def default_out(blueprint: Blueprint) -> Path:

@@ -7,6 +7,7 @@ Asks timm, where that is installed, for what the package doesn't list itself; so
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from .model.catalogue import (
     is_known,
     known_model,
 )
+from .model.from_tensors import fit_spec, format_size
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
 from .model.preprocess import Preprocess
-from .model.spec import VitSpec
+from .model.spec import Pool, VitSpec
+
+_IMAGENET = "ImageNet's, as nothing says which"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Model:
     spec: VitSpec
     checkpoint: Checkpoint
     preprocess: Preprocess
+    preprocess_from: str = _IMAGENET
+    """Where the image statistics are from, for people."""
 
 
 def is_installed(*packages: str) -> bool:
@@ -65,39 +71,75 @@ def load_spec(model: str) -> tuple[VitSpec, Preprocess]:
     return known_model(model)
 
 
-def load_model(model: str | Any | None = None, checkpoint: Path | str | None = None) -> Model:
+def load_model(
+    model: str | Any | None = None,
+    checkpoint: Path | str | None = None,
+    *,
+    weights_key: str | None = None,
+    image_size: tuple[int, int] | int | None = None,
+    pool: Pool | None = None,
+) -> Model:
     """A model and its weights, checked against each other.
 
     Args:
         model: a timm model name, ``reference``, or a live timm model; default: what the
             checkpoint's metadata say, else ``reference``.
-        checkpoint: a .safetensors, .pth, .pt or .bin file; default: timm's pretrained weights,
-            those of the live model, or those inside the package.
+        checkpoint: a .safetensors, .pth, .pt, .bin or .tar file; default: timm's pretrained
+            weights, those of the live model, or those inside the package.
+        weights_key: see :meth:`Checkpoint.open`.
+        image_size: height and width that the weights are for, or one number for both; default: by
+            their positions.
+        pool: what the head reads, ``token`` or ``avg``; default: by the weights' last norm.
 
     Raises:
-        InputError: the two contradict each other, or one can't be opened.
+        InputError: they contradict each other, or one can't be opened.
     """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if model is not None and not isinstance(model, str):
-        return _load_live(model, checkpoint)
+        given = {"checkpoint": checkpoint, "image_size": size, "pool": pool}
+        return _load_live(model, {**given, "weights_key": weights_key})
+    if checkpoint is None and weights_key is not None:
+        raise InputError("`weights_key` names an entry of a `checkpoint`; give that, too.")
     if checkpoint is None and model not in (None, REFERENCE):
-        return _load_pretrained(model)
-    opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT)
-    info = opened.info
+        return _load_pretrained(model, size, pool)
+    opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key)
+    info, origin = opened.info, f"by the metadata of {opened.file.name}"
     if info.spec is None:
         spec, preprocess = load_spec(model or REFERENCE)
-    elif model and model.split(".")[0] != info.spec.model:
-        raise InputError(
-            f"`model` {model}, but {checkpoint} says it is {info.spec.model}; leave `model` out."
-        )
+        known = f"timm's for {model}" if model not in (None, REFERENCE) else "the reference model's"
+        origin = origin if info.preprocess else known
+        spec = fit_spec(spec, _list_shapes(opened), size, pool)
     else:
-        spec, preprocess = info.spec, Preprocess()
-        if info.preprocess is None and is_known(spec.model):
-            preprocess = known_model(spec.model)[1]
+        spec, preprocess = _check_metadata(info.spec, model, size, pool, opened.file), Preprocess()
+        if info.preprocess is None:
+            origin = _IMAGENET
+            if is_known(spec.model):
+                preprocess, origin = known_model(spec.model)[1], f"timm's for {spec.model}"
     advice = "Does `model` say which model it is?"
-    return Model(opened.check(spec, advice), opened, info.preprocess or preprocess)
+    return Model(opened.check(spec, advice), opened, info.preprocess or preprocess, origin)
 
 
-def _load_pretrained(name: str) -> Model:
+def _list_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+
+
+def _check_metadata(
+    spec: VitSpec, model: str | None, size: tuple[int, int] | None, pool: Pool | None, file: Path
+) -> VitSpec:
+    """The spec in a file's metadata, once nothing that is given says otherwise."""
+    said = {
+        "model": (model and model.split(".")[0], spec.model, model),
+        "image_size": (size, spec.image_size, size and format_size(size)),
+        "pool": (pool, spec.pool, pool),
+    }
+    for name, (given, known, shown) in said.items():
+        if given and given != known:
+            told = format_size(known) if isinstance(known, tuple) else known
+            raise InputError(f"`{name}` {shown}, but {file} says it is {told}; leave `{name}` out.")
+    return spec
+
+
+def _load_pretrained(name: str, size: tuple[int, int] | None, pool: Pool | None) -> Model:
     spec, preprocess = load_spec(name)
     if not is_installed("torch", "timm"):
         raise InputError(
@@ -107,19 +149,21 @@ def _load_pretrained(name: str) -> Model:
     from tocom_export.training.timm_models import pretrained_tensors
 
     opened = Checkpoint(Path(name), pretrained_tensors(name), ModelInfo())
-    return Model(opened.check(spec), opened, preprocess)
+    spec = fit_spec(spec, _list_shapes(opened), size, pool)
+    return Model(opened.check(spec), opened, preprocess, f"timm's for {name}")
 
 
-def _load_live(vit: Any, checkpoint: Path | str | None) -> Model:
-    """A timm model as it stands in memory."""
-    if checkpoint is not None:
-        raise InputError("`checkpoint`: a live model has its weights; load them into it.")
+def _load_live(vit: Any, given: Mapping[str, Any]) -> Model:
+    """A timm model as it stands in memory, to which nothing needs to be added."""
+    if told := next((name for name, value in given.items() if value is not None), None):
+        raise InputError(f"`{told}`: a live model has its weights and its form; change it itself.")
     spec = spec_from_timm(vit)
     state = vit.state_dict().items()  # copied, so that the model may go on training
     tensors = {name: np.array(t.detach().float().cpu().numpy()) for name, t in state}
     opened = Checkpoint(Path(spec.model), tensors, ModelInfo())
-    preprocess = preprocess_from_cfg(getattr(vit, "pretrained_cfg", None) or {})
-    return Model(opened.check(spec), opened, preprocess)
+    cfg = getattr(vit, "pretrained_cfg", None) or {}
+    origin = f"timm's for {spec.model}" if cfg.get("mean") else _IMAGENET
+    return Model(opened.check(spec), opened, preprocess_from_cfg(cfg), origin)
 
 
 def load_bank(

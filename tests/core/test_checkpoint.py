@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from timm.models import load_state_dict
 
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import METADATA_KEY, ModelInfo, to_metadata
@@ -216,7 +217,7 @@ def test_an_open_checkpoint_holds_few_file_descriptors(tmp_path: Path, make_chec
     assert held < 5 < len(checkpoint.tensors)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".pth.tar"])
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 def test_pytorch_files(
     tmp_path: Path, spec: VitSpec, tensors: Tensors, suffix: str, wrapper: str | None
@@ -238,6 +239,121 @@ def test_pytorch_file_of_a_parallel_model_in_bfloat16(
     assert Checkpoint.open(file).check(spec) == spec
 
 
+def save_entries(file: Path, tensors: Tensors, **entries: float | None) -> None:
+    """A training script's file: the weights times a number in each entry."""
+    content: dict[str, Any] = {"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    for name, by in entries.items():
+        state = {n: torch.from_numpy(t * np.float32(by or 0)) for n, t in tensors.items()}
+        content[name] = None if by is None else state
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    ("entries", "key", "number"),
+    [
+        ({"state_dict": 1, "state_dict_ema": 2}, None, 2),
+        ({"model_ema": 2, "model": 1}, None, 2),
+        ({"state_dict": 1, "state_dict_ema": 2, "model_ema": 3}, None, 2),
+        ({"state_dict": 1, "state_dict_ema": None}, None, 1),
+        ({"state_dict": 1, "state_dict_ema": 2}, "state_dict", 1),
+        ({"model": 1, "model_ema": 2}, "model", 1),
+        ({"model": 1, "model_ema": 2}, "model_ema", 2),
+        ({"student": 1, "teacher": 2}, "teacher", 2),
+    ],
+)
+def test_averaged_weights_are_taken_as_timm_takes_them(
+    tmp_path: Path, tensors: Tensors, entries: dict[str, float], key: str | None, number: float
+):
+    file = tmp_path / "model_best.pth.tar"
+    save_entries(file, tensors, **entries)
+    found = Checkpoint.open(file, key).tensors
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor * np.float32(number))
+    if key is None:
+        for name, tensor in load_state_dict(str(file)).items():
+            np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+def test_that_averaged_weights_were_taken_is_said(tmp_path: Path, tensors: Tensors):
+    file = tmp_path / "weights.pth"
+    save_entries(file, tensors, state_dict=1, state_dict_ema=2)
+    assert Checkpoint.open(file).note == (
+        f"{file}: the averaged weights are taken, state_dict_ema. `weights_key` chooses others: "
+        "state_dict."
+    )
+    assert Checkpoint.open(file, "state_dict_ema").note == ""
+    save_entries(file, tensors, model_ema=2)
+    assert Checkpoint.open(file).note == f"{file}: the averaged weights are taken, model_ema."
+    save_entries(file, tensors, model=1)
+    assert Checkpoint.open(file).note == ""
+
+
+def test_an_entry_that_isn_t_there(tmp_path: Path, tensors: Tensors):
+    file = tmp_path / "weights.pth"
+    save_entries(file, tensors, state_dict=1, state_dict_ema=2)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(file, "model")
+    assert "has no `weights_key` model; it has optimizer, state_dict, state_dict_ema." in str(
+        caught.value
+    )
+    torch.save({"norm.weight": torch.ones(3)}, file)
+    with pytest.raises(CheckpointError, match="`weights_key` model; it is a state dict itself"):
+        Checkpoint.open(file, "model")
+
+
+def test_entries_that_nobody_knows_are_named(tmp_path: Path, tensors: Tensors, spec: VitSpec):
+    file = tmp_path / "weights.pth"
+    save_entries(file, tensors, student=1, teacher=2)
+    assert "`weights_key` says in which of its entries they are: student, teacher" in refused(
+        file, spec
+    )
+
+
+def test_a_safetensors_file_has_no_entries(file: Path, tensors: Tensors):
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=f"`weights_key` model: {file} has no entries"):
+        Checkpoint.open(file, "model")
+
+
+def test_a_file_that_holds_itself(tmp_path: Path, spec: VitSpec):
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "weights.pth")
+    assert "are missing" in refused(tmp_path / "weights.pth", spec)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_prefixes_of_parallel_and_compiled_models(
+    tmp_path: Path, spec: VitSpec, tensors: Tensors, prefix: str, suffix: str
+):
+    file = tmp_path / f"weights{suffix}"
+    named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    if suffix == ".pth":
+        torch.save({"model_ema": {n: torch.from_numpy(t) for n, t in named.items()}}, file)
+    else:
+        save_file(named, file)
+    opened = Checkpoint.open(file)
+    assert opened.check(spec) == spec
+    assert opened.tensors.keys() == load_state_dict(str(file)).keys()
+    np.testing.assert_array_equal(opened.tensors["pos_embed"], tensors["pos_embed"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_one_tensor_under_two_names(tmp_path: Path, spec: VitSpec, tensors: Tensors, suffix: str):
+    file, twice = (
+        tmp_path / f"weights{suffix}",
+        {**tensors, "module.norm.bias": tensors["norm.bias"]},
+    )
+    if suffix == ".pth":
+        torch.save({name: torch.from_numpy(tensor) for name, tensor in twice.items()}, file)
+    else:
+        save_file(twice, file)
+    assert "both norm.bias and module.norm.bias" in refused(file, spec)
+
+
 class Malicious:
     """Unpickling it runs code."""
 
@@ -252,6 +368,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, spec: VitSpec):
     file = tmp_path / "weights.pth"
     torch.save({"model": {"cls_token": Malicious(tmp_path / "witness")}}, file)
     refused(file, spec)
+    refused(file.rename(tmp_path / "model_best.pth.tar"), spec)
     assert not (tmp_path / "witness").exists()
 
 

@@ -17,6 +17,7 @@ from tocom_export.bundle.manifest import MANIFEST, WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bake import bake
 from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.compression.seldom import list_degrees
@@ -104,6 +105,41 @@ def test_pruning_takes_the_bank_of_its_method():
     bank = prepare(method="evit").weights.bank
     assert bank is not None
     assert bank.method == Method("evit")
+
+
+def test_names_and_statistics_that_are_given(checkpoint: Path, out: Path):
+    """In place of those in the file, also in what is written."""
+    (out.parent.parent / "names.txt").write_text("a\nb\nc\n")
+    bundle = export(
+        out=out, checkpoint=checkpoint, bank="none", targets=[4], verify=False,
+        classes=out.parent.parent / "names.txt", mean=0.5, std=(0.1, 0.2, 0.3), crop_pct=0.8,
+        interpolation="bilinear", proportional=False,
+    )  # fmt: skip
+    statistics = Preprocess((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 0.8, "bilinear")
+    assert (bundle.classes, bundle.preprocess) == (("a", "b", "c"), statistics)
+    assert not bundle.method.proportional
+    info = Checkpoint.open(bundle.path / WEIGHTS).info
+    assert (info.classes, info.preprocess, info.method) == (
+        bundle.classes, statistics, bundle.method
+    )  # fmt: skip
+    with pytest.raises(InputError, match="`classes` names 2 classes, but the head has 3"):
+        prepare(checkpoint=checkpoint, bank="none", classes=["a", "b"])
+
+
+def test_which_weights_and_statistics_are_taken_is_told(tmp_path: Path, checkpoint: Path):
+    told: list[str] = []
+    prepare(checkpoint=checkpoint, bank="none", tell=told.append)
+    statistics = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, crop 0.9 (center), bicubic"
+    origin = "by the metadata of weights.safetensors"
+    assert told == [f"Image statistics: {statistics} ({origin})."]
+    told.clear()
+    state = {name: torch.from_numpy(t) for name, t in load_file(REFERENCE_CHECKPOINT).items()}
+    torch.save({"state_dict": {}, "state_dict_ema": state}, tmp_path / "model.pth")
+    prepare(checkpoint=tmp_path / "model.pth", crop_pct=0.7, tell=told.append)
+    assert len(told) == 2
+    assert "the averaged weights are taken, state_dict_ema" in told[0]
+    assert "crop 0.7" in told[1]
+    assert "(the reference model's, but `crop_pct` as given)" in told[1]
 
 
 def test_a_file(checkpoint: Path, bank: ToComBank, spec: VitSpec, out: Path):

@@ -154,6 +154,57 @@ def test_a_file_of_another_model(checkpoint: Callable[..., Path], spec: VitSpec)
     assert str(caught.value) == (f"`model` {TINY}, but {file} says it is small; leave `model` out.")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"image_size": 64},
+            "`image_size` 64x64, but {} says it is 56x56; leave `image_size` out.",
+        ),
+        ({"image_size": (28, 112)}, "`image_size` 28x112, but {} says it is 56x56"),
+        ({"pool": "avg"}, "`pool` avg, but {} says it is token; leave `pool` out."),
+    ],
+)
+def test_a_file_that_says_another_form(
+    checkpoint: Callable[..., Path], spec: VitSpec, given: dict[str, Any], says: str
+):
+    file = checkpoint(spec=spec)
+    with pytest.raises(InputError) as caught:
+        load_model(checkpoint=file, **given)
+    assert says.format(file) in str(caught.value)
+    assert load_model(checkpoint=file, image_size=56, pool="token").spec == spec
+
+
+def test_a_file_of_a_listed_model_in_another_form(checkpoint: Callable[..., Path]):
+    """What it is named after is of 224 pixels and reads the class token."""
+    spec = replace(known_model(TINY)[0], image_size=(96, 96), pool="avg", final_norm="fc_norm")
+    file = checkpoint(replace(spec, classes=3))
+    assert load_model(TINY, file).spec == replace(spec, classes=3)
+    assert load_model(TINY, file, image_size=96, pool="avg").spec == replace(spec, classes=3)
+    assert load_model(TINY, file, image_size=(48, 192)).spec.grid == (3, 12)
+    with pytest.raises(InputError, match=r"`image_size` 224x224 .*images of 96x96"):
+        load_model(TINY, file, image_size=224)
+    with pytest.raises(InputError, match="`weights_key` names an entry of a `checkpoint`"):
+        load_model(TINY, weights_key="model")
+
+
+def test_where_statistics_are_from(
+    checkpoint: Callable[..., Path], spec: VitSpec, make_vit: Callable[..., Any]
+):
+    tiny = known_model(TINY)[0]
+    name = "weights.safetensors"
+    for loaded, origin in (
+        (load_model(), "by the metadata of reference.safetensors"),
+        (load_model(TINY, checkpoint(tiny)), f"timm's for {TINY}"),
+        (load_model(TINY, checkpoint(tiny, preprocess=Preprocess())), f"by the metadata of {name}"),
+        (load_model(checkpoint=checkpoint(tiny, spec=tiny)), f"timm's for {TINY}"),
+        (load_model(checkpoint=checkpoint(spec, spec=spec)), "ImageNet's, as nothing says which"),
+        (load_model(make_vit(spec)), "ImageNet's, as nothing says which"),
+        (load_model(timm.create_model(TINY)), f"timm's for {TINY}"),
+    ):
+        assert loaded.preprocess_from == origin
+
+
 def test_a_file_that_doesn_t_fit_what_it_says(
     checkpoint: Callable[..., Path], spec: VitSpec, make_spec: Callable[..., VitSpec]
 ):
@@ -227,9 +278,16 @@ def test_a_live_model_that_is_none():
         load_model(nn.Linear(2, 2))
 
 
-def test_a_live_model_has_its_weights(make_vit: Callable[..., Any], spec: VitSpec, tmp_path: Path):
-    with pytest.raises(InputError, match="`checkpoint`: a live model has its weights"):
-        load_model(make_vit(spec), tmp_path / "weights.pth")
+def test_a_live_model_has_its_weights_and_form(
+    make_vit: Callable[..., Any], spec: VitSpec, tmp_path: Path
+):
+    given: list[dict[str, Any]] = [
+        {"checkpoint": tmp_path / "weights.pth"}, {"weights_key": "model"}, {"image_size": 64},
+        {"pool": "avg"},
+    ]  # fmt: skip
+    for wrong in given:
+        with pytest.raises(InputError, match=f"`{next(iter(wrong))}`: a live model has its"):
+            load_model(make_vit(spec), **wrong)
 
 
 def test_a_live_model_of_nan(make_vit: Callable[..., Any], spec: VitSpec):

@@ -168,7 +168,7 @@ class ToComBank:
         try:
             if file.suffix == ".safetensors":
                 return cls._from_safetensors(file)
-            return _from_authors(file, load_pickle(file))
+            return _from_authors(file, load_pickle(file, averaged=False).tensors)
         except CheckpointError as error:
             raise BankError(str(error)) from None
         except BankError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, InputError
-from ..io.pickles import load_pickle
+from ..io.pickles import AVERAGED, SUFFIXES, clean_names, load_pickle
 from ..io.tensors import NUMPY_TYPES, is_finite, map_tensors, read_header
 from ..model.spec import VitSpec
 from .bank import holds_bank
@@ -30,19 +30,31 @@ class Checkpoint:
     tensors: Mapping[str, Array]
     """PyTorch name → array of float32, float16, bfloat16 or (.pth) float64; int8 in a bundle's."""
     info: ModelInfo
+    note: str = ""
+    """What a person should know of which weights these are; empty where there is no choice."""
 
     @classmethod
-    def open(cls, file: Path | str) -> Checkpoint:
-        """Open a .safetensors, .pth, .pt or .bin file (the latter three need torch).
+    def open(cls, file: Path | str, weights_key: str | None = None) -> Checkpoint:
+        """Open a .safetensors, .pth, .pt, .bin or .tar file (the latter four need torch).
+
+        Names lose the prefixes that parallel and compiled models give them.
+
+        Args:
+            weights_key: the entry of a pickled file that holds the weights; default: as timm, the
+                averaged (EMA) ones where there are any, which ``note`` then says.
 
         Raises:
             CheckpointError: the file is missing, truncated or of another format.
             MissingPackageError: torch is needed and not installed.
         """
         file = Path(file)
-        if file.suffix in (".pth", ".pt", ".bin"):
-            return cls(file, load_pickle(file), ModelInfo())
+        if file.suffix in SUFFIXES:
+            return cls._unpickle(file, weights_key)
         stored, metadata = read_header(file)
+        if weights_key is not None:
+            raise CheckpointError(
+                f"`weights_key` {weights_key}: {file} has no entries; pickled files do."
+            )
         if holds_bank(stored):
             raise CheckpointError(f"{file} is a ToCom bank, not a model's weights.")
         for name, tensor in stored.items():
@@ -54,7 +66,22 @@ class Checkpoint:
             info = from_metadata(ModelInfo, metadata)
         except InputError as error:
             raise CheckpointError(f"{file}: {error}") from None
-        return cls(file, map_tensors(stored), info)
+        names, tensors = clean_names(stored, file), map_tensors(stored)
+        return cls(file, {names[name]: tensor for name, tensor in tensors.items()}, info)
+
+    @classmethod
+    def _unpickle(cls, file: Path, key: str | None) -> Checkpoint:
+        state, note = load_pickle(file, key), ""
+        others = ", ".join(state.others)
+        if not state.tensors and others:
+            raise CheckpointError(
+                f"{file} has no weights where they are looked for; `weights_key` says in which of "
+                f"its entries they are: {others}."
+            )
+        if key is None and state.key in AVERAGED:
+            note = f"{file}: the averaged weights are taken, {state.key}."
+            note += f" `weights_key` chooses others: {others}." if others else ""
+        return cls(file, state.tensors, ModelInfo(), note)
 
     def check(self, spec: VitSpec, advice: str = "Is it of another model?") -> VitSpec:
         """The spec with this checkpoint's number of classes, once every tensor fits it.
