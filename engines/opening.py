@@ -104,6 +104,7 @@ def _open_plan(
     host_code: bool,
 ) -> Engine:
     from .tensorrt.engine import TensorRtEngine
+    from .tensorrt.identical import add_constants
     from .tensorrt.plan import check_plan, select_refittable
 
     plan = bundle.plan(variant.name)
@@ -114,6 +115,8 @@ def _open_plan(
     check_plan(bundle, variant.name, record)
     if weights is None and record.stripped:
         weights = read_weights(bundle, WEIGHTS, weights_name(variant.name))
+    if weights is not None and record.refit == "identical":
+        weights = add_constants(bundle, variant.name, weights)
     if weights is not None:
         engine.refit(select_refittable(record, weights, plan))
         engine.variant = variant

@@ -6,8 +6,9 @@ The package must be importable. Whatever of tensorrt, tensorrt_rtx, onnxruntime-
 installed is checked: plans are built in fp16, run, refitted there and back, stripped and refitted,
 each compared with PyTorch, and timed beside torch at r = 0, 4, 8, 12, 16 and with another degree
 in each layer: from float32 images on the host to logits on the host, and on what lies on the GPU
-already. What isn't installed is skipped by name, and what no time is left for, too. Exit status 1
-where a check failed.
+already. Each form of a plan (``build --refit``) is timed beside the others, with the number of its
+layers that are attention in one kernel. What isn't installed is skipped by name, and what no time
+is left for, too. Exit status 1 where a check failed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from gpu_plans import BATCHES, Plans, build_plans, check_plans
+from gpu_forms import time_forms
+from gpu_plans import BATCHES, Plans, Run, build_plans, check_plans, make_runs
 from gpu_report import HOST, Key, Report
 from gpu_steps import FAST, build_bundle, make_torch_runs, need_torch, open_onnx_engines
 
@@ -44,7 +45,7 @@ def time_onnx(bundle: Bundle, report: Report, seconds: float) -> None:
     engines = open_onnx_engines(bundle, report)
     for batch in reversed(BATCHES):
         images = sample_images(bundle.spec, batch)
-        runs: dict[Key, Callable[[], object]] = {
+        runs: dict[Key, Run] = {
             ("onnx", name, HOST): partial(engine.run, images) for name, engine in engines.items()
         }
         report.measure("onnx", runs, batch, seconds)
@@ -58,7 +59,8 @@ def time_plans(
     for library in LIBRARIES:
         plans = build_plans(library, bundle, blueprint, report)
         for batch in reversed(BATCHES):
-            runs = plans.make_runs(sample_images(bundle.spec, batch)) if plans else {}
+            engines = plans.engines if plans else {}
+            runs = make_runs(library, engines, sample_images(bundle.spec, batch))
             report.measure(library, runs, batch, seconds)
         usable += [plans] if plans else []
         report.save(out)
@@ -99,7 +101,11 @@ def main() -> int:
         report.save(out)
         time_onnx(subject[0], report, options.seconds)
         report.save(out)
-        for plans in time_plans(*subject, report, options.seconds, out):
+        usable = time_plans(*subject, report, options.seconds, out)
+        for plans in usable:
+            time_forms(plans, report, options.seconds, out)
+            report.save(out)
+        for plans in usable:
             check_plans(plans, report)
             report.save(out)
         # Last, since each compilation takes half a minute.

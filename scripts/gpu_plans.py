@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_report import GPU, HOST, Key, Report, Runs, Skip
+from gpu_report import GPU, HOST, Key, Report, Skip
 from gpu_steps import FAST, judge
 
 from tocom_export.bundle.manifest import plan_name
@@ -27,6 +27,7 @@ from tocom_export.engines.verify import sample_images
 from tocom_export.variant import Variant
 
 BATCHES = (1, 8, 32, 128)
+Run = Callable[[], object]
 Entry = dict[str, Any]
 """What is told of a step."""
 
@@ -63,14 +64,14 @@ class Plans:
         )
         return write_bundle(blueprint, self.folder / folder)
 
-    def make_runs(self, images: Images) -> Runs:
-        """What is timed of a batch."""
-        backend = self.nvidia.library
-        runs: dict[Key, Callable[[], object]] = {}
-        for name, engine in self.engines.items():
-            runs[backend, name, HOST] = partial(engine.run, images)
-            runs[backend, name, GPU] = partial(engine.run_again, len(images))
-        return runs
+
+def make_runs(backend: str, engines: Mapping[str, Any], images: Images) -> dict[Key, Run]:
+    """What is timed of a batch, of plans by the names of their variants."""
+    runs: dict[Key, Run] = {}
+    for name, engine in engines.items():
+        runs[backend, name, HOST] = partial(engine.run, images)
+        runs[backend, name, GPU] = partial(engine.run_again, len(images))
+    return runs
 
 
 def build_plans(

@@ -18,6 +18,8 @@ from tocom_export.errors import MissingPackageError
 
 DENSE, TORCH = "r00", "torch eager"
 """What speed-ups are over: the variant that removes nothing, and this backend."""
+FORM = ", refit "
+"""Between a library and a form of its plans: ``tensorrt, refit qkv``."""
 HOST, GPU = "host to host", "on the GPU"
 """What a time is of: both copies included, or none."""
 Key = tuple[str, str, str]
@@ -134,4 +136,23 @@ def format_markdown(document: dict[str, Any]) -> str:
             f"| {backend} | {timed} | {batch} | {variant} | {f['median_ms']:.2f} "
             f"| {f['images_per_s']:.0f} | {dense} | {torch} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *format_forms(document["figures"])]) + "\n"
+
+
+def format_forms(figures: list[dict[str, Any]]) -> list[str]:
+    """A table of the forms of plans alone, one beside the other: median milliseconds."""
+    rows: dict[tuple[Any, ...], dict[str, float]] = {}
+    for f in figures:
+        library, _, form = f["backend"].partition(FORM)
+        if form:
+            row = rows.setdefault((library, f["timed"], f["batch"], f["variant"]), {})
+            row[form] = f["median_ms"]
+    if not rows:
+        return []
+    forms = list(dict.fromkeys(form for row in rows.values() for form in row))
+    columns = ["backend", "timed", "batch", "variant", *(f"refit {form}, ms" for form in forms)]
+    lines = ["", f"| {' | '.join(columns)} |", "|---|---|---:|---|" + "---:|" * len(forms)]
+    for key, row in rows.items():
+        cells = [*map(str, key), *(f"{row[form]:.3f}" if form in row else "-" for form in forms)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

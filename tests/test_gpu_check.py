@@ -101,7 +101,8 @@ def test_speed_ups_are_over_what_was_timed_in_the_same_way(load: Any):
 
 def test_plans_are_timed_before_others_are_built(load: Any, check: Any, nvidia: Any, monkeypatch):
     """On a pretended GPU, whose plans give logits of their own."""
-    monkeypatch.setattr(load("gpu_plans"), "judge", lambda *_: {})
+    for module in ("gpu_plans", "gpu_forms"):
+        monkeypatch.setattr(load(module), "judge", lambda *_: {})
     document = check("--seconds", "0")
     assert document["status"] == 0
     steps = [e["step"] for e in document["steps"] if e["status"] == "ok"]
@@ -116,6 +117,40 @@ def test_plans_are_timed_before_others_are_built(load: Any, check: Any, nvidia: 
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
+def test_each_form_is_built_and_timed_beside_the_others(
+    load: Any, check: Any, nvidia: Any, monkeypatch, tmp_path: Path, library: str
+):
+    for module in ("gpu_plans", "gpu_forms"):
+        monkeypatch.setattr(load(module), "judge", lambda *_: {})
+    document = check("--seconds", "0")
+    steps = {e["step"]: e for e in document["steps"]}
+    forms, timed = ("qkv", "all", "none", "identical"), set()
+    for variant in ("r00", "r16"):
+        entries = {f: steps[f"{library}: {variant} built with refit {f}"] for f in forms}
+        assert {entry["status"] for entry in entries.values()} == {"ok"}
+        fused = {form: entry["fused_attention"] for form, entry in entries.items()}
+        assert fused == {"qkv": 0, "all": 0, "none": 4, "identical": 4}  # as the stand-in has it
+        assert {entry["of_blocks"] for entry in entries.values()} == {4}
+        assert entries["identical"]["bytes"] < entries["all"]["bytes"]
+        timed |= {(f"{library}, refit {form}", variant) for form in forms}
+        told = json.loads((tmp_path / f"layers-{library}-{variant}-none.json").read_text())
+        assert told[0] == {"Name": "kgen", "TacticName": "_gemm_mha_v2"}
+    assert timed <= {(f["backend"], f["variant"]) for f in document["figures"]}
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert (
+        "| variant | refit qkv, ms | refit all, ms | refit none, ms | refit identical, ms |" in page
+    )
+    assert f"| {library} | on the GPU | 128 | r16 | " in page
+
+
+def test_what_is_fused_is_known_by_name(load: Any):
+    count = load("gpu_forms").count_fused
+    assert count(["a", "_gemm_mha_v2_myl0_3", "blocks.0.attn/MatMul"]) == 1
+    named = {"Name": "x", "TacticName": "sm90_xmma_fmha_e4m3", "LayerType": "kgen"}
+    assert count([named, {"Name": "blocks.0.attn/Softmax"}, {"Name": None}]) == 1
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
 def test_plans_are_refitted_saved_and_stripped(
     load: Any, check: Any, nvidia: Any, monkeypatch, library: str
 ):
@@ -126,6 +161,7 @@ def test_plans_are_refitted_saved_and_stripped(
         return {"images_beyond": 0}
 
     monkeypatch.setattr(load("gpu_plans"), "judge", judge)
+    monkeypatch.setattr(load("gpu_forms"), "judge", lambda *_: {})
     document = check("--seconds", "0")
     steps = {e["step"]: e for e in document["steps"]}
     for name in ("r08", "fast"):
@@ -141,7 +177,8 @@ def test_plans_are_refitted_saved_and_stripped(
 
 def test_a_refit_that_does_nothing_is_noticed(load: Any, check: Any, nvidia: Any, monkeypatch):
     plans = load("gpu_plans")
-    monkeypatch.setattr(plans, "judge", lambda *_: {})
+    for module in (plans, load("gpu_forms")):
+        monkeypatch.setattr(module, "judge", lambda *_: {})
     monkeypatch.setattr(plans.TensorRtEngine, "refit", lambda *_: None)
     document = check("--seconds", "0")
     failed = {e["step"]: e["why"] for e in document["steps"] if e["status"] == "failed"}

@@ -82,6 +82,8 @@ def add_plans(
     """The bundle with a plan for each variant, run where there is a GPU."""
     from tocom_export.engines.tensorrt import add_plans as adding
     from tocom_export.engines.tensorrt.cuda import find_gpu
+    from tocom_export.engines.tensorrt.known_bugs import explain_doubt
+    from tocom_export.engines.tensorrt.library import open_library
     from tocom_export.engines.verify import sample_images
 
     gpu = find_gpu()
@@ -99,6 +101,8 @@ def add_plans(
              "with: neither torch and timm nor onnxruntime is installed.")  # fmt: skip
     else:
         tell(f"The plans were not run: {'verify is off' if gpu else 'there is no GPU here'}.")
+    if not oracle and (doubt := explain_doubt(open_library(backend))):
+        tell(doubt)
     return extended
 
 

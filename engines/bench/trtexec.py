@@ -109,6 +109,11 @@ def _check_plan(plan: Path, batch: Iterable[int], host_code: bool) -> bool:
             f"{plan} is of {record.backend}, which trtexec doesn't run; choose `backend` "
             f"{record.backend}."
         )
+    if record.refit == "identical":
+        raise InputError(
+            f"{plan} takes its weights when it is opened, which trtexec can't give it; choose "
+            "`backend` tensorrt."
+        )
     if record.stripped:
         raise InputError(f"{plan} is stripped of its weights; refit it first.")
     check_host_code(plan, record, host_code)

@@ -12,10 +12,13 @@ from typing import Any
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import OutputError, PlanError
 from tocom_export.io.atomic import replace_file
+from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
 from .cuda import Gpu, find_gpu, why_no_gpu
+from .identical import add_constants
 from .interrupt import deferred_interrupt
+from .known_bugs import check_refit
 from .library import Library, Nvidia
 from .plan import Batch, PlanRecord, Refit, Tensor, digest_fixed, list_marked
 from .refitter import open_engine, open_refitter
@@ -35,8 +38,15 @@ class PlanOptions:
     """Runs with later versions of the library, too."""
     hardware_compatible: bool = False
     """Runs on any GPU of the Ampere generation or later, some slower."""
+    detailed: bool = False
+    """Tells an inspector what each layer became."""
     timing_cache: Path | None = None
     """What was measured in earlier builds; read and written."""
+
+    @property
+    def strips(self) -> bool:
+        """Whether weights are left out of the plan."""
+        return self.strip or self.refit == "identical"
 
 
 def build_plan(
@@ -48,9 +58,10 @@ def build_plan(
 ) -> tuple[bytes, PlanRecord]:
     """Parse a variant's graph and let the library build it; the caller runs what comes of it.
 
-    Strongly typed: the types are the graph's. Of the refit flags only ``REFIT_INDIVIDUAL`` is
-    ever set, with exactly the weights marked that a refit needs; ``REFIT_IDENTICAL``, which
-    ``STRIP_PLAN`` alone implies, is undefined for other weights.
+    Strongly typed: the types are the graph's. Where weights are to be exchanged, only
+    ``REFIT_INDIVIDUAL`` is set, with exactly those marked that a refit needs. ``REFIT_IDENTICAL``,
+    which ``STRIP_PLAN`` alone implies, is undefined for other weights, and is for plans that take
+    back their own alone.
 
     Raises:
         PlanError: the library can't parse or build it.
@@ -59,7 +70,7 @@ def build_plan(
     graph, gpu = bundle.graph(variant.name), check_can_build(nvidia, options)
     builder = nvidia.trt.Builder(nvidia.logger)
     network = _parse_graph(nvidia, builder, graph)
-    stored = bundle.tensors(variant.name)
+    stored: Tensors = bundle.tensors(variant.name)
     names = list_marked(bundle, stored, options.refit)
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
         raise PlanError(
@@ -78,19 +89,22 @@ def build_plan(
     if cache:
         with suppress(OutputError), replace_file(cache) as beside:
             beside.write_bytes(bytes(config.get_timing_cache().serialize()))
-    content = bytes(plan)
+    content, identical = bytes(plan), options.refit == "identical"
+    if identical:
+        stored = add_constants(bundle, variant.name, stored)
+        names = list(stored)
     if names:
-        names = _keep_refittable(nvidia, content, names, options)
+        names = _keep_asked(nvidia, content, names, options)
     return content, PlanRecord(
         variant=variant,
         spec=bundle.spec,
         method=bundle.method,
         precision=bundle.precision,
         refit=options.refit,
-        stripped=options.strip,
+        stripped=options.strips,
         batch=options.batch,
         refittable={name: Tensor(stored[name].shape, stored[name].dtype.name) for name in names},
-        fixed=digest_fixed(stored, names),
+        fixed=digest_fixed(stored, () if identical else names),
         backend=nvidia.library,
         version=nvidia.version,
         compute_capability=gpu.capability if gpu else None,
@@ -131,6 +145,8 @@ def _configure(
     image = (bundle.spec.channels, *bundle.spec.image_size)
     profile.set_shape("images", *((count, *image) for count in options.batch))
     config.add_optimization_profile(profile)
+    if options.detailed:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     return config, flags
 
 
@@ -147,10 +163,12 @@ def check_can_build(nvidia: Nvidia, options: PlanOptions) -> Gpu | None:
     """The GPU that plans will be built on; None where they are built for other machines.
 
     Raises:
-        PlanError: there is none and it takes one, or the library lacks what an option asks for.
+        PlanError: there is none and it takes one, or the library lacks what an option asks for,
+            or is known to build such plans wrongly.
     """
     library = nvidia.library
     check_options(library, options)
+    check_refit(nvidia, options.refit)
     for name, option in _flags(options).items():
         if not hasattr(nvidia.trt.BuilderFlag, name):
             hint = " (10.2 has), or choose `refit` none" if name == "REFIT_INDIVIDUAL" else ""
@@ -171,30 +189,31 @@ def check_can_build(nvidia: Nvidia, options: PlanOptions) -> Gpu | None:
 def _flags(options: PlanOptions) -> dict[str, str]:
     """The builder's flag → the parameter that asks for it."""
     asked = {
-        "REFIT_INDIVIDUAL": f"`refit` {options.refit}" if options.refit != "none" else "",
-        "STRIP_PLAN": "`strip`" if options.strip else "",
+        "REFIT_INDIVIDUAL": f"`refit` {options.refit}" if options.refit in ("qkv", "all") else "",
+        "REFIT_IDENTICAL": "`refit` identical" if options.refit == "identical" else "",
+        "STRIP_PLAN": "`strip`" if options.strips else "",
         "VERSION_COMPATIBLE": "`version_compatible`" if options.version_compatible else "",
     }
     return {name: option for name, option in asked.items() if option}
 
 
-def _keep_refittable(
-    nvidia: Nvidia, content: bytes, marked: list[str], options: PlanOptions
+def _keep_asked(
+    nvidia: Nvidia, content: bytes, known: list[str], options: PlanOptions
 ) -> list[str]:
-    """Of the marked weights, those that the plan can exchange: some may have been folded."""
+    """Of the weights that can be given, those that the plan asks for: some may have been folded."""
     engine = open_engine(nvidia, content, options.version_compatible)  # the code is our own
     asked = set(open_refitter(nvidia, engine).get_all_weights())
-    if more := sorted(asked - set(marked)):
+    if more := sorted(asked - set(known)):
         raise PlanError(
-            f"{nvidia.library} built a plan whose refits would need {more[0]}, too, which was not "
-            "marked; build with `refit` none, and please report this."
+            f"{nvidia.library} built a plan that asks for {more[0]}, too, which it can't be given; "
+            "build with `refit` none, and please report this."
         )
-    lost = [name for name in marked if name not in asked]
+    lost = [name for name in known if name not in asked]
     if lost and options.refit == "qkv":
         raise PlanError(
             f"{nvidia.library} built a plan that can't exchange {lost[0]}; report this."
         )
-    return [name for name in marked if name in asked]
+    return [name for name in known if name in asked]
 
 
 def _read_cache(config: Any, file: Path) -> None:

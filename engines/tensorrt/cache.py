@@ -31,7 +31,7 @@ def find_place(
     refitted, the options, the library's version, and the GPU.
     """
     gpu, cache = find_gpu(), find_cache()
-    if gpu is None or cache is None or options.refit == "none":
+    if gpu is None or cache is None or options.refit in ("none", "identical"):
         return None
     graph = onnx.load(bundle.graph(variant.name), load_external_data=False)
     del graph.metadata_props[:]

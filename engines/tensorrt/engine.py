@@ -11,7 +11,7 @@ from typing import Any
 from tocom_export.errors import DeviceError, ImageError, PlanError
 from tocom_export.io.tensors import Tensors
 
-from ..engine import Images, Logits, check_images
+from ..engine import Images, Logits, check_images, check_pixels
 from . import refitter
 from .cuda import find_gpu, why_no_gpu
 from .lane import Lane
@@ -56,6 +56,8 @@ class TensorRtEngine:
         self._lane: Lane | None = None
         self._cuda_graphs = cuda_graphs
         self._why_not = "the plan is stripped of its weights; tocom-export refit gives it some."
+        if record.refit == "identical":
+            self._why_not = "the plan has no weights; open it with its bundle, which gives it them."
         if not record.stripped:
             self._make_ready()
 
@@ -73,7 +75,8 @@ class TensorRtEngine:
         """
         check_images(images, self.spec, self.largest)
         with self._running:
-            return self._ready_lane().run(images, max(self.record.batch[0], len(images)))
+            logits = self._ready_lane().run(images, max(self.record.batch[0], len(images)))
+        return check_pixels(logits, images)
 
     def run_again(self, batch: int) -> None:
         """Run what lies on the GPU as a batch of so many, without copies: to time the GPU alone."""
@@ -86,8 +89,12 @@ class TensorRtEngine:
     def refit(self, weights: Tensors) -> None:
         """Exchange all refittable weights, for absolute values.
 
+        Args:
+            weights: of an identical plan all tensors, those in its graph included.
+
         Raises:
-            PlanError: inference is in flight; a weight is missing, or of another form.
+            PlanError: inference is in flight; a weight is missing, or of another form, or not the
+                one that an identical plan was built with.
         """
         with self._idle():
             check_weights(self.record, weights)

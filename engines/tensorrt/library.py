@@ -35,6 +35,11 @@ class Nvidia:
         """As the library gives it, such as 10.3.0."""
         return str(self.trt.__version__)
 
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Of the version the first two numbers."""
+        return _read_release(self.version)
+
     def reason(self, otherwise: str = "no reason given") -> str:
         """What the library last said was wrong, in a line."""
         text = next(reversed(self.logger.errors), otherwise)
@@ -63,8 +68,7 @@ def open_library(library: Library, tell: Callable[[str], None] | None = None) ->
             f"what it needs: pip install --force-reinstall 'tocom-export[{extra}]'."
         ) from None
     version = str(trt.__version__)
-    number = tuple(map(int, re.findall(r"\d+", version)[:2]))  # 10.13.3, 1.7.1.116
-    if not first <= number < (last + 1, 0):
+    if not first <= _read_release(version) < (last + 1, 0):
         wanted = f"{first[0]}.{first[1]} to {last}.x"
         raise PlanError(f"{module} {version} is installed; {wanted} are supported.")
     # A process has one logger for all: TensorRT goes on with the first that it is given.
@@ -75,6 +79,10 @@ def open_library(library: Library, tell: Callable[[str], None] | None = None) ->
         logger.tell = tell
     logger.errors.clear()
     return Nvidia(library, trt, logger)
+
+
+def _read_release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))  # 10.13.3, 1.7.1.116
 
 
 def _make_logger(trt: Any) -> Any:

@@ -17,6 +17,7 @@ from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import scale_name
 from tocom_export.io.atomic import replace_file
 from tocom_export.io.json_codec import decode, encode, format_json, read_json
+from tocom_export.io.locking import hold
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
@@ -25,7 +26,7 @@ from .library import Library
 
 FORMAT = 2
 _LARGEST = 10_000_000
-Refit = Literal["qkv", "all", "none"]
+Refit = Literal["qkv", "all", "none", "identical"]
 Batch = tuple[int, int, int]
 """Smallest, optimal and largest batch."""
 
@@ -35,7 +36,7 @@ class Tensor:
     """One weight that can be refitted."""
 
     shape: tuple[int, ...]
-    dtype: Literal["float32", "float16", "bfloat16", "int8"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int64"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class PlanRecord:
     """Whether the refittable weights are left out of the plan, which must be refitted to run."""
     batch: Batch
     refittable: Mapping[str, Tensor]
+    """What can be exchanged; of an identical plan, what it takes back before it runs."""
     fixed: str
-    """SHA-256 over the weights that can't be refitted: a refit must not need others."""
+    """SHA-256 over the weights that a refit must not change: of an identical plan, over all."""
     backend: Library
     version: str
     """Of the library."""
@@ -67,6 +69,8 @@ class PlanRecord:
         smallest, optimal, largest = self.batch
         if not 1 <= smallest <= optimal <= largest:
             raise InputError(f"batch: {self.batch} is no smallest, optimal and largest batch.")
+        if self.refit == "identical" and not self.stripped:
+            raise InputError("stripped: a plan of refit identical has no weights of its own.")
         self.variant.check(self.spec)
 
 
@@ -75,6 +79,9 @@ def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
 
     Two files can't be renamed at once. So an old record first learns of the one that follows
     it: whichever plan a broken-off write leaves, :func:`open_plan` finds what describes it.
+
+    Raises:
+        OutputError: one of the two can't be written; the old ones are then what they were.
     """
 
     def write_record(present: PlanRecord, **later: Any) -> None:
@@ -82,12 +89,13 @@ def save_plan(plan: Path, content: bytes, record: PlanRecord) -> None:
             data = {"format": FORMAT, **encode(present), **later}
             beside.write_text(format_json(data), "utf-8")
 
-    with suppress(PlanError):  # one that is damaged is of no use to anybody
-        _, old = open_plan(plan)
-        write_record(old, next=encode(record))
-    with replace_file(plan) as beside:
-        beside.write_bytes(content)
-    write_record(record)
+    with hold(plan):  # two writers would tell of each other's plans
+        with suppress(PlanError):  # one that is damaged is of no use to anybody
+            _, old = open_plan(plan)
+            write_record(old, next=encode(record))
+        with replace_file(plan) as beside:
+            beside.write_bytes(content)
+        write_record(record)
 
 
 def check_plan(bundle: Bundle, name: str, record: PlanRecord) -> None:
@@ -168,16 +176,20 @@ def check_batches(
 def list_marked(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:
     """Of the tensors that a variant's graph reads, those that a plan is to have marked."""
     qkv = set(map(qkv_name, range(bundle.spec.depth)))
-    marks = {"qkv": qkv | set(map(scale_name, qkv)), "all": set(names), "none": set()}[refit]
+    if refit == "all":
+        return list(names)
+    marks = qkv | set(map(scale_name, qkv)) if refit == "qkv" else set()
     return [name for name in names if name in marks]  # an int8 weight goes with its scales
 
 
 def select_refittable(record: PlanRecord, weights: Tensors, plan: Path) -> Tensors:
-    """Of all tensors of a variant, those that its plan lets go of.
+    """Of all tensors of a variant, those that its plan lets go of, or takes back.
 
     Raises:
         PlanError: they are of another form, or others would have to change, too.
     """
+    if record.refit == "identical":
+        return weights  # an engine itself wants all of them, to hold them against its own
     check_weights(record, weights)
     if digest_fixed(weights, record.refittable) != record.fixed:
         raise PlanError(
@@ -188,7 +200,10 @@ def select_refittable(record: PlanRecord, weights: Tensors, plan: Path) -> Tenso
 
 
 def check_weights(record: PlanRecord, weights: Tensors) -> None:
-    """Raise PlanError unless ``weights`` are what a refit of the plan needs, shape and dtype."""
+    """Raise PlanError unless ``weights`` are what a refit of the plan needs, shape and dtype.
+
+    An identical plan needs all tensors, and to the last bit those that it was built with.
+    """
     if not record.refittable:
         raise PlanError(
             "the plan was built with --refit none; build it with --refit qkv, or --refit all to "
@@ -203,6 +218,11 @@ def check_weights(record: PlanRecord, weights: Tensors) -> None:
                 f"{name} is {given.dtype.name} of shape {given.shape}; the plan takes "
                 f"{expected.dtype} of shape {expected.shape}."
             )
+    if record.refit == "identical" and digest_fixed(weights, ()) != record.fixed:
+        raise PlanError(
+            "the plan takes back the weights that it was built with alone (refit: identical), and "
+            "these are others; build it again, with --refit qkv or all to exchange them later."
+        )
 
 
 def digest_fixed(tensors: Tensors, refittable: Iterable[str]) -> str:

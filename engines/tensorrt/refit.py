@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tocom_export.bundle.weights import ModelWeights
+from tocom_export.errors import PlanError
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
@@ -41,6 +42,11 @@ def refit_plan(
     """
     weights = {**new.shared(), **new.own(variant)}
     content, record = open_plan(plan)
+    if record.refit == "identical":
+        raise PlanError(
+            f"{plan} takes back the weights that it was built with alone (refit: identical); build "
+            "it again with the new ones, or with --refit qkv or all to exchange them later."
+        )
     opened = content, dataclasses.replace(record, variant=variant)
     content, saved = refit_opened(plan, opened, weights, host_code)
     if check:

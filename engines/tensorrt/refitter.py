@@ -14,7 +14,9 @@ from .interrupt import deferred_interrupt
 from .library import Nvidia
 from .plan import PlanRecord
 
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}
+_TYPES = {
+    "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64",
+}  # fmt: skip
 """NumPy's name of a type → the libraries'."""
 
 

@@ -72,8 +72,13 @@ def build_line(
     *,
     version_compatible: bool = False,
     hardware_compatible: bool = False,
+    identical: bool = False,
 ) -> list[str]:
-    """The line that builds a graph as it is; a plan of trtexec's can't be refitted by us."""
+    """The line that builds a graph as it is; a plan of trtexec's can't be refitted by us.
+
+    Args:
+        identical: without its weights, and with ``REFIT_IDENTICAL``, which trtexec takes that for.
+    """
     line = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}"]
     names = ("minShapes", "optShapes", "maxShapes")
     line += [f"--{name}={_format_shape(spec, n)}" for name, n in zip(names, batch, strict=True)]
@@ -83,6 +88,8 @@ def build_line(
         line.append("--versionCompatible")
     if hardware_compatible:
         line.append("--hardwareCompatibilityLevel=ampere+")
+    if identical:
+        line.append("--stripWeights")
     return [*line, "--noTF32", "--profilingVerbosity=detailed", "--skipInference"]
 
 

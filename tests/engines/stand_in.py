@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,7 @@ class Trt:
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(
         REFIT_INDIVIDUAL="REFIT_INDIVIDUAL",
+        REFIT_IDENTICAL="REFIT_IDENTICAL",
         STRIP_PLAN="STRIP_PLAN",
         VERSION_COMPATIBLE="VERSION_COMPATIBLE",
         TF32="TF32",
@@ -138,10 +140,12 @@ class Trt:
     SerializationFlag = SimpleNamespace(
         EXCLUDE_WEIGHTS="EXCLUDE_WEIGHTS", INCLUDE_REFIT="INCLUDE_REFIT"
     )
-    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8")
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8", INT64="INT64")
+    ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+    LayerInformationFormat = SimpleNamespace(JSON="JSON")
     TensorLocation = SimpleNamespace(HOST="HOST")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE", DISABLED="DISABLED")
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="LAZY", EAGER="EAGER")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
 
     def __init__(self, cuda: Cuda, version: str = "10.13.3") -> None:
         self.__version__, self.cuda = version, cuda
@@ -156,7 +160,7 @@ class Trt:
         """Whether a plan for one batch alone has its number in place of -1."""
 
     def Weights(self, kind: str, pointer: int, count: int) -> Any:
-        size = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1}[kind]
+        size = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "INT64": 8}[kind]
         content = ctypes.string_at(pointer, count * size)
         return SimpleNamespace(dtype=kind, size=count, content=content)
 
@@ -223,6 +227,7 @@ class _Config:
         self.flags: list[str] = []
         self.tf32 = True
         self.hardware_compatibility_level = "NONE"
+        self.profiling_verbosity = "LAYER_NAMES_ONLY"
         self.progress_monitor: Any = None
         self.shapes: Any = None
         self._cache = b""
@@ -283,6 +288,9 @@ class _Builder:
                     self._logger.log("ERROR", "the build was cancelled")
                     return None
             monitor.phase_finish("all")
+        if {"REFIT_INDIVIDUAL", "REFIT_IDENTICAL"} <= {*config.flags}:
+            self._logger.log("ERROR", "REFIT_INDIVIDUAL cannot be used with REFIT_IDENTICAL")
+            return None
         if "build" in self._trt.refuses:
             self._logger.log("WARNING", "slow")
             self._logger.log("ERROR", "out of\nmemory")
@@ -290,34 +298,47 @@ class _Builder:
         return _plan(network, config, self._trt.fixes_batch)
 
 
-_KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8"}
+_KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 7: "INT64"}
 
 
 def _plan(network: _Network, config: _Config, fixes_batch: bool) -> bytes:
-    """The marked weights, read from where the graph says that they lie, and the tensors' shapes."""
+    """The weights that can be refitted, from where they lie, and the tensors' shapes.
+
+    Those are the ones that were marked, or all that the graph has, its own constants included.
+    """
     model = onnx.load(network.graph, load_external_data=False)
     strip, weights = "STRIP_PLAN" in config.flags, {}
     for tensor in model.graph.initializer:
-        if tensor.name in network.marked:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            with safe_open(network.graph.with_name(place["location"]), "numpy") as file:
-                content = file.get_tensor(tensor.name).tobytes()
+        if tensor.name in network.marked or "REFIT_IDENTICAL" in config.flags:
             count = int(np.prod(tensor.dims))
-            weights[tensor.name] = (
-                _KINDS[tensor.data_type], count, b"" if strip else content,
-            )  # fmt: skip
+            content = b"" if strip else _read(tensor, network.graph)
+            weights[tensor.name] = (_KINDS[tensor.data_type], count, content)
     _, smallest, _, largest = config.shapes
     batch = smallest[0] if fixes_batch and smallest == largest else -1
     shapes = {
         value.name: (batch, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
         for value in (*model.graph.input, *model.graph.output)
     }
-    return pickle.dumps((sorted(weights.items()), shapes, config.shapes[1:]))
+    # Attention is fused where its weights are not to be exchanged.
+    names = [t.name for t in model.graph.initializer if t.name.endswith("attn.qkv.weight")]
+    layers = ["_gemm_mha_v2" if name not in network.marked else "attention" for name in names]
+    if config.profiling_verbosity == "DETAILED":
+        layers = [{"Name": "kgen", "TacticName": layer} for layer in layers]
+    return pickle.dumps((sorted(weights.items()), shapes, config.shapes[1:], layers))
+
+
+def _read(tensor: onnx.TensorProto, graph: Path) -> bytes:
+    if not tensor.external_data:
+        return onnx.numpy_helper.to_array(tensor).tobytes()
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with safe_open(graph.with_name(place["location"]), "numpy") as file:
+        return file.get_tensor(tensor.name).tobytes()
 
 
 class _Engine:
     def __init__(self, trt: Trt, content: bytes) -> None:
-        entries, self._shapes, self._profile = pickle.loads(content)  # of our own making, above
+        # Of our own making, above.
+        entries, self._shapes, self._profile, self._layers = pickle.loads(content)
         self._trt = trt
         self.refittable = bool(entries) and "refittable" not in trt.refuses
         self.num_io_tensors = len(self._shapes)
@@ -361,7 +382,14 @@ class _Engine:
 
     def _content(self) -> bytes:
         entries = [(n, (*self.kinds[n], held)) for n, held in sorted(self.weights.items())]
-        return pickle.dumps((entries, self._shapes, self._profile))
+        return pickle.dumps((entries, self._shapes, self._profile, self._layers))
+
+    def create_engine_inspector(self) -> Any:
+        def describe(form: str) -> str:
+            assert form == "JSON"
+            return json.dumps({"Layers": self._layers, "Bindings": ["images", "logits"]})
+
+        return SimpleNamespace(get_engine_information=describe)
 
 
 class _Context:

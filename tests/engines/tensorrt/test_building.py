@@ -239,7 +239,7 @@ def test_weights_that_the_library_folded(nvidia, bundle: Bundle):
 @pytest.mark.parametrize("refit", ["qkv", "all"])
 def test_a_plan_that_asks_for_more_than_was_marked(nvidia, bundle: Bundle, refit: str):
     nvidia.trt.adds = {"a folded constant"}
-    with pytest.raises(PlanError, match=r"need a folded constant, too, .* `refit` none"):
+    with pytest.raises(PlanError, match=r"asks for a folded constant, too, .* `refit` none"):
         built(nvidia, bundle, refit=refit)
 
 

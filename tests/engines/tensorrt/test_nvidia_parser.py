@@ -11,8 +11,12 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
+from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.method import Method
 from tocom_export.compression.schedule import Schedule
+from tocom_export.engines.tensorrt.building import PlanOptions, _configure
+from tocom_export.engines.tensorrt.library import open_library
+from tocom_export.engines.tensorrt.refitter import _TYPES
 from tocom_export.graph.precision import TYPES
 from tocom_export.graph.quantising import quantized_layers, stored_form
 from tocom_export.graph.writer import write_graph
@@ -97,6 +101,15 @@ def test_typed_graphs(
     network, _alive = parsed(tmp_path / "graph.onnx", logger)
 
     assert [name for name in stored if not network.mark_weights_refittable(name)] == []
+    # What a plan that takes its weights back may ask for beside them.
+    inline = [
+        value.const_value
+        for value in graph.graph.initializers.values()
+        if not isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    asked = [tensor for tensor in inline if network.mark_weights_refittable(tensor.name)]
+    assert {tensor.numpy().dtype.name for tensor in asked} <= _TYPES.keys()
+    assert asked
     assert network.get_input(0).dtype == network.get_output(0).dtype == trt.float32
     computed = {"fp16": trt.float16, "bf16": trt.bfloat16, "int8": trt.float32}[precision]
     products = [
@@ -108,6 +121,24 @@ def test_typed_graphs(
     merges = sum(map(bool, schedule.removed)) if method == "tome" else 0
     assert products.count(computed) >= 6 * spec.depth
     assert sum(dtype != computed for dtype in products) <= 3 * merges
+
+
+@pytest.mark.parametrize(
+    "refit, flags",
+    [
+        ("none", ()), ("qkv", ("REFIT_INDIVIDUAL",)), ("all", ("REFIT_INDIVIDUAL",)),
+        ("identical", ("REFIT_IDENTICAL", "STRIP_PLAN")),
+    ],
+)  # fmt: skip
+def test_the_flags_of_each_form(refit: Any, flags: tuple[str, ...], bundle: Bundle, logger: Any):
+    """As NVIDIA's own configuration has them in the end: one flag may clear another."""
+    nvidia = open_library("tensorrt-rtx")
+    options = PlanOptions(refit, detailed=True)
+    config, named = _configure(nvidia, trt.Builder(logger), bundle, options)
+    known = trt.BuilderFlag.__members__
+    assert named == flags
+    assert {name for name, flag in known.items() if config.get_flag(flag)} == {*flags}
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
