@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tocom_export.bundle.file_hashes import read_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError, MissingPackageError, OutputError, PlanError
@@ -47,6 +47,8 @@ class TritonOptions:
             raise InputError("`device` cpu: TensorRT plans run on a GPU; leave `device` out.")
         if self.backend == "tensorrt" and self.threads is not None:
             raise InputError("`threads` is for graphs on a CPU; plans have none to set.")
+        if self.device == "gpu" and self.threads is not None:
+            raise InputError("`threads` is for a CPU; leave it out, or choose `device` cpu.")
         if not 0 <= self.max_delay_ms <= 60_000:
             raise InputError(f"`max_delay_ms` {self.max_delay_ms:g}: it is 0 to 60000, a minute.")
 
@@ -84,6 +86,7 @@ def write_repository(
     Raises:
         MissingPackageError: tritonclient is not installed.
         DegreeError, PlanError: a variant is missing, or its plan can't run under Triton.
+        BundleError: a file is missing, or not what the bundle's manifest says.
         InputError: the options don't fit the bundle.
         OutputError: ``out`` exists and ``force`` is off, or it can't be written.
     """
@@ -126,6 +129,11 @@ def _choose_engine(bundle: Bundle, variant: str, options: TritonOptions) -> tupl
     smallest, optimal, most = record.batch
     if record.backend != "tensorrt":
         raise PlanError(f"{plan} is of {record.backend}; Triton runs plans of tensorrt.")
+    if record.refit == "identical":
+        raise PlanError(
+            f"{plan} takes its weights when it is opened, which Triton can't give it; build it "
+            "with --refit none, qkv or all."
+        )
     if record.stripped:
         raise PlanError(f"{plan} is stripped of weights; tocom-export refit {plan} puts them in.")
     if smallest > 1:
@@ -197,11 +205,13 @@ def _write(place: Path, bundle: Bundle, variant: str, engine: Path, config: str)
     """One model's folder; ONNX Runtime wants a graph's weights within the graph's own folder."""
     version = place / "1"
     version.mkdir(parents=True)
-    copies = {engine: f"model{engine.suffix}"}  # the names that Triton looks for
-    if engine.suffix == ".onnx":
-        copies |= {file: file.name for file in bundle.weight_files(variant)}
-    for file, name in copies.items():
-        shutil.copyfile(file, version / name)
+    model = version / f"model{engine.suffix}"  # the name that Triton looks for
+    if engine.suffix == ".plan":
+        model.write_bytes(open_plan(engine)[0])
+    else:  # what is copied is what the manifest says, or Triton would be the one to find out
+        model.write_bytes(read_recorded(engine, bundle.files[engine.name]))
+        for file in bundle.weight_files(variant):
+            (version / file.name).write_bytes(read_recorded(file, bundle.files[file.name]))
     if bundle.classes:  # a line each: a line break within a name would shift those after it
         lines = "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
         (place / LABELS).write_text(lines, "utf-8", newline="\n")

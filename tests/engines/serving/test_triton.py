@@ -23,6 +23,7 @@ from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.openvino.library import open_core
 from tocom_export.engines.serving.triton import TritonOptions, write_repository
 from tocom_export.errors import (
+    BundleError,
     DegreeError,
     InputError,
     MissingPackageError,
@@ -117,14 +118,15 @@ def test_the_configuration_on_a_gpu(bundle: Bundle, out: Path):
 
 @pytest.mark.parametrize(("device", "target"), [("cpu", "CPU"), ("gpu", "GPU")])
 def test_the_configuration_for_openvino(bundle: Bundle, out: Path, device: Any, target: str):
-    found = config(bundle, out, backend="openvino", device=device, threads=2, instances=3)
+    threads = 2 if device == "cpu" else None
+    found = config(bundle, out, backend="openvino", device=device, threads=threads, instances=3)
     assert (found.backend, found.default_model_filename) == ("openvino", "model.onnx")
     # Intel's GPU is none of those that Triton counts.
     assert found.instance_group[0].kind == found.instance_group[0].KIND_CPU
     values = {key: value.string_value for key, value in found.parameters.items()}
-    wanted = {"NUM_STREAMS": "3", "PERFORMANCE_HINT": "THROUGHPUT", "TARGET_DEVICE": target,
-              "INFERENCE_NUM_THREADS": "2"}  # fmt: skip
+    wanted = {"NUM_STREAMS": "3", "PERFORMANCE_HINT": "THROUGHPUT", "TARGET_DEVICE": target}
     assert wanted.items() <= values.items()
+    assert values.get("INFERENCE_NUM_THREADS") == {"CPU": "2", "GPU": None}[target]
     assert "intra_op_thread_count" not in values
     assert not found.HasField("optimization")
 
@@ -254,6 +256,8 @@ def test_a_name_with_other_characters(blueprint: Blueprint, revise, tmp_path: Pa
         ({"name": "größe"}, "`name` 'größe'"),
         ({"backend": "tensorrt", "device": "cpu"}, "`device` cpu: TensorRT plans run on a GPU"),
         ({"backend": "tensorrt", "threads": 2}, "`threads` is for graphs on a CPU"),
+        ({"device": "gpu", "threads": 2}, "`threads` is for a CPU; leave it out"),
+        ({"backend": "openvino", "device": "gpu", "threads": 2}, "`threads` is for a CPU"),
         ({"max_delay_ms": -1}, "`max_delay_ms` -1: it is 0 to 60000"),
         ({"max_delay_ms": float("nan")}, "`max_delay_ms` nan"),
     ],
@@ -391,6 +395,7 @@ def test_a_smaller_batch_than_the_plan_s(planned, out: Path):
             r"r08\.plan is of tensorrt-rtx; Triton runs plans of tensorrt",
         ),
         ({"strip": True}, r"r08\.plan is stripped .*tocom-export refit .*r08\.plan puts them in"),
+        ({"refit": "identical"}, r"r08\.plan takes its weights when it is .*--refit none, qkv"),
         ({"batch": (2, 4, 8)}, r"r08\.plan takes 2 images or more, .*--batch 1,4,8"),
     ],
     ids=str,
@@ -405,6 +410,22 @@ def test_a_larger_batch_than_the_plan_s(planned, out: Path):
     options = TritonOptions(backend="tensorrt", max_batch=33)
     with pytest.raises(InputError, match=r"`max_batch` 33: .*r08\.plan takes 32 images at most"):
         write_repository(planned(), out, options)
+
+
+@pytest.mark.parametrize("name", ["r08.onnx", "weights.safetensors", "r08.safetensors"])
+def test_a_file_that_is_not_what_the_manifest_says(bundle: Bundle, out: Path, name: str):
+    """Of the right size: that is all that opening a bundle looks at."""
+    file = bundle.path / name
+    content = file.read_bytes()
+    file.write_bytes(bytes(len(content)))
+    says = rf"{name} is not what its bundle's manifest said .*build it again"
+    with pytest.raises(BundleError, match=says):
+        write_repository(bundle, out, ONNX, [8])
+    assert not out.exists()
+    file.unlink()
+    with pytest.raises(BundleError, match=f"{name}: can't be read: No such file"):
+        write_repository(bundle, out, ONNX, [8])
+    assert not out.exists()
 
 
 def test_a_damaged_plan(planned, out: Path):
