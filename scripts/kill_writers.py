@@ -85,6 +85,16 @@ def prepare(folder: Path) -> None:
     run(("build", "--targets", "0,8", "--out", "bundle", "--no-verify"), folder)
 
 
+def lay_out(writer: Writer, root: Path) -> Path:
+    """A fresh folder to run in, with what the command needs."""
+    folder = root / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if writer.before:
+        shutil.copytree(root / writer.before, folder / writer.made)
+    return folder
+
+
 def run(arguments: Sequence[str], folder: Path) -> float:
     """Run a command to its end; seconds that it took."""
     began = time.monotonic()
@@ -122,9 +132,24 @@ def inspect(writer: Writer, folder: Path) -> str:
     return ""
 
 
+def judge_signal(number: signal.Signals, status: int, folder: Path) -> list[str]:
+    """What is wrong right after a signal; before our first line SIGTERM is the system's."""
+    if number == signal.SIGKILL or status in (0, -signal.SIGTERM):
+        return []
+    wrong = [] if status == 130 else [f"status {status}"]
+    return [*wrong, *find_leftovers(folder)]
+
+
+def run_again(writer: Writer, folder: Path) -> None:
+    """Run the command to its end, over what it may have made already."""
+    words = [word for word in writer.arguments if word != "--force"]
+    makes = writer.arguments[0] != "refit" and (folder / writer.made).exists()
+    run([*words, *(["--force"] if makes else [])], folder)
+
+
 def find_leftovers(folder: Path) -> list[str]:
     """Hidden files, anywhere below."""
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob(".*"))
+    return sorted(f"left {file.relative_to(folder)}" for file in folder.rglob(".*"))
 
 
 def main() -> int:
@@ -138,35 +163,19 @@ def main() -> int:
         root = Path(place)
         prepare(root)
         writers, spans = list_writers(), {}
+        for writer in writers:
+            lay_out(writer, root)
+            spans[writer.name] = run(writer.arguments, root / "run")
         for index in range(options.runs):
             writer = writers[index % len(writers)]
-            folder = root / "run"
-            folder.mkdir()
-            if writer.before:
-                shutil.copytree(root / writer.before, folder / writer.made)
-            if writer.name not in spans:
-                spans[writer.name] = run(writer.arguments, folder)
-                shutil.rmtree(folder)
-                folder.mkdir()
-                if writer.before:
-                    shutil.copytree(root / writer.before, folder / writer.made)
+            folder = lay_out(writer, root)
             number = rng.choice((signal.SIGKILL, signal.SIGTERM))
             status = kill(writer, folder, number, rng.uniform(0, 1.05) * spans[writer.name])
             counts[writer.name, "finished" if status == 0 else number.name] += 1
-            if number == signal.SIGTERM and status not in (0, 130, -signal.SIGTERM):
-                faults.append(f"{writer.name}: status {status} after SIGTERM")
-            if number == signal.SIGTERM and status == 130 and (left := find_leftovers(folder)):
-                faults.append(f"{writer.name}: SIGTERM left {', '.join(left)}")
-            if fault := inspect(writer, folder):
-                faults.append(f"{writer.name}: {fault}")
-            again = [part for part in writer.arguments if part != "--force"]
-            force = ["--force"] if writer.arguments[0] == "build" else []
-            run([*again, *force], folder)
-            if fault := inspect(writer, folder):
-                faults.append(f"{writer.name}, once more: {fault}")
-            if left := find_leftovers(folder):
-                faults.append(f"{writer.name}, once more: left {', '.join(left)}")
-            shutil.rmtree(folder)
+            found = [*judge_signal(number, status, folder), inspect(writer, folder)]
+            run_again(writer, folder)
+            found += [inspect(writer, folder), *find_leftovers(folder)]
+            faults += [f"{writer.name}, {number.name}: {fault}" for fault in found if fault]
     print("| command | SIGKILL | SIGTERM | had finished |\n|---|---:|---:|---:|")
     for writer in writers:
         columns = (counts[writer.name, what] for what in ("SIGKILL", "SIGTERM", "finished"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .bundle.manifest import WEIGHTS
 from .bundle.opening import Bundle
@@ -185,7 +185,8 @@ def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:
 
 def _choose_backend(verify: bool | None) -> Backend | None:
     """What refitted graphs are run in: the first that is installed."""
-    found: Any = next((b for b, need in GRAPH_BACKENDS.items() if is_installed(need[0])), None)
+    installed = (name for name, need in GRAPH_BACKENDS.items() if is_installed(need[0]))
+    found: Backend | None = next(installed, None)  # type: ignore[arg-type]
     if verify and not (found and is_installed("torch", "timm")):
         raise InputError(
             "`verify` needs torch, timm and onnxruntime: pip install 'tocom-export[cpu,torch]'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def _refit_plan(
         def check(opened: Any) -> None:
             oracle = make_oracle(record, new) if verify is not False else None
             found = compare(
-                opened.run, sample_images(record.spec), oracle and oracle.runner(variant),
+                opened.run, sample_images(record.spec), oracle and partial(oracle, variant),
                 engine.name, variant.name, record.precision, batch=opened.largest or 16,
             )  # fmt: skip
             found.require("the PyTorch model", "it was left as it was.")
