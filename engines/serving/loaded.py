@@ -119,6 +119,8 @@ class Loaded:
                 )
         new = {**self.shared, **self.new.own(variant)} if self.new else None
         engine = open_engine(bundle, variant, backend=self.backend, weights=new, **self.options)
+        if (record := getattr(engine, "record", None)) and record.stripped:
+            files += bundle.weight_files(name)  # what the plan left out
         each = sum(file.stat().st_size for file in files)
         return Serving(engine, each * getattr(engine, "copies", 1))
 

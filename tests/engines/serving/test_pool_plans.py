@@ -81,6 +81,20 @@ def test_a_stripped_plan_takes_the_bundles_weights(
         assert np.isfinite(pool.run(images)).all()
 
 
+def test_a_plan_that_takes_no_other_weights(
+    nvidia, fresh: Bundle, blueprint: Blueprint, images, write_plan: WritePlan
+):
+    write_plan(fresh, refit="identical")
+    dataclasses.replace(fresh, plans=("r08",)).save_manifest()
+    with EnginePool(fresh.path, backend="tensorrt", variants=[8]) as pool:
+        first = pool.run(images)
+        weights = sum(file.stat().st_size for file in fresh.weight_files("r08"))
+        assert pool.serving.bytes == weights + (fresh.path / "r08.plan").stat().st_size
+        with pytest.raises(PlanError, match=r"built with alone .*--refit qkv or all"):
+            pool.refit(bank=blueprint.weights.bank, source=8)
+        np.testing.assert_array_equal(pool.run(images), first)
+
+
 def test_a_plan_that_was_replaced_is_not_opened(
     nvidia, fresh: Bundle, blueprint: Blueprint, write_plan: WritePlan
 ):
