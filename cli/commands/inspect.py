@@ -20,7 +20,6 @@ from ..output import Command
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.tensorrt.plan import PlanRecord
     from tocom_export.model.spec import VitSpec
     from tocom_export.variant import Variant
 
@@ -198,6 +197,8 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
 
     content, record = open_plan(path)
     (smallest, optimal, largest), variant = record.batch, record.variant
+    whole = "its bundle gives it back the weights it was built with when it is opened"
+    then = whole if record.refit == "identical" else "refit it before it runs"
     facts = {
         "model": record.spec.model,
         "variant": variant.name,
@@ -208,7 +209,7 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
         "precision": record.precision,
         "batches": f"{smallest} to {largest}, made for {optimal}",
         "refit": f"{record.refit}: {len(record.refittable)} weights",
-        "stripped": ("yes; " + _explain_stripped(record)) if record.stripped else "no",
+        "stripped": f"yes; {then}" if record.stripped else "no",
         "backend": f"{record.backend} {record.version}",
         "built on": record.gpu or "no GPU",
         "flags": " ".join(record.flags) or None,
@@ -218,12 +219,6 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
     rows = [(name, t.dtype, list(t.shape)) for name, t in record.refittable.items()]
     tables = [Table(("refittable", "type", "shape"), rows)] if layers and rows else []
     return Finding("plan", encode(record), facts, tables)
-
-
-def _explain_stripped(record: PlanRecord) -> str:
-    if record.refit == "identical":
-        return "its bundle gives it back the weights it was built with when it is opened"
-    return "refit it before it runs"
 
 
 def _inspect_weights(path: Path, layers: bool) -> Finding:

@@ -111,8 +111,8 @@ def _check_plan(plan: Path, batch: Iterable[int], host_code: bool) -> bool:
         )
     if record.refit == "identical":
         raise InputError(
-            f"{plan} takes its weights when it is opened, which trtexec can't give it; choose "
-            "`backend` tensorrt."
+            f"{plan} takes its weights from its bundle when it is opened, and trtexec opens it by "
+            "itself; choose `backend` tensorrt."
         )
     if record.stripped:
         raise InputError(f"{plan} is stripped of its weights; refit it first.")

@@ -131,8 +131,8 @@ def _choose_engine(bundle: Bundle, variant: str, options: TritonOptions) -> tupl
         raise PlanError(f"{plan} is of {record.backend}; Triton runs plans of tensorrt.")
     if record.refit == "identical":
         raise PlanError(
-            f"{plan} takes its weights when it is opened, which Triton can't give it; build it "
-            "with --refit none, qkv or all."
+            f"{plan} takes its weights from its bundle when it is opened, and Triton opens it by "
+            "itself; build it with --refit none, qkv or all."
         )
     if record.stripped:
         raise PlanError(f"{plan} is stripped of weights; tocom-export refit {plan} puts them in.")

@@ -101,6 +101,8 @@ def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, unmeasured, sho
         (("--slo-ms", "nan"), ("--slo-ms", "nan is not a finite number")),
         (("--slo-ms", "inf"), ("--slo-ms", "inf is not a finite number")),
         (("--plot", "speed.pdf"), ("speed.pdf", "a .png or a .svg file")),
+        (("--host-code",), ("--host-code is for --backend tensorrt and tensorrt-rtx",)),
+        (("--backend", "onnx,openvino", "--host-code"), ("--host-code is for --backend tens",)),
     ],
     ids=str,
 )

@@ -48,7 +48,7 @@ def test_it_is_timed(succeeds: Run, fails: Run, planned: Path):
     assert {(row["backend"], row["variant"]) for row in rows} == {
         ("tensorrt", "r04"), ("tensorrt", "r08")
     }  # fmt: skip
-    says = ("r04.plan takes its weights when it is opened", "--backend tensorrt")
+    says = ("r04.plan takes its weights from its bundle", "--backend tensorrt")
     fails("bench", planned, "--backend", "trtexec", "--dry-run", says=says)
 
 
@@ -78,7 +78,7 @@ def test_a_refit_is_refused(fails: Run, planned: Path, bank_file: Path):
 
 
 def test_triton_can_t_give_it_its_weights(fails: Run, planned: Path, here: Path):
-    says = ("r04.plan takes its weights when it is opened", "--refit none, qkv or all")
+    says = ("r04.plan takes its weights from its bundle", "--refit none, qkv or all")
     fails("triton", planned, "models", "--backend", "tensorrt", says=says)
 
 

@@ -395,7 +395,7 @@ def test_a_smaller_batch_than_the_plan_s(planned, out: Path):
             r"r08\.plan is of tensorrt-rtx; Triton runs plans of tensorrt",
         ),
         ({"strip": True}, r"r08\.plan is stripped .*tocom-export refit .*r08\.plan puts them in"),
-        ({"refit": "identical"}, r"r08\.plan takes its weights when it is .*--refit none, qkv"),
+        ({"refit": "identical"}, r"r08\.plan takes its weights from its .*--refit none, qkv"),
         ({"batch": (2, 4, 8)}, r"r08\.plan takes 2 images or more, .*--batch 1,4,8"),
     ],
     ids=str,
