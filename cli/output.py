@@ -27,8 +27,14 @@ class Output:
         self.as_json, self.verbosity = as_json, verbosity
 
     def note(self, text: str) -> None:
-        """One line that a person would want to know; ``-q`` hides it."""
+        """One line that a person would want to know; ``-q`` hides it.
+
+        Parameters in it (```scale```) become options, as in errors.
+        """
         if self.verbosity >= 0:
+            context = click.get_current_context(silent=True)
+            if context and isinstance(context.command, Command):
+                text = context.command.name_options(text)
             click.echo(make_harmless(text), err=True)
 
     def detail(self, text: str) -> None:
@@ -42,25 +48,32 @@ class Output:
             click.echo(json.dumps(data, indent=2))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> None:
-        """A table on stdout, unless ``--json``; the first column is text, the others numbers."""
+        """A table on stdout, unless ``--json``; the first column is text, the others numbers.
+
+        In a window that is too narrow for it each row is a paragraph, a line for each cell.
+        """
         if self.as_json:
             return
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(
-            title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False
-        )
-        for index, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            table.add_row(
-                *(Text(make_harmless(str(cell))) for cell in row)
-            )  # no markup in file names or shapes
         # Into a pipe or a file, where no window sets a width, names are not to be folded.
         width = None if sys.stdout.isatty() else 160
-        Console(highlight=False, soft_wrap=True, width=width).print(table)
+        console = Console(highlight=False, soft_wrap=True, width=width)
+        heading = Text(title) if title else None
+        table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+        cells = [[make_harmless(str(cell)) for cell in row] for row in rows]
+        for row in cells:
+            table.add_row(*map(Text, row))  # no markup in file names or shapes
+        needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        if width is None and needed > console.width:
+            click.echo("\n".join(format_paragraphs(columns, cells, title)))
+        else:
+            console.print(table)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -91,6 +104,19 @@ class Output:
 def make_harmless(text: str) -> str:
     """A text without what would steer a terminal: names in files are other people's."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "�", text)
+
+
+def format_paragraphs(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
+) -> list[str]:
+    """A table as lines: each row's first cell, and below it the others and their columns."""
+    lines = [title] if title else []
+    widest = max(map(len, columns[1:]), default=0)
+    for first, *others in rows:
+        lines += [first] if first else []
+        pairs = zip(columns[1:], others, strict=True)
+        lines += [f"  {column:<{widest}}  {cell}" for column, cell in pairs]
+    return lines
 
 
 class BadInput(click.ClickException):
