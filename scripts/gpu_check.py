@@ -110,6 +110,8 @@ def main() -> int:
             report.save(out)
         # Last, since each compilation takes half a minute.
         time_compiled(*subject, report, options.seconds, out)
+    if not report.figures:
+        print("No GPU, or nothing that runs on one: nothing was timed; the lines above say why.")
     return int(report.failed)
 
 

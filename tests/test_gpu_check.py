@@ -44,9 +44,10 @@ def check(load, make_spec, tmp_path: Path, monkeypatch) -> Callable[..., dict[st
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_everything_is_skipped_by_name(check: Any, tmp_path: Path):
+def test_without_a_gpu_everything_is_skipped_by_name(check: Any, tmp_path: Path, capsys):
     document = check()
     assert document["status"] == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("No GPU, or nothing that runs on")
     assert {entry["status"] for entry in document["steps"]} == {"skipped"}
     why = {entry["why"] for entry in document["steps"]}
     assert "torch has no GPU" in why
