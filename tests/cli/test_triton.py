@@ -46,7 +46,7 @@ def test_a_repository(succeeds: Run, bundle: Path, here: Path):
 def test_the_options_reach_the_configuration(succeeds: Run, bundle: Path, here: Path):
     succeeds(
         "triton", bundle, "models", "--variants", "8", "--name", "mine", "--device", "gpu",
-        "--max-batch", 16, "--instances", 2, "--max-delay-ms", 2.5, "--threads", 3,
+        "--max-batch", 16, "--instances", 2, "--max-delay-ms", 2.5,
     )  # fmt: skip
     (model,) = (here / "models").iterdir()
     found = config_of(model)
@@ -54,6 +54,11 @@ def test_the_options_reach_the_configuration(succeeds: Run, bundle: Path, here: 
     (group,) = found.instance_group
     assert (group.count, group.kind) == (2, pb.ModelInstanceGroup.KIND_GPU)
     assert found.dynamic_batching.max_queue_delay_microseconds == 2500
+    succeeds(
+        "triton", bundle, "models", "--variants", 8, "--threads", 3, "--force", "--name", "mine"
+    )
+    found = config_of(model)
+    assert found.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
     assert found.parameters["intra_op_thread_count"].string_value == "3"
 
 
@@ -95,6 +100,7 @@ def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path
         (("--backend", "tensorrt"), ("no plan for r04", "tocom-export build")),
         (("--backend", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
         (("--backend", "tensorrt", "--threads", 2), ("--threads is for graphs on a CPU",)),
+        (("--device", "gpu", "--threads", 2), ("--threads is for a CPU", "--device cpu")),
         (("--name", "a b"), ("--name 'a b'",)),
         (("--max-batch", 0), ("--max-batch",)),
         (("--max-batch", 2**31), ("--max-batch",)),
