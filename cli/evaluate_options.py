@@ -10,6 +10,7 @@ import click
 
 from tocom_export.errors import InputError
 
+from .model_options import weights_key_option
 from .options import (
     DATA_HELP,
     DEGREES,
@@ -29,6 +30,7 @@ _FOR_BUNDLES = {
     "backend": "chooses what runs a bundle",
 }
 _FOR_CHECKPOINTS = {
+    "weights_key": "a bundle has its own weights",
     "bank": "a bundle has its own baked in",
     "method": "a bundle has its own baked in",
     "targets": "`variants` chooses among those of a bundle",
@@ -82,6 +84,7 @@ evaluate_options = add_options(
     ),
     click.option("--variants", type=Names(), help="Variants of bundles to run; default: all."),
     click.option("--backend", type=BACKEND, help="What runs a bundle's engines; default: onnx."),
+    weights_key_option,
     click.option(
         "--bank",
         metavar="FILE",

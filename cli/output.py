@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -36,6 +36,11 @@ class Output:
             if context and isinstance(context.command, Command):
                 text = context.command.name_options(text)
             click.echo(make_harmless(text), err=True)
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """Several of them."""
+        for text in texts:
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """One line for ``-v``."""

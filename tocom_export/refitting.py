@@ -63,6 +63,7 @@ def refit(
     variants: Iterable[str | int] | None = None,
     *,
     checkpoint: Path | str | None = None,
+    weights_key: str | None = None,
     bank: ToComBank | Path | str | None = None,
     source: int | None = None,
     scale: float | None = None,
@@ -79,6 +80,8 @@ def refit(
         variants: names or bare degrees; default: all, which may then get all weights of another
             checkpoint. Otherwise those that the variants share must stay what they are.
         checkpoint: default: the bundle's own weights, which are rounded unless it is in fp32.
+        weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
+            (EMA) where there are any, as timm.
         bank: a bank or its file; ``none`` for no compensation; default: none where no variant
             is compensated, for the model inside the package its own.
         source: degree that the weights were trained at; default: what the checkpoint's metadata
@@ -108,7 +111,8 @@ def refit(
         made.append(
             prepare_refit(
                 now, present, now.path / WEIGHTS,
-                checkpoint=checkpoint, bank=bank, source=source, scale=scale,
+                checkpoint=checkpoint, weights_key=weights_key, bank=bank, source=source,
+                scale=scale, tell=tell,
             )
         )  # fmt: skip
         return made[0]
@@ -138,15 +142,18 @@ def prepare_refit(
     own: Path,
     *,
     checkpoint: Path | str | None = None,
+    weights_key: str | None = None,
     bank: ToComBank | Path | str | None = None,
     source: int | None = None,
     scale: float | None = None,
+    tell: Tell = hear_nothing,
 ) -> Changes:
     """The weights that are asked for, and the variants that they make of the present ones.
 
     Args:
         present: whose sources and scales hold where neither the arguments nor the file name one.
         own: the weights file that the engines were made of, where ``checkpoint`` is None.
+        weights_key, tell: as :func:`refit` has them.
         bank: a bank or its file, or ``none``; default: none for variants that have none, for the
             model inside the package its own.
 
@@ -154,7 +161,9 @@ def prepare_refit(
         BankError, CheckpointError: one is missing, broken, or of another model.
         DegreeError, InputError: source or scale is out of range.
     """
-    opened = Checkpoint.open(checkpoint or own)
+    opened = Checkpoint.open(checkpoint or own, weights_key)
+    if opened.note:
+        tell(opened.note)
     if checkpoint is None:
         opened = recover_checkpoint(opened, now.spec, now.precision)
     if bank is None and not any(variant.compensated for variant in present):

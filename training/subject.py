@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,8 @@ def open_subject(
     bank: ToComBank | Path | str | None = None,
     method: str | None = None,
     device: torch.device | None = None,
+    weights_key: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Subject:
     """A checkpoint that says which model it is, with the bank beside its weights.
 
@@ -36,6 +38,8 @@ def open_subject(
         schedules: names of variants, and a degree for each layer or a rule that gives them
             (``every:3``).
         bank, method: see :func:`~tocom_export.loading.load_compensation`.
+        weights_key: see :meth:`Checkpoint.open`.
+        tell: called with a line that a person would want to know.
 
     Raises:
         InputError: it can't be opened, or doesn't fit the bank.
@@ -45,7 +49,9 @@ def open_subject(
             f"{path} doesn't say which model it is; evaluate takes what finetune writes, or a "
             f"bundle (tocom-export build --model NAME --checkpoint {path})."
         )
-    model = load_model(checkpoint=path)
+    model = load_model(checkpoint=path, weights_key=weights_key)
+    if model.checkpoint.note:
+        tell(model.checkpoint.note)
     spec, info = model.spec, model.checkpoint.info
     opened, chosen = load_compensation(bank, spec, info, method)
     source = model.checkpoint.choose_source(None)

@@ -102,7 +102,7 @@ def _measure(
 
     scale, held_out = options["scale"], options["held_out"]
     names = (options["name"] or name_data(options["data"]), options["bank_name"], options["seed"])
-    subjects = _open_subjects(paths, options)
+    subjects = _open_subjects(paths, options, output)
     check_conflicts(subjects, *names, known)
     check_subjects(subjects, options["data"], held_out, scaled=scale is not None)
 
@@ -124,7 +124,9 @@ def _measure(
     return measured, make_rows(measured, *names)
 
 
-def _open_subjects(paths: Sequence[Path], options: Mapping[str, Any]) -> list[Subject]:
+def _open_subjects(
+    paths: Sequence[Path], options: Mapping[str, Any], output: Output
+) -> list[Subject]:
     """Bundles where paths are folders, else checkpoints."""
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.subject import make_subject
@@ -145,7 +147,8 @@ def _open_subjects(paths: Sequence[Path], options: Mapping[str, Any]) -> list[Su
         else:
             found = open_subject(
                 path, targets=targets, schedules=schedules, bank=options["bank"],
-                method=options["method"], device=device,
+                method=options["method"], device=device, weights_key=options["weights_key"],
+                tell=output.note,
             )  # fmt: skip
         subjects.append(found)
     return subjects

@@ -11,7 +11,8 @@ import click
 
 from tocom_export.errors import InputError
 
-from ..options import DEGREE, FILE, FiniteFloat, common_options, method_options
+from ..model_options import checkpoint_options, open_model, pool_option
+from ..options import DEGREE, FiniteFloat, common_options, method_options
 from ..output import Command, Output
 from ..training_options import (
     open_data,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     help="A timm model name, or a .json file with a model "
     "spec; default: what the checkpoint's metadata say, else 'reference'.",
 )
-@click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights to start from.")
+@checkpoint_options("Weights to start from.")
+@pool_option
 @click.option(
     "--init",
     type=click.Choice(["checkpoint", "random"]),
@@ -109,7 +111,7 @@ def finetune_command(
 
     output, out = start_training(options), options["out"]
     settings = (FULL if options["tune"] == "full" else ADAPTFORMER).change(options)
-    start = _open_start(model, checkpoint, init, options["tune"])
+    start = _open_start(model, checkpoint, init, options, output)
     if image_size:
         start = resize(start, image_size)
     with join_processes(options["device"], options["amp"]) as process:
@@ -148,19 +150,25 @@ def finetune_command(
     )
 
 
-def _open_start(model: str | None, checkpoint: Path | None, init: str, tune: str) -> Model:
-    from tocom_export.loading import load_model
+def _open_start(
+    model: str | None,
+    checkpoint: Path | None,
+    init: str,
+    options: Mapping[str, Any],
+    output: Output,
+) -> Model:
     from tocom_export.training.starting import start_at_random
 
     if init == "checkpoint":
-        return load_model(model, checkpoint)
-    if tune == "adaptformer":
+        return open_model(model, checkpoint, options, output)
+    if options["tune"] == "adaptformer":
         raise InputError(
             "`tune` adaptformer leaves the backbone as it is, and `init` random leaves it "
             "untrained; use `tune` full, or start from a checkpoint."
         )
-    if checkpoint:
-        raise InputError("`checkpoint` has no meaning with `init` random.")
+    given = {"checkpoint": checkpoint, **options}
+    if named := next((n for n in ("checkpoint", "weights_key", "pool") if given[n]), None):
+        raise InputError(f"`{named}` has no meaning with `init` random.")
     return start_at_random(model)
 
 

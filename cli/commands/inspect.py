@@ -14,6 +14,7 @@ import click
 
 from tocom_export.errors import BundleError, InputError, brief
 from tocom_export.io.json_codec import encode
+from tocom_export.io.pickles import SUFFIXES, load_pickle
 
 from ..options import FILE, common_options, format_megabytes, take_output
 from ..output import Command
@@ -78,11 +79,11 @@ def _inspect(path: Path, layers: bool) -> Finding:
         return _inspect_plan(path, layers)
     if path.name.endswith(".plan.json"):
         raise InputError(f"{path} says what a plan is; inspect {path.with_suffix('')}.")
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+    if path.suffix in (".safetensors", *SUFFIXES):
         return _inspect_weights(path, layers)
     raise InputError(
-        f"{path}: bundles (folders), .onnx, .plan, .safetensors, .pth, .pt and .bin files are "
-        "inspected."
+        f"{path}: bundles (folders), .onnx, .plan, .safetensors, .pth, .pt, .bin and .tar files "
+        "are inspected."
     )
 
 
@@ -224,11 +225,10 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
 def _inspect_weights(path: Path, layers: bool) -> Finding:
     from tocom_export.compression.bank import holds_bank
     from tocom_export.compression.checkpoint import Checkpoint
-    from tocom_export.io.pickles import load_pickle
     from tocom_export.io.tensors import read_header
 
-    names = read_header(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
-    if holds_bank(names):
+    pickled = None if path.suffix == ".safetensors" else load_pickle(path)
+    if holds_bank(pickled.tensors if pickled else read_header(path)[0]):
         return _inspect_bank(path, layers)
     checkpoint = Checkpoint.open(path)
     info, tensors = checkpoint.info, checkpoint.tensors
@@ -240,6 +240,8 @@ def _inspect_weights(path: Path, layers: bool) -> Finding:
         "source degree": info.source,
         "method": info.method.name if info.method else None,
         "classes": len(info.classes) if info.classes else None,
+        "entry": (pickled and pickled.key) or None,
+        "other entries": (pickled and ", ".join(pickled.others)) or None,
         "tensors": len(tensors),
         "parameters": sum(t.size for t in tensors.values()),
         "dtypes": ", ".join(sorted({str(t.dtype) for t in tensors.values()})),

@@ -11,6 +11,7 @@ import click
 from tocom_export.errors import InputError
 from tocom_export.loading import is_installed
 
+from ..model_options import checkpoint_options
 from ..options import (
     DEGREE,
     FILE,
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
 
 @click.command("refit", cls=Command)
 @click.argument("engine", type=FILE, metavar="BUNDLE|ENGINE")
-@click.option(
-    "--checkpoint",
-    type=FILE,
-    metavar="FILE",
-    help="Other weights; default: the bundle's own, which are rounded unless it is in fp32.",
+@checkpoint_options(
+    "Other weights; default: the bundle's own, which are rounded unless it is in fp32."
 )
 @click.option(
     "--bank",
@@ -122,7 +120,7 @@ def _refit_plan(
             raise InputError(
                 f"`checkpoint`: there is no {own} to take the weights from; name a file."
             )
-        new, variants = prepare_refit(record, [record.variant], own, **options)
+        new, variants = prepare_refit(record, [record.variant], own, **options, tell=output.note)
         (variant,) = variants.values()
         checks: list[Comparison] = []
 

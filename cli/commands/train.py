@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ..options import FILE, FiniteFloat, common_options, method_options
+from ..model_options import checkpoint_options, form_options, open_model
+from ..options import FiniteFloat, common_options, method_options
 from ..output import Command
 from ..training_options import (
     open_data,
@@ -24,7 +25,8 @@ from ..training_options import (
     metavar="NAME",
     help="A timm model name; default: what the checkpoint's metadata say, else 'reference'.",
 )
-@click.option("--checkpoint", type=FILE, metavar="FILE", help="The model's weights.")
+@checkpoint_options("The model's weights.")
+@form_options
 @method_options("the checkpoint's, else tome")
 @click.option(
     "--loss",
@@ -78,7 +80,7 @@ def train_command(
     """
     require_torch()
     from tocom_export.compression.schedule import MAX_DEGREE
-    from tocom_export.loading import choose_method, load_model
+    from tocom_export.loading import choose_method
     from tocom_export.training.data.seeding import seed_all
     from tocom_export.training.distill import distill
     from tocom_export.training.loop.distributed import join_processes
@@ -87,7 +89,7 @@ def train_command(
     from tocom_export.training.starting import make_network
 
     output, settings = start_training(options), DISTILL.change(options)
-    loaded, out = load_model(model, checkpoint), options["out"]
+    loaded, out = open_model(model, checkpoint, options, output), options["out"]
     spec = loaded.spec
     chosen = choose_method(method, None, loaded.checkpoint.info, proportional)
     with join_processes(options["device"], options["amp"]) as process:

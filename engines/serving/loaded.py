@@ -134,7 +134,7 @@ class Loaded:
     def replace_weights(
         self,
         present: Sequence[Variant],
-        checkpoint: Path | str | None,
+        opened: Checkpoint | None,
         bank: ToComBank | Path | str | None,
         source: int | None,
         scale: float | None,
@@ -147,7 +147,6 @@ class Loaded:
             raise BankError(f"{bundle.path} is compensated: name the `bank` for the new weights.")
         steps = load_bank(bank, bundle.spec, bundle.method)
         changes: dict[str, Any] = {} if bank is None else {"compensated": steps is not None}
-        opened = None if checkpoint is None else Checkpoint.open(checkpoint)
         if opened is not None and opened.info.source is not None:
             source = opened.choose_source(source)
         for name, given in (("scale", scale), ("source", source)):

@@ -12,6 +12,7 @@ import numpy as np
 from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import BundleError, CheckFailed, InputError, PoolError
 from tocom_export.io.memory import release_memory
 from tocom_export.variant import find_variant
@@ -105,6 +106,7 @@ class EnginePool:
         self,
         *,
         checkpoint: Path | str | None = None,
+        weights_key: str | None = None,
         bank: ToComBank | Path | str | None = None,
         source: int | None = None,
         scale: float | None = None,
@@ -115,6 +117,8 @@ class EnginePool:
 
         Args:
             checkpoint: the new weights, of the same model and classes; default: those it has now.
+            weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
+                (EMA) where there are any, as timm.
             bank: what all variants are compensated with, or its file, or ``none``; default: those
                 that are compensated stay so, for which the model inside the package has its own.
             source: degree they were trained at; default: what the checkpoint says, else as before.
@@ -131,7 +135,8 @@ class EnginePool:
             _ = self.serving  # it may be closed
             found = {n: serving.variant for n, serving in self._servings.items()}
             present = [found.get(name, self.bundle.variants[name]) for name in self.variants]
-            self._exchange(self._loaded.replace_weights(present, checkpoint, bank, source, scale))
+            opened = None if checkpoint is None else Checkpoint.open(checkpoint, weights_key)
+            self._exchange(self._loaded.replace_weights(present, opened, bank, source, scale))
 
     def reload(self) -> None:
         """Open the bundle's files, of whatever variants, again: after a refit or a new build.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from tocom_export import EnginePool
@@ -81,6 +82,23 @@ def test_another_models_weights(
         assert not same(of_pool(pool, images), wanted)
         pool.refit(bank=blueprint.weights.bank, source=4)
         assert same(of_pool(pool, images), wanted)
+
+
+def test_an_entry_of_a_pickle(
+    fresh: Bundle, blueprint: Blueprint, tmp_path: Path, images, of_pool, same
+):
+    """Averaged weights, as everywhere, unless another entry is named."""
+    state = {n: torch.tensor(t) for n, t in blueprint.weights.checkpoint.tensors.items()}
+    other = {n: t * 1.1 for n, t in state.items()}
+    torch.save({"state_dict": other, "state_dict_ema": state}, tmp_path / "model_best.pth.tar")
+    told: dict[str, Any] = {"checkpoint": tmp_path / "model_best.pth.tar", "bank": "none"}
+    with EnginePool(fresh.path, threads=1) as pool:
+        pool.refit(bank="none")
+        before = of_pool(pool, images)
+        pool.refit(**told)
+        assert same(of_pool(pool, images), before)
+        pool.refit(**told, weights_key="state_dict")
+        assert not same(of_pool(pool, images), before)
 
 
 def test_fp16_is_compensated_from_exact_weights(
