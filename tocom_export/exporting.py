@@ -71,11 +71,10 @@ def export(
         out: the bundle's folder; default: ``<model>-source<source>``.
         checkpoint: .safetensors, .pth, .pt, .bin or .tar; default: timm's pretrained weights,
             those of the live model, or those inside the package.
-        weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
-            (EMA) where there are any, as timm.
-        image_size: height and width of the images that the weights are for, or one number;
-            default: by their positions.
-        pool: what the head reads, ``token`` or ``avg``; default: by the weights' last norm.
+        weights_key: the entry of a pickled checkpoint that is taken; default: as timm, averaged
+            (EMA) weights where there are any.
+        image_size, pool: what the weights are of, where they don't say: pixels (one number, or
+            height and width), and ``token`` or ``avg``.
         targets: degrees for all layers; they become the variants r00, r04, ...
         schedules: a variant's name → a degree for each layer, or a rule such as ``every:3``.
         source: degree that the weights were trained at; default: what their metadata say, else 0.
@@ -133,13 +132,10 @@ def prepare(
     """
     if precision not in TYPES:
         raise InputError(f"`precision` {precision!r}: it is {', '.join(TYPES)}.")
-    loaded = load_model(
-        model, checkpoint, weights_key=weights_key, image_size=image_size, pool=pool
-    )
-    spec, info = loaded.spec, loaded.checkpoint.info
-    preprocess, told = choose_statistics(
-        loaded.preprocess, loaded.preprocess_from, spec.channels, **statistics
-    )
+    form: dict[str, Any] = {"image_size": image_size, "pool": pool}
+    loaded = load_model(model, checkpoint, weights_key=weights_key, **form)
+    spec, info, origin = loaded.spec, loaded.checkpoint.info, loaded.preprocess_from
+    preprocess, told = choose_statistics(loaded.preprocess, origin, spec.channels, **statistics)
     names = info.classes if classes is None else read_classes(classes, spec.classes)
     trained = loaded.checkpoint.choose_source(source)
     steps, chosen = load_compensation(bank, spec, info, method, proportional)
