@@ -16,11 +16,13 @@ from .bundle.opening import Bundle
 from .bundle.weights import ModelWeights
 from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
 from .compression.bank import ToComBank
+from .compression.method import Method
 from .compression.seldom import list_degrees
 from .errors import InputError
 from .export_checks import GRAPH_BACKENDS, Progress, Tell, add_plans, check, find_missing
 from .graph.precision import TYPES, Precision
 from .loading import is_installed, load_compensation, load_model
+from .model.catalogue import REFERENCE_ACCURACY, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from .model.class_names import read_classes
 from .model.preprocess import find_images
 from .model.spec import Pool
@@ -155,7 +157,23 @@ def prepare(
     weights = ModelWeights(spec, loaded.checkpoint, steps, precision)
     for line in filter(None, (loaded.checkpoint.note, told)):
         tell(line)
-    return Blueprint(weights, chosen, variants, preprocess, names)
+    own_bank = bank in (None, REFERENCE_BANKS[chosen.name])
+    shipped = loaded.checkpoint.file == REFERENCE_CHECKPOINT and own_bank
+    same = (preprocess, names) == (loaded.preprocess, info.classes)
+    known = shipped and same and precision == "fp32"
+    accuracy = _look_up_accuracy(variants.values(), chosen) if known else {}
+    return Blueprint(weights, chosen, variants, preprocess, names, accuracy)
+
+
+def _look_up_accuracy(variants: Iterable[Variant], method: Method) -> dict[str, float]:
+    """Of the reference model's variants those whose accuracy was measured."""
+    usual = method.proportional or method.name == "evit"
+    measured = REFERENCE_ACCURACY[method.name] if usual else {}
+    return {
+        variant.name: measured[variant.degree]
+        for variant in variants
+        if variant.degree in measured and (variant.source, variant.scale) == (0, 0.1)
+    }
 
 
 def default_out(blueprint: Blueprint) -> Path:

@@ -42,10 +42,10 @@ def test_the_default_targets_in_the_default_folder(succeeds: Run, model: Options
     own = {f"r{degree:02d}.safetensors" for degree in (0, 8, 12, 16)}  # 4 is the source
     assert names(here / "tiny-source4") == {"manifest.json", "weights.safetensors", *graphs, *own}
     assert "Wrote tiny-source4" in result.stderr
-    assert all(graph in result.stdout for graph in graphs)
+    assert all(graph.removesuffix('.onnx') in result.stdout for graph in graphs)
     assert "tiny, source 4, ToCom scale 0.1" in result.stdout
     heads = result.stdout.splitlines()[1].split()
-    assert " ".join(heads) == "engine degree tokens MACs MACs saved max |Δ| same top-1"
+    assert " ".join(heads) == "variant tokens MACs saved own files"
 
 
 def test_the_manifest(succeeds: Run, model: Options, spec: VitSpec):

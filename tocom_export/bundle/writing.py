@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,6 +43,8 @@ class Blueprint:
     variants: Mapping[str, Variant]
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    """Top-1 accuracy in percent of the variants where it is known already."""
 
     def files(self) -> list[str]:
         """Names of the files that will be written."""
@@ -178,6 +180,7 @@ def _write(
         files={name: files[name] for name in blueprint.files()[1:]},
         preprocess=blueprint.preprocess,
         classes=blueprint.classes,
+        accuracy=blueprint.accuracy,
         tools=TOOLS,
     )
     bundle.save_manifest()
