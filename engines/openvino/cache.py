@@ -56,8 +56,9 @@ def load(place: Path, settings: Settings) -> Any | None:
     what is collected in a cycle is let go of in any order.
     """
     try:
-        content = place.read_bytes()
-        plain, digest = content[:-_DIGEST], content[-_DIGEST:]
+        with place.open("rb") as stream:
+            plain = stream.read(place.stat().st_size - _DIGEST)
+            digest = stream.read()
         if hashlib.sha256(plain).digest() != digest:
             return None  # OpenVINO itself would run it, or crash
         compiled = open_core().import_model(plain, settings.device, settings.to_config())
