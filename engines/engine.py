@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tocom_export.errors import ImageError
+from tocom_export.errors import BundleError, ImageError
 from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
@@ -80,23 +80,39 @@ def check_images(images: Images, spec: VitSpec, largest: int | None = None) -> N
         raise ImageError(f"images are {images.dtype}; float32 is expected.")
 
 
-def check_pixels(logits: Logits, images: Images) -> Logits:
-    """The logits, once no image with a NaN or infinite value has part in them; else ImageError.
+def check_pixels(logits: Logits, images: Images, spec: VitSpec) -> Logits:
+    """The logits of an engine, once they are of the model's shape, and of images of numbers.
 
-    Such a value reaches its image's logits, so pixels are looked at where these aren't finite.
+    A NaN or infinite value reaches its image's logits, so pixels are looked at where these aren't
+    finite.
+
+    Raises:
+        ImageError: an image has such a value.
+        BundleError: they are of another shape: the graph is damaged.
     """
-    if np.isfinite(logits).all():
-        return logits
-    bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-    if bad.any():
-        which = ", ".join(map(str, np.flatnonzero(bad)))
-        raise ImageError(f"image {which} of the batch has pixels that are NaN or Inf.")
+    expected = (len(images), spec.classes or spec.width)
+    if logits.shape != expected:
+        raise BundleError(
+            f"the engine gave logits of shape {logits.shape} where {expected} is expected: its "
+            "graph is damaged; build the bundle again."
+        )
+    _refuse_bad_pixels(logits, images)
     return logits
 
 
 def check_logits(logits: Logits, images: Images) -> None:
     """Raise ImageError where logits are NaN or infinite, whatever made them so."""
-    if not np.isfinite(check_pixels(logits, images)).all():
+    _refuse_bad_pixels(logits, images)
+    if not np.isfinite(logits).all():
         raise ImageError(
             "logits are NaN or Inf, though all pixels are finite; are the images normalised?"
         )
+
+
+def _refuse_bad_pixels(logits: Logits, images: Images) -> None:
+    if np.isfinite(logits).all():
+        return
+    bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if bad.any():
+        which = ", ".join(map(str, np.flatnonzero(bad)))
+        raise ImageError(f"image {which} of the batch has pixels that are NaN or Inf.")

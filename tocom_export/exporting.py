@@ -24,7 +24,7 @@ from .graph.precision import TYPES, Precision
 from .loading import is_installed, load_compensation, load_model
 from .model.catalogue import REFERENCE_ACCURACY, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from .model.class_names import read_classes
-from .model.preprocess import find_images
+from .model.preprocess import choose_spread, find_images
 from .model.spec import Pool
 from .model.statistics import choose_statistics
 from .variant import Variant
@@ -290,7 +290,7 @@ def _calibrate(blueprint: Blueprint, place: Path | str | None, tell: Tell) -> Ca
     from tocom_export.engines.onnx.calibration import measure_input_scales
 
     files = find_images(folder)
-    chosen = files[:: -(-len(files) // CALIBRATION_IMAGES)]  # spread over all classes
+    chosen = choose_spread(files, CALIBRATION_IMAGES)
     if len(chosen) < FEW_IMAGES:
         tell(
             f"{folder} has {len(chosen)} images to calibrate on: what others need may be cut off; "

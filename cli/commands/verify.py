@@ -78,7 +78,7 @@ def verify_command(
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.tensorrt.verify_plans import verify_plans
     from tocom_export.engines.verify import sample_images, verify
-    from tocom_export.model.preprocess import find_images
+    from tocom_export.model.preprocess import choose_spread, find_images
 
     output, place = take_output(options), options.pop("data")
     if place is None and any(options.values()):
@@ -91,7 +91,7 @@ def verify_command(
 
     data = open_bundle_data(opened, place, _BATCH, output.note, **options) if place else None
     if images:
-        files = find_images(images)[:100]
+        files = choose_spread(find_images(images), 100)
         batch = opened.preprocess.load_batch(files, opened.spec.image_size)
     else:
         batch = sample_images(opened.spec)

@@ -53,7 +53,8 @@ def draw_speeds(
             draw_line(axes, found, color=color, marker=marker, label=f"batch {batch}")
         for index, (name, throughput) in enumerate(peers.items(), len(speeds)):
             dashes = (0, _DASHES[index // 6 % 3])
-            axes.axhline(throughput, color=COLORS[index % 6], linestyle=dashes, label=name)
+            label = f"{name}, batch {max(speeds)}"
+            axes.axhline(throughput, color=COLORS[index % 6], linestyle=dashes, label=label)
         axes.set_ylim(bottom=0)
         if len(speeds) + len(peers) <= 6:
             axes.legend(fontsize=7)

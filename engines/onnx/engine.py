@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from tocom_export.bundle.opening import Bundle
+from tocom_export.errors import BundleError, brief
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
@@ -67,7 +68,14 @@ class OnnxEngine:
         """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
         check_images(images, self.spec)
         session, _held = self._opened  # both, for a refit may come while this one runs
-        return check_pixels(session.run(None, {"images": images})[0], images)
+        try:
+            (logits,) = session.run(None, {"images": images})
+        except Exception as error:  # of many types, as in opening one
+            raise BundleError(
+                f"{self._bundle.graph(self.variant.name)}: ONNX Runtime can't run it "
+                f"({brief(error)}); inspect tells whether it is damaged."
+            ) from error
+        return check_pixels(logits, images, self.spec)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

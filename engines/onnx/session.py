@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +53,8 @@ def open_session(
     """
     onnxruntime = _import_onnxruntime(device)
     file = bundle.graph(variant)
+    if not _is_utf8(file):
+        raise BundleError(f"{file}: ONNX Runtime opens no path that isn't UTF-8; rename it.")
     options = _choose_options(onnxruntime, bundle, device, threads)
     content: str | bytes = graph or str(file)
     if bundle.precision == "bf16" and device == "cpu":
@@ -75,6 +78,15 @@ def open_session(
         )
     session.disable_fallback()  # else a failing run goes on, on the CPU
     return session, held
+
+
+def _is_utf8(file: Path) -> bool:
+    """Whether a path can be given to a library that takes text."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # bytes that Python keeps as halves of surrogates
+        return False
+    return True
 
 
 def _import_onnxruntime(device: Device) -> Any:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import InputError
+from tocom_export.errors import BundleError, InputError
 from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
@@ -14,7 +14,7 @@ from tocom_export.variant import Variant
 from ..engine import Images, Logits, check_images, check_pixels
 from ..weights import map_plain
 from .compiling import Compiled, compile_variant
-from .library import Settings, check_device, get_version
+from .library import Settings, check_device, explain, get_version
 
 _COARSER: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -97,7 +97,14 @@ class OpenVinoEngine:
         check_images(images, self.spec)
         opened = self._opened  # a refit may exchange it meanwhile
         compiled = opened.get(len(images)) or opened.get(None) or self._compile_any()
-        return check_pixels(compiled.run(images), images)
+        try:
+            logits = compiled.run(images)
+        except RuntimeError as error:
+            raise BundleError(
+                f"{self._bundle.graph(self.variant.name)}: OpenVINO can't run it "
+                f"({explain(error)}); inspect tells whether it is damaged."
+            ) from error
+        return check_pixels(logits, images, self.spec)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

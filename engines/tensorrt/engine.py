@@ -76,7 +76,7 @@ class TensorRtEngine:
         check_images(images, self.spec, self.largest)
         with self._running:
             logits = self._ready_lane().run(images, max(self.record.batch[0], len(images)))
-        return check_pixels(logits, images)
+        return check_pixels(logits, images, self.spec)
 
     def run_again(self, batch: int) -> None:
         """Run what lies on the GPU as a batch of so many, without copies: to time the GPU alone."""

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tocom_export.bundle.file_hashes import record_files
+from tocom_export.bundle.manifest import seal
 from tocom_export.cli.main import COMMANDS, cli
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.metadata import ModelInfo, to_metadata
@@ -267,7 +268,7 @@ def misreads() -> Callable[[Path], None]:
         manifest = json.loads((bundle / "manifest.json").read_text())
         record = record_files(bundle, ["r08.onnx"])["r08.onnx"]
         manifest["files"]["r08.onnx"]["sha256"] = record.sha256
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        (bundle / "manifest.json").write_text(seal(manifest))
 
     return call
 
@@ -281,7 +282,7 @@ def nan_in() -> Callable[[Path], None]:
         file.write_bytes(content)
         manifest = json.loads((file.parent / "manifest.json").read_text())
         manifest["files"][file.name]["sha256"] = hashlib.sha256(content).hexdigest()
-        (file.parent / "manifest.json").write_text(json.dumps(manifest))
+        (file.parent / "manifest.json").write_text(seal(manifest))
 
     return call
 

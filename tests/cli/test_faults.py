@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 
 from tocom_export.cli.faults import explain_fault, was_interrupted
 from tocom_export.errors import MissingPackageError
@@ -43,7 +45,7 @@ def says_one_line(said: str, *parts: str) -> None:
     [
         ("--help",), ("build", "--help"), ("--version",), ("inspect", "BUNDLE"),
         ("inspect", "BUNDLE", "--json"), ("completion", "bash"),
-        ("build", "--dry-run", "--json"),
+        ("build", "--dry-run", "--json", "-q"),
     ],
 )  # fmt: skip
 def test_results_that_can_t_be_written(bundle: Path, arguments: tuple[str, ...]):
@@ -161,3 +163,34 @@ def test_a_library_that_hides_ctrl_c():
 )
 def test_a_fault_in_a_line(error: OSError, says: str):
     assert explain_fault(error) == says
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_path_that_is_not_utf8(bundle: Path, tmp_path: Path):
+    """Everything but ONNX Runtime goes by it; that says so."""
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(bundle, place)
+    with start("inspect", place, "--json") as child:
+        found, _ = child.communicate()
+    assert child.returncode == 0
+    assert json.loads(found)["path"] == str(place)
+    image = place / "x.png"
+    Image.new("RGB", (32, 32)).save(image)
+    with start("run", place, image, "--backend", "onnx") as child:
+        _, said = child.communicate()
+    assert child.returncode == 2
+    says_one_line(said, "isn't UTF-8; rename it")
+
+
+@posix
+def test_names_of_classes_can_t_steer_the_terminal(bundle: Path):
+    manifest = bundle / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["classes"] = [f"\x1b]0;owned\x07\x1b[2J{number}" for number in range(10)]
+    manifest.write_text(json.dumps(data))
+    Image.new("RGB", (32, 32)).save(bundle.parent / "x.png")
+    with start("run", bundle, bundle.parent / "x.png") as child:
+        shown, _ = child.communicate()
+    assert child.returncode == 0
+    assert "\x1b]" not in shown
+    assert "owned" in shown

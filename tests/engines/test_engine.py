@@ -14,7 +14,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.engines.engine import Engine, check_logits
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.tensorrt.engine import TensorRtEngine
-from tocom_export.errors import ImageError
+from tocom_export.errors import BundleError, ImageError
 
 CLASSES = {"onnx": OnnxEngine, "tensorrt": TensorRtEngine}
 Images = Callable[..., Any]
@@ -91,3 +91,32 @@ def test_logits_that_are_no_numbers_say_which_image():
     images[0, 0, 1, 1], images[2, 0, 0, 0] = np.inf, np.nan
     with pytest.raises(ImageError, match="image 0, 2 of the batch has pixels that are NaN or Inf"):
         check_logits(logits, images)
+
+
+class Damaged:
+    """A session of a graph that was changed: it fails, or gives other shapes."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def run(self, *_: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            RuntimeError("GatherND: invalid index\nmore"),
+            r"can't run it \(GatherND: invalid index\)",
+        ),
+        ([np.zeros((1, 3), np.float32)], r"gave logits of shape \(1, 3\) where \(2, 10\)"),
+    ],
+)
+def test_a_graph_that_was_changed(bundle: Bundle, make_images: Images, answer: Any, says: str):
+    engine = OnnxEngine(bundle, "r08")
+    engine._opened = (Damaged(answer), [])
+    with pytest.raises(BundleError, match=says):
+        engine.run(make_images(engine.spec, 2))

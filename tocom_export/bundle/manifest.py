@@ -32,7 +32,8 @@ _END = re.compile(rb'  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 def seal(data: dict[str, Any]) -> str:
     """A manifest's text, with the SHA-256 of itself (where that stands: zeros) at its end."""
-    text = format_json({**data, "sha256": _UNSEALED})
+    others = {name: value for name, value in data.items() if name != "sha256"}
+    text = format_json({**others, "sha256": _UNSEALED})
     digest = hashlib.sha256(text.encode()).hexdigest()
     return text.replace(f'"{_UNSEALED}"\n}}\n', f'"{digest}"\n}}\n')
 

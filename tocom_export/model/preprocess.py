@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -118,3 +118,8 @@ def find_images(folder: Path | str) -> list[Path]:
     if not found:
         raise ImageError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder.")
     return found
+
+
+def choose_spread(files: Sequence[Path], most: int) -> Sequence[Path]:
+    """Every nth file, so that at most so many are left, of all folders and classes."""
+    return files[:: -(-len(files) // most)]

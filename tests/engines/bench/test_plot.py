@@ -65,7 +65,7 @@ def test_peers_are_broken_lines():
     legend = axes.get_legend()
     assert legend is not None
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["batch 1", "batch 32", *PEERS]
+    assert shown == ["batch 1", "batch 32", *(f"{name}, batch 32" for name in PEERS)]
 
 
 def test_more_lines_than_colours():

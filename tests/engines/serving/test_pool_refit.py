@@ -254,7 +254,8 @@ def test_a_failed_refit_changes_nothing(
     make_bank, monkeypatch, answers, of_pool, same,
 ):  # fmt: skip
     def nothing(spec, count: int):
-        return np.full((count, spec.channels, *spec.image_size), np.nan, np.float32)
+        """Images whose squares are beyond float32, so that no logit is a number."""
+        return np.full((count, spec.channels, *spec.image_size), 3e38, np.float32)
 
     wide = make_spec(width=96)
     (tmp_path / "wide").mkdir()
