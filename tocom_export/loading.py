@@ -105,17 +105,18 @@ def load_model(
     opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key)
     info, origin = opened.info, f"by the metadata of {opened.file.name}"
     if info.spec is None:
+        advice = "Does `model` say which model it is?"
         spec, preprocess = load_spec(model or REFERENCE)
         known = f"timm's for {model}" if model not in (None, REFERENCE) else "the reference model's"
         origin = origin if info.preprocess else known
         spec = fit_spec(spec, _list_shapes(opened), size, pool)
     else:
+        advice = f"Its metadata say that it is {info.spec.model}; save it again."
         spec, preprocess = _check_metadata(info.spec, model, size, pool, opened.file), Preprocess()
         if info.preprocess is None:
             origin = _IMAGENET
             if is_known(spec.model):
                 preprocess, origin = known_model(spec.model)[1], f"timm's for {spec.model}"
-    advice = "Does `model` say which model it is?"
     return Model(opened.check(spec, advice), opened, info.preprocess or preprocess, origin)
 
 

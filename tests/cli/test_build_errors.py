@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,8 +71,11 @@ def test_a_pickle_that_is_none(fails: Run, tmp_path: Path):
 @pytest.mark.parametrize(
     "change, says",
     [
-        (lambda w: w.pop(FC1), (f"1 of 56 tensors of tiny are missing, {FC1}", "--model")),
-        (lambda w: w.update(more=w[FC1]), ("tiny has no tensor more", "--model")),
+        (
+            lambda w: w.pop(FC1),
+            (f"1 of 56 tensors of tiny are missing ({FC1})", "the others fit", "state_dict()"),
+        ),
+        (lambda w: w.update(more=w[FC1]), ("tiny has no tensor more", "Its metadata say", "tiny")),
         (lambda w: w.update({FC1: w[FC1][:3]}), (FC1, "(3, 64), but tiny needs (128, 64)")),
         (lambda w: w.update({FC1: w[FC1].T.copy()}), (FC1, "(64, 128), but tiny needs")),
         (lambda w: w[FC1].__setitem__((5, 6), np.nan), (FC1, "NaN or infinite")),
@@ -132,6 +136,25 @@ def test_no_bank_of_that_name(fails: Run, checkpoint: Path, tmp_path: Path):
     bank = tmp_path / "none.safetensors"
     options = ("--checkpoint", checkpoint, "--bank", bank)
     fails("build", *options, says=(bank, "no such file"))
+
+
+@pytest.mark.parametrize("option", ["--bank", "--checkpoint"])
+@pytest.mark.parametrize("name", ["nope", "nope.pth"])
+def test_a_missing_file_is_missing_without_torch_too(
+    fails: Run, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = fails("build", option, name, says=(f"{name}: no such file",))
+    assert "torch" not in result.stderr
+
+
+def test_a_pickle_without_torch(fails: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    file = tmp_path / "mine.pth"
+    file.touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for option in ("--bank", "--checkpoint"):
+        says = (f"torch, which {file} needs to be read,", "pip install 'tocom-export[torch]'")
+        fails("build", option, file, says=says)
 
 
 def test_a_truncated_bank(fails: Run, checkpoint: Path, bank_file: Path, file: Path):
@@ -199,7 +222,10 @@ def test_an_unknown_model(fails: Run, monkeypatch: pytest.MonkeyPatch, with_timm
     fails("build", "--model", "deit_tiny_patch16_225", says=says)
 
 
-def test_an_unsupported_model(fails: Run):
+@pytest.mark.parametrize("with_timm", [True, False])
+def test_an_unsupported_model(fails: Run, monkeypatch: pytest.MonkeyPatch, with_timm: bool):
+    if not with_timm:
+        monkeypatch.setattr("tocom_export.loading.is_installed", lambda *_: False)
     name = "swin_tiny_patch4_window7_224"
     fails("build", "--model", name, says=(name, "SwinTransformer", "not supported"))
 

@@ -15,18 +15,18 @@ from tocom_export.training.adaptformer import AdaptedMlp, add_adapters
 
 UNSUPPORTED = {
     "swin_tiny_patch4_window7_224": "SwinTransformer",
-    "eva02_tiny_patch14_224": "Eva",
+    "eva02_tiny_patch14_224": "Eva (rotary positions)",
     "vit_small_patch16_rope_224": "Eva",
     "convnext_atto": "ConvNeXt",
     "resnet18": "ResNet",
-    "beit_base_patch16_224": "Beit",
+    "beit_base_patch16_224": "Beit (relative positions)",
     "cait_xxs24_224": "Cait",
     "vit_base_patch16_siglip_224": "attention pooling",
-    "vit_giant_patch14_dinov2": "MLP GluMlp",
+    "vit_giant_patch14_dinov2": "MLP GluMlp (gated, as SwiGLU)",
     "test_vit4": "norm RmsNorm",
     "vit_base_patch16_rpn_224": "ResPostBlock",
     "vit_base_patch16_xp_224": "ParallelScalingBlock",
-    "vit_base_r50_s16_224": "HybridEmbed",
+    "vit_base_r50_s16_224": "HybridEmbed (convolutions)",
 }
 
 

@@ -107,7 +107,12 @@ def test_timm_is_asked_for_a_name_that_we_don_t_list(monkeypatch: pytest.MonkeyP
     assert load_spec(name) == known_model(name)
 
 
-def test_a_name_that_timm_knows_and_we_can_t_express():
+@pytest.mark.parametrize("with_timm", [True, False])
+def test_a_name_that_timm_knows_and_we_can_t_express(
+    monkeypatch: pytest.MonkeyPatch, with_timm: bool
+):
+    if not with_timm:
+        monkeypatch.setattr("tocom_export.loading.is_installed", lambda *_: False)
     with pytest.raises(UnsupportedModelError, match=r"swin.*SwinTransformer"):
         load_spec("swin_tiny_patch4_window7_224")
 
@@ -210,6 +215,48 @@ def test_a_file_that_doesn_t_fit_what_it_says(
 ):
     with pytest.raises(CheckpointError, match=r"blocks\.1\."):
         load_model(checkpoint=checkpoint(spec, spec=make_spec(depth=2)))
+
+
+def test_a_file_that_lacks_some_tensors(tmp_path: Path, make_weights: Callable[..., Any]):
+    """It is not the model's name that is wrong."""
+    weights = make_weights(known_model(TINY)[0])
+    for name in ("norm.bias", "blocks.3.mlp.fc1.bias", "blocks.2.norm1.bias", "cls_token"):
+        del weights[name]
+    save_file(weights, tmp_path / "cut.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(TINY, tmp_path / "cut.safetensors")
+    assert str(caught.value) == (
+        f"{tmp_path / 'cut.safetensors'}: 4 of 152 tensors of {TINY} are missing (cls_token, "
+        "blocks.2.norm1.bias, blocks.3.mlp.fc1.bias, …), the others fit it. Save the model's "
+        "whole state_dict()."
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "named", "says"),
+    [
+        (
+            "deit_small_patch16_224",
+            TINY,
+            r"\(1, 1, 384\), but deit_tiny_patch16_224 needs \(1, 1, 192\) \(151 such tensors\)",
+        ),
+        (TINY, "deit_tiny_distilled_patch16_224", "3 of 155 tensors .*dist_token first"),
+    ],
+)
+def test_a_file_of_another_model_by_its_tensors(
+    tmp_path: Path, make_weights: Callable[..., Any], of: str, named: str, says: str
+):
+    save_file(make_weights(known_model(of)[0]), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{says}.* Does `model` say which model it is\?$"):
+        load_model(named, tmp_path / "other.safetensors")
+
+
+def test_a_file_of_fewer_layers(tmp_path: Path, make_weights: Callable[..., Any]):
+    """That is another model; nothing was left out."""
+    spec = replace(known_model(TINY)[0], depth=10)
+    save_file(make_weights(spec), tmp_path / "ten.safetensors")
+    with pytest.raises(CheckpointError, match=r"24 of 152 tensors .*Does `model` say"):
+        load_model(TINY, tmp_path / "ten.safetensors")
 
 
 def test_no_such_file(tmp_path: Path):

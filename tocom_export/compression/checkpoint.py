@@ -86,6 +86,9 @@ class Checkpoint:
     def check(self, spec: VitSpec, advice: str = "Is it of another model?") -> VitSpec:
         """The spec with this checkpoint's number of classes, once every tensor fits it.
 
+        Args:
+            advice: what to say where the tensors are another model's.
+
         Raises:
             CheckpointError: tensors are missing, too many, of another shape, or not finite.
         """
@@ -105,28 +108,45 @@ class Checkpoint:
                 f"{self.file}: its metadata names {len(named)} classes, but its head has "
                 f"{spec.classes}."
             )
-        expected = spec.weights()
-        if missing := [name for name in expected if name not in self.tensors]:
+        self._check_shapes(spec, advice)
+        for name, tensor in self.tensors.items():
+            if not is_finite(tensor):
+                raise CheckpointError(f"{self.file}: {name} holds NaN or infinite values.")
+        return spec
+
+    def _check_shapes(self, spec: VitSpec, advice: str) -> None:
+        """Raise CheckpointError where the tensors are not those of a model, by name and shape."""
+        expected, model = spec.weights(), spec.model
+        missing = [name for name in expected if name not in self.tensors]
+        extra = [name for name in self.tensors if name not in expected]
+        known = {name: shape for name, shape in expected.items() if name in self.tensors}
+        wrong = [name for name, shape in known.items() if self.tensors[name].shape != shape]
+        layers = {name.split(".")[1] for name in known if name.startswith("blocks.")}
+        if missing and not extra and not wrong and len(layers) == spec.depth:  # but for some, it is
+            named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise CheckpointError(
+                f"{self.file}: {len(missing)} of {len(expected)} tensors of {model} are missing "
+                f"({named}), the others fit it. Save the model's whole state_dict()."
+            )
+        if missing:
             near = difflib.get_close_matches(missing[0], self.tensors, 1)
             hint = f"; it has {near[0]}" if near else ""
             raise CheckpointError(
-                f"{self.file}: {len(missing)} of {len(expected)} tensors of {spec.model} are "
+                f"{self.file}: {len(missing)} of {len(expected)} tensors of {model} are "
                 f"missing, {missing[0]} first{hint}. {advice}"
             )
-        if extra := [name for name in self.tensors if name not in expected]:
+        if extra:
             raise CheckpointError(
-                f"{self.file}: {spec.model} has no tensor {extra[0]} "
+                f"{self.file}: {model} has no tensor {extra[0]} "
                 f"({len(extra)} such tensors). {advice}"
             )
-        for name, shape in expected.items():
-            found = self.tensors[name]
-            if found.shape != shape:
-                raise CheckpointError(
-                    f"{self.file}: {name} has shape {found.shape}, but {spec.model} needs {shape}."
-                )
-            if not is_finite(found):
-                raise CheckpointError(f"{self.file}: {name} holds NaN or infinite values.")
-        return spec
+        if wrong:
+            first = wrong[0]
+            most = f" ({len(wrong)} such tensors). {advice}" if 2 * len(wrong) > len(known) else "."
+            raise CheckpointError(
+                f"{self.file}: {first} has shape {self.tensors[first].shape}, but {model} needs "
+                f"{expected[first]}{most}"
+            )
 
     def choose_source(self, given: int | None, default: int = 0) -> int:
         """The degree that the weights were trained at: as given, else by the metadata.

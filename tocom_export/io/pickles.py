@@ -84,12 +84,12 @@ def _clean(name: str) -> str:
 
 
 def _unpickle(file: Path) -> Any:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file.")
     try:
         import torch
     except ImportError:
-        raise MissingPackageError(f"torch, which {file.suffix} files need,", "torch") from None
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file.")
+        raise MissingPackageError(f"torch, which {file} needs to be read,", "torch") from None
     try:
         # DeiT's and timm's scripts store their arguments beside the weights; a Namespace holds
         # values and runs nothing.

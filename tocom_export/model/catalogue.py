@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownModelError
+from ..errors import UnknownModelError, UnsupportedModelError
 from ..io.json_codec import decode, parse_json
 from .preprocess import Preprocess
 from .spec import VitSpec
@@ -39,6 +39,13 @@ def _table() -> dict[str, dict[str, Any]]:
     return table
 
 
+@cache
+def _unsupported() -> dict[str, str]:
+    """A timm model's name → the part of it that a spec can't express."""
+    parts: dict[str, list[str]] = parse_json((ASSETS / "unsupported_models.json").read_bytes())
+    return {name: part for part, names in parts.items() for name in names}
+
+
 def is_known(name: str) -> bool:
     """Whether :func:`known_model` has a timm model of that name."""
     return name.split(".")[0] in _table()
@@ -48,11 +55,14 @@ def known_model(name: str) -> tuple[VitSpec, Preprocess]:
     """The spec and image statistics of a timm model, by its name or ``name.tag``.
 
     Raises:
+        UnsupportedModelError: a model of timm's that a spec can't express.
         UnknownModelError: no such name; suggests near ones.
     """
     architecture, _, tag = name.partition(".")
     entry = _table().get(architecture)
     if entry is None:
+        if part := _unsupported().get(architecture):
+            raise UnsupportedModelError(architecture, part)
         near = difflib.get_close_matches(architecture, [*_table(), REFERENCE], 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownModelError(f"`model` {name}: no model of that name is known.{hint}")

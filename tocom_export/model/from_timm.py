@@ -12,6 +12,15 @@ from ..errors import UnsupportedModelError
 from .preprocess import Preprocess
 from .spec import Activation, VitSpec
 
+_WORDS = {
+    "Beit": "relative positions",
+    "VisionTransformerRelPos": "relative positions",
+    "VisionTransformerSAM": "windows, relative positions",
+    "HybridEmbed": "convolutions",
+    "GluMlp": "gated, as SwiGLU",
+}
+"""What some classes of timm have that a spec can't express; the names of others say it."""
+
 
 def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
     """The spec of a timm ``VisionTransformer`` or ``VisionTransformerDistilled``.
@@ -31,10 +40,12 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
         if not condition:
             raise UnsupportedModelError(name, part)
 
-    need(kind in ("VisionTransformer", "VisionTransformerDistilled"), f"model class {kind}")
+    need(
+        kind in ("VisionTransformer", "VisionTransformerDistilled"), f"model class {_explain(vit)}"
+    )
     need(type(vit).__module__.startswith("timm."), f"model class {kind} from outside timm")
     need(vit.pos_embed is not None, "a model without position embedding")
-    need(_kind(vit.patch_embed) == "PatchEmbed", f"patch embedding {_kind(vit.patch_embed)}")
+    need(_kind(vit.patch_embed) == "PatchEmbed", f"patch embedding {_explain(vit.patch_embed)}")
     need(_kind(vit.patch_embed.norm) == "Identity", "a norm in the patch embedding")
     need(getattr(vit, "attn_pool", None) is None, "attention pooling")
     need(vit.global_pool in ("token", "avg"), f"pooling {vit.global_pool!r}")
@@ -92,7 +103,7 @@ def _check_blocks(name: str, vit: Any, need: Callable[[bool, str], None]) -> Non
         need(getattr(attn, "gate", None) is None, "gated attention")
         need(_kind(getattr(attn, "norm", None)) in ("Identity", "NoneType"), "attention norm")
         need(attn.num_heads * attn.head_dim == vit.embed_dim, "attention of another width")
-        need(_kind(mlp) in ("Mlp", "AdaptedMlp"), f"MLP {_kind(mlp)}")
+        need(_kind(mlp) in ("Mlp", "AdaptedMlp"), f"MLP {_explain(mlp)}")
         need(_kind(mlp.fc1) == "Linear", f"an MLP of {_kind(mlp.fc1)} layers")
         need(_kind(mlp.norm) == "Identity", "a norm inside the MLP")
         _activation(name, mlp.act)
@@ -159,6 +170,14 @@ def _adapter_width(mlp: Any) -> int:
 
 def _kind(module: Any) -> str:
     return type(module).__name__
+
+
+def _explain(module: Any) -> str:
+    """The name of a class that isn't supported, and what it stands for."""
+    kind = _kind(module)
+    rotary = getattr(module, "rope", None) is not None
+    words = "rotary positions" if rotary else _WORDS.get(kind)
+    return f"{kind} ({words})" if words else kind
 
 
 def _activation(model: str, module: Any) -> Activation:
