@@ -67,4 +67,8 @@ def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator
 
 
 def _open(file: Path) -> Path | BinaryIO:
-    return io.BytesIO(sys.stdin.buffer.read()) if file == STDIN else file
+    if file != STDIN:
+        return file
+    stream = io.BytesIO(sys.stdin.buffer.read())
+    stream.name = "stdin"  # for what is said of it
+    return stream

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from tocom_export.bundle.opening import Bundle
+from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.engines.onnx.engine import OnnxEngine
 
 Run = Callable[..., Result]
@@ -167,3 +170,82 @@ def test_another_backend(succeeds: Run, bundle: Path, photos: Path):
 def test_what_a_backend_lacks(fails: Run, bundle: Path, photos: Path, options, message: str):
     pytest.importorskip("openvino")
     fails("run", bundle, photos / "a" / "0.png", *options, says=(message,))
+
+
+def test_a_folder_and_the_array(succeeds: Run, bundle: Path, photos: Path, here: Path):
+    """Twelve images, in the order of their names, and their logits."""
+    result = succeeds("run", bundle, photos, "--output", "logits", "all", "--json")
+    files = [image["file"] for image in json.loads(result.stdout)["images"]]
+    assert files == sorted(str(file) for file in photos.rglob("*.png"))
+    logits = np.load(here / "all.npy")
+    opened = Bundle.open(bundle)
+    wanted = OnnxEngine(opened, opened.by_cost()[0]).run(
+        opened.preprocess.load_batch(files, (32, 32))
+    )
+    assert (logits.dtype, logits.shape) == (np.float32, (12, 10))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4)
+    assert "Wrote all.npy: 12 × 10 float32." in result.stderr
+
+
+def test_no_more_than_a_batch_is_in_memory(
+    succeeds: Run, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    batches = []
+    run = OnnxEngine.run
+
+    def watch(self: OnnxEngine, images: np.ndarray) -> np.ndarray:
+        batches.append(len(images))
+        return run(self, images)
+
+    monkeypatch.setattr(OnnxEngine, "run", watch)
+    succeeds("run", bundle, "--backend", "onnx", photos, photos, photos)
+    assert batches == [16, 16, 4]
+
+
+def test_stdin(bundle: Path, photos: Path):
+    image = (photos / "a" / "0.png").read_bytes()
+    words = [sys.executable, "-m", "tocom_export", "run", str(bundle), "-", "--json"]
+    done = subprocess.run(words, input=image, capture_output=True)
+    (found,) = json.loads(done.stdout)["images"]
+    assert found["file"] == "-"
+    assert len(found["classes"]) == 5
+    done = subprocess.run(words, input=b"nothing", capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"Error: stdin is not an image that can be read.\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_is_not_waited_for(fails: Run, bundle: Path, here: Path):
+    os.mkfifo(here / "pipe.png")
+    fails("run", bundle, "pipe.png", says=("pipe.png is not an image that can be read",))
+
+
+@pytest.mark.parametrize("name", ["r08.onnx", "weights.safetensors", "manifest.json"])
+def test_hashes_where_they_are_asked_for(
+    succeeds: Run, fails: Run, bundle: Path, photos: Path, damage: Callable[..., None], name: str
+):
+    options = ("run", bundle, photos / "a" / "0.png", "--check-hashes")
+    succeeds(*options)
+    if name == "manifest.json":
+        file = bundle / name
+        file.write_text(file.read_text().replace("class-a", "class-A"))
+    else:
+        damage(bundle / name)
+    fails(*options, says=(name, "SHA-256"))
+
+
+def test_a_model_without_a_head(
+    succeeds: Run, make_checkpoint: Callable, make_spec: Callable, make_bank: Callable,
+    photos: Path, here: Path,
+):  # fmt: skip
+    spec = make_spec(model="tiny", image_size=[32, 32], classes=0)
+    checkpoint = make_checkpoint(here, spec, metadata=to_metadata(ModelInfo(spec)))
+    succeeds("build", "--checkpoint", checkpoint, "--bank", "none", "--targets", "0", "--out", "b")
+    photo = photos / "a" / "0.png"
+    result = succeeds("run", "b", photo)
+    assert result.stdout.splitlines()[1].split() == ["image", "features", "length"]
+    assert result.stdout.splitlines()[2].split()[:2] == ["0.png", "64"]
+    assert "The model has no head" in result.stderr
+    (found,) = json.loads(succeeds("run", "b", photo, "--json").stdout)["images"]
+    assert len(found["features"]) == 64
+    assert "classes" not in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError, MissingPackageError
+from ..io.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,11 +42,16 @@ def decode_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many pixels, of EXIF that is cut short
         try:
-            with Image.open(file) as opened:
+            with _open(file) as stream, Image.open(stream) as opened:
                 return convert_image(opened, channels)
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
             raise ImageError(f"more than {most} million pixels; make it smaller.") from None
+
+
+def _open(file: Path | str | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """A pipe or a device, which may never end, is not opened."""
+    return open_regular(Path(file)) if isinstance(file, (Path, str)) else nullcontext(file)
 
 
 def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:

@@ -58,7 +58,7 @@ class Preprocess:
             MissingPackageError: Pillow is not installed.
         """
         height, width = size
-        name = file if isinstance(file, (Path, str)) else "an open file"
+        name = file if isinstance(file, (Path, str)) else getattr(file, "name", "an open file")
         try:
             image = decode_image(file, len(self.mean))
         except FileNotFoundError:
