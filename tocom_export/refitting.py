@@ -17,7 +17,7 @@ from .bundle.weights import ModelWeights, check_same_model, recover_checkpoint
 from .compression.bank import ToComBank
 from .compression.checkpoint import Checkpoint
 from .compression.method import Method
-from .errors import InputError
+from .errors import BankError, InputError
 from .export_checks import GRAPH_BACKENDS, Tell
 from .graph.precision import Precision
 from .io.locking import hear_nothing
@@ -166,9 +166,7 @@ def prepare_refit(
         tell(opened.note)
     if checkpoint is None:
         opened = recover_checkpoint(opened, now.spec, now.precision)
-    if bank is None and not any(variant.compensated for variant in present):
-        bank = "none"
-    steps = load_bank(bank, now.spec, now.method)
+    steps = choose_bank(now, present, bank)
     check_same_model(opened, now.spec)
 
     def change(variant: Variant) -> Variant:
@@ -181,6 +179,25 @@ def prepare_refit(
 
     weights = ModelWeights(now.spec, opened, steps, now.precision)
     return weights, {variant.name: change(variant) for variant in present}
+
+
+def choose_bank(
+    now: Refittable, present: Iterable[Variant], bank: ToComBank | Path | str | None
+) -> ToComBank | None:
+    """The bank that is asked for, or the one that the variants were compensated with.
+
+    Raises:
+        BankError: it has to be named, is broken, or doesn't fit.
+    """
+    if bank is None and not any(variant.compensated for variant in present):
+        return None
+    steps, known = load_bank(bank, now.spec, now.method), getattr(now, "bank", None)
+    if bank is None and steps and known not in (None, steps.sha256):
+        raise BankError(
+            "the bundle was compensated with another bank than the one inside the package: name "
+            "the `bank`."
+        )
+    return steps
 
 
 def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:

@@ -21,8 +21,8 @@ from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import BankError, BundleError, InputError, PoolError
 from tocom_export.io.tensors import Tensors
-from tocom_export.loading import load_bank
 from tocom_export.model.catalogue import REFERENCE
+from tocom_export.refitting import choose_bank
 from tocom_export.variant import Variant
 
 from ..engine import Backend, Engine, Images, Logits, check_logits
@@ -141,12 +141,11 @@ class Loaded:
     ) -> Loaded:
         """The same with other weights, as :meth:`EnginePool.refit` says, for these variants."""
         bundle = self.bundle
-        if bank is None and not any(variant.compensated for variant in present):
-            bank = "none"
-        if bank is None and bundle.spec.model != REFERENCE:
+        as_before = bank is None and any(variant.compensated for variant in present)
+        if as_before and bundle.spec.model != REFERENCE:
             raise BankError(f"{bundle.path} is compensated: name the `bank` for the new weights.")
-        steps = load_bank(bank, bundle.spec, bundle.method)
-        changes: dict[str, Any] = {} if bank is None else {"compensated": steps is not None}
+        steps = choose_bank(bundle, present, bank)
+        changes: dict[str, Any] = {} if as_before else {"compensated": steps is not None}
         if opened is not None and opened.info.source is not None:
             source = opened.choose_source(source)
         for name, given in (("scale", scale), ("source", source)):

@@ -16,11 +16,23 @@ from safetensors.numpy import load_file, save_file
 from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
+from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.errors import BundleError, BusyError, CheckFailed, CheckpointError, InputError
+from tocom_export.engines.serving.pool import EnginePool
+from tocom_export.errors import (
+    BankError,
+    BundleError,
+    BusyError,
+    CheckFailed,
+    CheckpointError,
+    InputError,
+)
+from tocom_export.exporting import export
 from tocom_export.io.locking import hold
+from tocom_export.model.catalogue import REFERENCE_BANKS, REFERENCE_CHECKPOINT
+from tocom_export.model.spec import VitSpec
 from tocom_export.refitting import refit
 
 Files = dict[str, bytes]
@@ -160,3 +172,30 @@ def test_plans_are_left_and_it_says_so(fresh: Bundle, bank: Path):
     done = refit(fresh.path, ["r08"], bank=bank, scale=0.2, tell=told.append)
     assert (done.bundle.path / "r08.plan").read_bytes() == b"plan"
     assert any("r08" in line and "refit" in line for line in told)
+
+
+def test_the_bank_of_the_package_is_not_taken_for_another(
+    tmp_path: Path, make_bank: Callable[..., ToComBank]
+):
+    """The shipped model compensated with a bank of the user's."""
+    other = make_bank(known_spec())
+    bundle = export(out=tmp_path / "out", targets=(0, 8), bank=other, verify=False)
+    assert bundle.bank == other.sha256
+    before = read(bundle)
+    says = "was compensated with another bank than the one inside the package: name the `bank`"
+    with pytest.raises(BankError, match=says):
+        refit(bundle.path, scale=0.2)
+    with EnginePool(bundle.path) as pool, pytest.raises(BankError, match=says):
+        pool.refit(scale=0.2)
+    assert read(bundle) == before
+    again = refit(bundle.path, bank=other, scale=0.2, verify=False).bundle
+    assert again.bank == other.sha256
+    shipped = refit(bundle.path, bank=REFERENCE_BANKS["tome"], verify=False).bundle
+    assert shipped.bank == ToComBank.load(REFERENCE_BANKS["tome"]).sha256
+    refit(bundle.path, scale=0.1, verify=False)
+
+
+def known_spec() -> VitSpec:
+    spec = Checkpoint.open(REFERENCE_CHECKPOINT).info.spec
+    assert spec is not None
+    return spec

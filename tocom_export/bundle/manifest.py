@@ -82,6 +82,8 @@ class Manifest:
     classes: tuple[str, ...] | None = None
     plans: tuple[str, ...] = ()
     """Variants that have a TensorRT plan, which lies with its own record beside the graph."""
+    bank: str | None = None
+    """SHA-256 of the bank that its variants were last compensated with, by its values."""
     refitted: tuple[str, ...] = ()
     """Variants whose weights were exchanged since the bundle was built."""
     accuracy: Mapping[str, Annotated[float, Meta(ge=0, le=100)]] = field(default_factory=dict)

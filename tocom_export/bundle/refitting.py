@@ -70,6 +70,7 @@ def refit_bundle(
             path=beside,
             files={**bundle.files, **record_files(beside, names)},
             variants={**bundle.variants, **variants},
+            bank=new.bank.sha256 if new.bank else bundle.bank,
             refitted=tuple(name for name in bundle.variants if name in refitted),
             classes=(new.checkpoint.info.classes or bundle.classes) if whole else bundle.classes,
             accuracy={n: share for n, share in bundle.accuracy.items() if n not in variants},

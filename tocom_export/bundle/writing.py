@@ -180,6 +180,7 @@ def _write(
         files={name: files[name] for name in blueprint.files()[1:]},
         preprocess=blueprint.preprocess,
         classes=blueprint.classes,
+        bank=weights.bank.sha256 if weights.bank else None,
         accuracy=blueprint.accuracy,
         tools=TOOLS,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,15 @@ class ToComBank:
     def parameters(self) -> int:
         """Number of trained values."""
         return sum(f.size for f in self.factors().values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its values, whatever file they are in and whatever type they were stored in."""
+        digest = hashlib.sha256()
+        for name, factor in self.factors().items():
+            digest.update(f"{name} {factor.shape} {self.arithmetic} ".encode())
+            digest.update(np.ascontiguousarray(factor, np.float32).tobytes())
+        return digest.hexdigest()
 
     def factors(self) -> dict[str, Array]:
         """The four arrays under the names they have in a file."""
