@@ -93,10 +93,13 @@ def main() -> None:
     stop_on_sigterm()
     try:
         open_streams()
+        cli()
     except OSError as error:
         click.echo(f"Error: {explain_fault(error)}", err=True)
         sys.exit(2)
-    cli()
+    except KeyboardInterrupt:  # while another fault was being told
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
