@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tocom_export.loading import Model
+    from tocom_export.training.data.evaluation import EvalData
     from tocom_export.training.data.train import TrainData
     from tocom_export.training.loop.loop import ReportStep
     from tocom_export.training.loop.optimizer import Hyperparameters
@@ -137,6 +138,14 @@ def open_data(settings: Settings, options: Mapping[str, Any], model: Model) -> T
         images, model.spec, model.preprocess, settings.batch,
         seed=settings.seed, workers=options["workers"], warn=_warn, **settings.augmentation(),
     )  # fmt: skip
+
+
+def open_val(val: str, options: Mapping[str, Any], model: Model, output: Output) -> EvalData:
+    """The images of ``--val``, to measure a model on."""
+    from tocom_export.training.data.evaluation import open_test_data
+
+    given = {name: options[name] for name in ("workers", "data_root", "download")}
+    return open_test_data(val, model.spec, model.preprocess, warn=output.note, **given)
 
 
 def require_torch() -> None:

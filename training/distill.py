@@ -57,6 +57,16 @@ def distill_loss(
     with torch.no_grad():
         teacher = output(images, source).float()
     model.train(was_training)
+    return measure_distance(student, teacher, loss)
+
+
+def measure_distance(student: Tensor, teacher: Tensor, loss: Loss) -> Tensor:
+    """How far a student is from its teacher, a mean over the batch.
+
+    Args:
+        student, teacher: logits (B, classes), or for ``features`` what a head reads (B, C).
+        loss: ``features``, the mean absolute difference; else the divergence in nats.
+    """
     if loss == "features":
         return F.l1_loss(student, teacher)
     student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)

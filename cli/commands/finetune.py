@@ -16,6 +16,7 @@ from ..options import DEGREE, FiniteFloat, common_options, method_options
 from ..output import Command, Output
 from ..training_options import (
     open_data,
+    open_val,
     report_steps,
     require_torch,
     start_training,
@@ -201,15 +202,12 @@ class _Accuracy:
         classes: Sequence[str],
         output: Output,
     ) -> None:
-        from tocom_export.training.data.evaluation import open_test_data
-
         self.history: dict[int, float] = {}
         """In percent; of the epochs since the run was last started."""
         self._val, self._output = val, output
         if val is None:
             return
-        given = {name: options[name] for name in ("workers", "data_root", "download")}
-        self._images = open_test_data(val, start.spec, start.preprocess, warn=output.note, **given)
+        self._images = open_val(val, options, start, output)
         if self._images.classes != tuple(classes):
             raise InputError(
                 f"`val` {val} has other classes than `data` {options['data']}; both need the same "

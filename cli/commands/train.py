@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bank_table import show_bank
 from ..model_options import checkpoint_options, form_options, open_model
 from ..options import FiniteFloat, common_options, method_options
-from ..output import Command
+from ..output import Command, Output
 from ..training_options import (
     open_data,
+    open_val,
     report_steps,
     require_torch,
     start_training,
     training_options,
 )
+
+if TYPE_CHECKING:
+    from tocom_export.compression.bank import ToComBank
+    from tocom_export.loading import Model
+    from tocom_export.training.bank_report import BankReport
 
 
 @click.command("train", cls=Command)
@@ -48,6 +56,7 @@ from ..training_options import (
     default=0.1,
     help="What the steps are multiplied by while training.",
 )
+@click.option("--val", metavar="DATA", help="Images to measure on what the bank gives.")
 @training_options(out="bank.safetensors")
 @common_options
 def train_command(
@@ -81,6 +90,7 @@ def train_command(
     require_torch()
     from tocom_export.compression.schedule import MAX_DEGREE
     from tocom_export.loading import choose_method
+    from tocom_export.training.bank_report import explain_labels, report_bank
     from tocom_export.training.data.seeding import seed_all
     from tocom_export.training.distill import distill
     from tocom_export.training.loop.distributed import join_processes
@@ -94,6 +104,10 @@ def train_command(
     chosen = choose_method(method, None, loaded.checkpoint.info, proportional)
     with join_processes(options["device"], options["amp"]) as process:
         images = open_data(settings, options, loaded)
+        val = options["val"]
+        judged = open_val(val, options, loaded, output) if val else None
+        if unlabelled := judged and explain_labels(loaded, judged, f"`val` {val}"):
+            output.note(f"{unlabelled} Accuracy is left out.")
         seed_all(settings.seed)
         rank *= MAX_DEGREE if arithmetic == "shared" else 1
         bank = TrainableBank(spec, chosen, rank=rank, scale=scale, arithmetic=arithmetic)
@@ -102,27 +116,39 @@ def train_command(
             network.compile()
         with report_steps(output, "distilling", settings, images.steps_per_epoch) as report:
             trained = distill(
-                network,
-                bank,
-                images,
-                settings,
-                out,
+                network, bank, images, settings, out,
                 loss=loss or ("kl" if spec.classes else "features"),
-                process=process,
-                accumulate=options["accumulate"],
-                report=report,
-            )
-    backbone = sum(t.size for t in loaded.checkpoint.tensors.values())
+                process=process, accumulate=options["accumulate"], report=report,
+            )  # fmt: skip
+        worth = None
+        if judged and process.first:
+            labelled, bar = not unlabelled, output.progress
+            worth = report_bank(network, bank, judged, labelled=labelled, progress=bar)
+        process.wait()
+    _report(options, loaded, trained, worth, len(images.unreadable), output)
+
+
+def _report(
+    options: Mapping[str, Any], model: Model, bank: ToComBank, worth: BankReport | None,
+    unreadable: int, output: Output,
+) -> None:  # fmt: skip
+    out, name = options["out"], model.spec.model
+    backbone = sum(t.size for t in model.checkpoint.tensors.values())
     output.document(
         {
             "bank": str(out),
-            "model": spec.model,
-            "parameters": trained.parameters,
+            "model": name,
+            "parameters": bank.parameters,
             "backbone_parameters": backbone,
-            "unreadable_images": len(images.unreadable),
+            "unreadable_images": unreadable,
+            **({"val": worth.to_json()} if worth else {}),
         }
     )
     output.note(
-        f"Wrote {out}: {trained.parameters:,} parameters for {spec.model}, "
-        f"{100 * trained.parameters / backbone:.2f} % of its own."
+        f"Wrote {out}: {bank.parameters:,} parameters for {name}, "
+        f"{100 * bank.parameters / backbone:.2f} % of its own."
     )
+    if worth:
+        show_bank(worth, options["val"], output)
+    elif not options["val"]:
+        output.note("What it gives, `val` DATA would measure.")

@@ -64,7 +64,76 @@ def test_the_closing_words(succeeds: Run, checkpoint: Path, recipe: Options):
     share = 100 * 32768 / sum(t.size for t in load_file(checkpoint).values())
     assert result.stdout == ""
     told = f"Wrote bank.safetensors: 32,768 parameters for tiny, {share:.2f} % of its own."
-    assert result.stderr.splitlines()[-1] == told
+    assert result.stderr.splitlines()[-2:] == [told, "What it gives, --val DATA would measure."]
+
+
+def test_what_a_bank_gives(
+    succeeds: Run, checkpoint: Path, recipe: Options, labelled: Callable[..., Path]
+):
+    val = labelled("val", [n % 10 for n in range(48)])
+    options = ("train", "--checkpoint", checkpoint, *recipe, "--lr", 0.01, "--val", val)
+    result = succeeds(*options, "--out", "one.safetensors")
+    title, heads, *rows = result.stdout.splitlines()
+    assert title == f"{val}, 48 images; KL from the source, nats"
+    for head in ("degrees", "divergence with bank", "top-1 with bank", "gain", "95 % interval"):
+        assert head in heads
+    assert [row[:6].strip() for row in rows] == ["0 → 8", "0 → 16", "16 → 0"]
+    assert "Wrote one.safetensors" in result.stderr
+    assert "would measure" not in result.stderr
+
+    found = json.loads(succeeds(*options, "--out", "two.safetensors", "--json").stdout)["val"]
+    assert (found["images"], found["measure"], found["untrained"]) == (48, "kl", False)
+    for pair, row in zip(found["pairs"], rows, strict=True):
+        for told in pair["distance"].values():
+            assert f"{told:.4f}" in row
+        for told in pair["accuracy"].values():
+            assert f"{told:.2f} ±" in row
+
+
+def test_a_bank_is_the_same_with_and_without_a_look_at_it(
+    succeeds: Run, checkpoint: Path, recipe: Options, labelled: Callable[..., Path]
+):
+    val = labelled("val", [n % 10 for n in range(48)])
+    options = ("train", "--checkpoint", checkpoint, *recipe)
+    succeeds(*options, "--out", "one.safetensors", "--val", val)
+    succeeds(*options, "--out", "two.safetensors")
+    one, two = (Path(f"{name}.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_bank_that_gives_nothing_is_told(
+    succeeds: Run, checkpoint: Path, recipe: Options, photos: Path
+):
+    """And labels of other classes are no labels."""
+    options = ("--checkpoint", checkpoint, *recipe, "--val", photos)
+    result = succeeds("train", *options, "--lr", "1e-12")
+    assert "top-1" not in result.stdout
+    assert f"--val {photos} has 2 classes, but {checkpoint} has a head of 10." in result.stderr
+    assert "Accuracy is left out." in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last == (
+        "The bank lowers the divergence by no more than 1 % at 0 → 8, 0 → 16, 16 → 0. Train it "
+        "for more --epochs, or with a higher --lr."
+    )
+
+
+def test_what_a_bank_gives_a_model_without_a_head(
+    succeeds: Run, headless: Path, recipe: Options, photos: Path
+):
+    options = ("--checkpoint", headless, *recipe, "--val", photos)
+    result = succeeds("train", *options, "--lr", 0.01)
+    assert "features' L1 distance from the source" in result.stdout
+    assert "distance with bank" in result.stdout
+    assert "Accuracy" not in result.stderr
+
+
+def test_images_to_measure_on_that_are_not_there(
+    fails: Run, checkpoint: Path, recipe: Options, written: Callable
+):
+    """That is known before the first step."""
+    options = ("--checkpoint", checkpoint, *recipe, "--val", "none")
+    fails("train", *options, says=("none: no such folder",))
+    assert written() == []
 
 
 def test_the_defaults_are_the_papers(started: Started, checkpoint: Path, photos: Path):
