@@ -70,7 +70,11 @@ class Cli(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
             status = 130
-        except (BrokenPipeError, SystemExit):  # who read our output has had enough; Click exits
+        except BrokenPipeError:  # who read our output has had enough
+            status = 141
+        except SystemExit as error:  # Click's way to say so
+            if not isinstance(error.__context__, OSError):
+                raise
             status = 141
         except OSError as error:
             click.echo(f"Error: {explain_fault(error)}", err=True)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import CheckFailed
+from tocom_export.errors import CheckFailed, ImageError
 from tocom_export.model.preprocess import find_images
 
 from .engine import Engine, Logits
@@ -69,6 +69,8 @@ def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator
 def _open(file: Path) -> Path | BinaryIO:
     if file != STDIN:
         return file
+    if sys.stdin is None:
+        raise ImageError("stdin is closed.")
     stream = io.BytesIO(sys.stdin.buffer.read())
     stream.name = "stdin"  # for what is said of it
     return stream

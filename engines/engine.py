@@ -80,11 +80,17 @@ def check_images(images: Images, spec: VitSpec, largest: int | None = None) -> N
         raise ImageError(f"images are {images.dtype}; float32 is expected.")
 
 
+def check_finite(images: Images, precision: Precision) -> None:
+    """Raise ImageError where int8 would make numbers of pixels that are none."""
+    if precision == "int8" and not np.isfinite(images).all():
+        _name_bad_pixels(images)
+
+
 def check_pixels(logits: Logits, images: Images, spec: VitSpec) -> Logits:
     """The logits of an engine, once they are of the model's shape, and of images of numbers.
 
-    A NaN or infinite value reaches its image's logits, so pixels are looked at where these aren't
-    finite.
+    A NaN or infinite value reaches its image's logits in floats, so pixels are looked at where
+    these aren't finite; for int8 see :func:`check_finite`.
 
     Raises:
         ImageError: an image has such a value.
@@ -110,8 +116,11 @@ def check_logits(logits: Logits, images: Images) -> None:
 
 
 def _refuse_bad_pixels(logits: Logits, images: Images) -> None:
-    if np.isfinite(logits).all():
-        return
+    if not np.isfinite(logits).all():
+        _name_bad_pixels(images)
+
+
+def _name_bad_pixels(images: Images) -> None:
     bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
     if bad.any():
         which = ", ".join(map(str, np.flatnonzero(bad)))

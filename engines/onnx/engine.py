@@ -9,7 +9,7 @@ from tocom_export.errors import BundleError, brief
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_images, check_pixels
+from ..engine import Images, Logits, check_finite, check_images, check_pixels
 from ..weights import map_plain
 from .session import Device, open_session
 
@@ -67,6 +67,7 @@ class OnnxEngine:
     def run(self, images: Images) -> Logits:
         """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
         check_images(images, self.spec)
+        check_finite(images, self._bundle.precision)
         session, _held = self._opened  # both, for a refit may come while this one runs
         try:
             (logits,) = session.run(None, {"images": images})

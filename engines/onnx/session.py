@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.opening import Bundle, read_unchanged
 from tocom_export.errors import BundleError, DeviceError, InputError, MissingPackageError, brief
 from tocom_export.io.telemetry import decline_telemetry
 from tocom_export.io.tensors import Tensors
@@ -56,19 +56,26 @@ def open_session(
     if not _is_utf8(file):
         raise BundleError(f"{file}: ONNX Runtime opens no path that isn't UTF-8; rename it.")
     options = _choose_options(onnxruntime, bundle, device, threads)
-    content: str | bytes = graph or str(file)
-    if bundle.precision == "bf16" and device == "cpu":
-        from .bfloat16 import widen_file
-
-        content = widen_file(graph or file.read_bytes())
-        # Optimised, the roundings between two operators might be taken for superfluous.
+    widen = bundle.precision == "bf16" and device == "cpu"
+    if widen:  # optimised, the roundings between two operators might be taken for superfluous
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     held = _hold(options, weights, device) if weights else []
     given = {"use_tf32": "0"} if device == "cuda" else {}  # else float32 products are rounded
-    try:
-        session = onnxruntime.InferenceSession(
+
+    def make() -> Any:
+        content: str | bytes = graph or str(file)
+        if widen:
+            from .bfloat16 import widen_file
+
+            content = widen_file(graph or file.read_bytes())
+        return onnxruntime.InferenceSession(
             content, options, providers=[(DEVICES[device], given)], enable_fallback=0
         )
+
+    try:
+        session = read_unchanged(bundle.path, make)
+    except BundleError:
+        raise
     except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many types
         raise BundleError(f"{file}: ONNX Runtime can't open it ({brief(error)}).") from error
     if (got := session.get_providers()[0]) != DEVICES[device]:

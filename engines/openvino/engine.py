@@ -11,7 +11,7 @@ from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_images, check_pixels
+from ..engine import Images, Logits, check_finite, check_images, check_pixels
 from ..weights import map_plain
 from .compiling import Compiled, compile_variant
 from .library import Settings, check_device, explain, get_version
@@ -95,6 +95,7 @@ class OpenVinoEngine:
     def run(self, images: Images) -> Logits:
         """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
         check_images(images, self.spec)
+        check_finite(images, self._bundle.precision)
         opened = self._opened  # a refit may exchange it meanwhile
         compiled = opened.get(len(images)) or opened.get(None) or self._compile_any()
         try:

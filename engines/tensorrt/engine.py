@@ -11,7 +11,7 @@ from typing import Any
 from tocom_export.errors import DeviceError, ImageError, PlanError
 from tocom_export.io.tensors import Tensors
 
-from ..engine import Images, Logits, check_images, check_pixels
+from ..engine import Images, Logits, check_finite, check_images, check_pixels
 from . import refitter
 from .cuda import find_gpu, why_no_gpu
 from .lane import Lane
@@ -74,6 +74,7 @@ class TensorRtEngine:
             PlanError: the plan is stripped and was not refitted yet, or a refit failed.
         """
         check_images(images, self.spec, self.largest)
+        check_finite(images, self.record.precision)
         with self._running:
             logits = self._ready_lane().run(images, max(self.record.batch[0], len(images)))
         return check_pixels(logits, images, self.spec)

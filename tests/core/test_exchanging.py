@@ -146,3 +146,16 @@ def test_killed_between_any_two_system_calls(tmp_path: Path, way: str):
     assert found == sorted(found, reverse=True)  # old, and from some step on new
     assert {"old", "new"} == set(found)
     assert (missing > 0) is (way == "renaming")
+
+
+def test_what_was_replaced_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed while it removes what it replaced by two renamings, and the new one removed later."""
+    target = make(tmp_path / "target", "old")
+    monkeypatch.setattr(exchanging, "_find_call", lambda: None)
+    monkeypatch.setattr("tocom_export.io.atomic.shutil.rmtree", lambda *_, **__: None)
+    with replace_folder(target) as beside:
+        (beside / "content").write_text("new")
+    monkeypatch.undo()
+    (target / "content").unlink()
+    target.rmdir()
+    assert not recover(target)

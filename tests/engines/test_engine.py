@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tocom_export.bundle.opening import Bundle
+from tocom_export.bundle.writing import write_bundle
 from tocom_export.engines.engine import Engine, check_logits
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.tensorrt.engine import TensorRtEngine
@@ -120,3 +121,18 @@ def test_a_graph_that_was_changed(bundle: Bundle, make_images: Images, answer: A
     engine._opened = (Damaged(answer), [])
     with pytest.raises(BundleError, match=says):
         engine.run(make_images(engine.spec, 2))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_int8_makes_no_numbers_of_pixels_that_are_none(
+    make_blueprint: Any, tmp_path: Any, make_images: Images, backend: Any
+):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    made = write_bundle(make_blueprint(tmp_path, targets=(0,), precision="int8"), tmp_path / "b")
+    engine = made.engine("r00", backend=backend)
+    images = make_images(engine.spec, 3)
+    engine.run(images)
+    images[1, 0, 2, 2] = np.nan
+    with pytest.raises(ImageError, match="image 1 of the batch has pixels that are NaN or Inf"):
+        engine.run(images)

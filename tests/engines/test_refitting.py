@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -32,6 +34,7 @@ from tocom_export.errors import (
 from tocom_export.exporting import export
 from tocom_export.io.locking import hold
 from tocom_export.model.catalogue import REFERENCE_BANKS, REFERENCE_CHECKPOINT
+from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.refitting import refit
 
@@ -107,10 +110,92 @@ def test_one_variant_can_t_get_what_others_share(
     assert read(fresh) == before
 
 
-def test_names_of_classes_come_along(fresh: Bundle, bank: Path, save_other: Callable[..., Path]):
+def test_what_the_checkpoint_says_of_itself_comes_along(
+    fresh: Bundle, bank: Path, save_other: Callable[..., Path], make_images: Any
+):
+    """Into the manifest, into the weights and into the graphs, whose offsets move."""
     names = tuple(f"class {number}" for number in range(10))
-    refit(fresh.path, checkpoint=save_other(classes=names), bank=bank)
-    assert Bundle.open(fresh.path).classes == names
+    statistics = Preprocess((0.5,) * 3, (0.25,) * 3, 0.9, "bilinear")
+    variants = ["r08", "r16"]
+    file = save_other(source=4, classes=names, preprocess=statistics)
+    with pytest.raises(BundleError, match=r"r00\.onnx was built without"):
+        refit(fresh.path, checkpoint=file, bank=bank)
+    file = save_other(source=0, classes=names, preprocess=statistics)
+    refit(fresh.path, checkpoint=file, bank=bank, scale=0.3)
+    opened = Bundle.open(fresh.path, hashes=True)
+    assert (opened.classes, opened.preprocess) == (names, statistics)
+    info = Checkpoint.open(fresh.path / WEIGHTS).info
+    assert (info.source, info.classes, info.preprocess) == (0, names, statistics)
+    graph = onnx.load(str(opened.graph("r08")), load_external_data=False)
+    facts = {entry.key: entry.value for entry in graph.metadata_props}
+    assert (facts["scale"], facts["image_mean"]) == ("0.3", "[0.5, 0.5, 0.5]")
+    images = make_images(fresh.spec, 2)
+    for name in variants:
+        wanted = OnnxEngine(opened, name, threads=1, weights=opened.tensors(name)).run(images)
+        np.testing.assert_array_equal(OnnxEngine(opened, name, threads=1).run(images), wanted)
+
+
+def test_other_files_stay(fresh: Bundle, bank: Path, tmp_path: Path):
+    """Whatever somebody has put beside the bundle's own, links and folders included."""
+    (tmp_path / "outside").write_text("outside")
+    (tmp_path / "outside").chmod(0o444)
+    (fresh.path / "LABELS.md").write_text("labels")
+    (fresh.path / "sub").mkdir()
+    (fresh.path / "sub" / "config").write_text("config")
+    (fresh.path / "link").symlink_to(tmp_path / "outside")
+    refit(fresh.path, ["r08"], bank=bank, scale=0.2)
+    assert (fresh.path / "LABELS.md").read_text() == "labels"
+    assert (fresh.path / "sub" / "config").read_text() == "config"
+    assert (fresh.path / "link").readlink() == tmp_path / "outside"
+    assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_permissions_stay(fresh: Bundle, bank: Path):
+    for file in (fresh.path, *fresh.path.iterdir()):
+        file.chmod(0o700 if file.is_dir() else 0o600)
+    refit(fresh.path, bank=bank, scale=0.2)
+    modes = {file.stat().st_mode & 0o777 for file in fresh.path.iterdir()}
+    assert (fresh.path.stat().st_mode & 0o777, modes) == (0o700, {0o600})
+
+
+def test_a_damaged_bundle_gets_no_new_hashes(fresh: Bundle, bank: Path):
+    file = fresh.path / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=r"SHA-256 differs"):
+        refit(fresh.path, bank=bank, scale=0.2)
+
+
+def test_shared_weights_stay_the_same_file(fresh: Bundle, bank: Path):
+    before = (fresh.path / WEIGHTS).stat().st_ino
+    refit(fresh.path, bank=bank, scale=0.2)
+    assert (fresh.path / WEIGHTS).stat().st_ino == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders with open files are renamed")
+def test_an_engine_that_is_opened_meanwhile_is_of_one_bundle(
+    fresh: Bundle, blueprint: Blueprint, bank: Path, make_images: Any, monkeypatch: Any
+):
+    """The bundle is replaced after the graph was found and before its weights are read."""
+    import onnxruntime
+
+    images = make_images(fresh.spec, 2)
+    make, opened = onnxruntime.InferenceSession, []
+
+    def replace(*arguments: Any, **options: Any) -> Any:
+        session = make(*arguments, **options)
+        opened.append(session)
+        if len(opened) == 1:
+            refit(fresh.path, bank=bank, scale=0.5, verify=False)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", replace)
+    engine = OnnxEngine(fresh, "r08", threads=1)
+    monkeypatch.undo()
+    wanted = OnnxEngine(Bundle.open(fresh.path), "r08", threads=1).run(images)
+    np.testing.assert_array_equal(engine.run(images), wanted)
 
 
 @pytest.mark.parametrize("verify", [None, False])

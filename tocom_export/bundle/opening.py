@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
@@ -31,6 +31,10 @@ from .manifest import (
 
 if TYPE_CHECKING:
     from tocom_export.engines.engine import Engine
+
+
+T = TypeVar("T")
+_TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,37 @@ class Bundle(Manifest):
                         f"{self.path / name} is not what the manifest says (SHA-256 differs); "
                         "build the bundle again."
                     )
+
+
+def read_unchanged(path: Path, read: Callable[[], T]) -> T:
+    """What several files of a bundle give, all of one bundle.
+
+    Where another took its place meanwhile, they are read again.
+
+    Raises:
+        BundleError: another took its place each time.
+        Exception: as ``read``.
+    """
+    for _ in range(_TRIES):
+        before = _identify(path)
+        try:
+            found = read()
+        except Exception:
+            if _identify(path) == before:
+                raise
+        else:
+            if _identify(path) == before:
+                return found
+    raise BundleError(f"{path} is being replaced again and again; try again later.")
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Tells a folder from one that takes its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def read_manifest(path: Path) -> Manifest:

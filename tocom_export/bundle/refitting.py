@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from safetensors.numpy import save_file
 
 from ..errors import BundleError
 from ..io.atomic import link_or_copy, replace_folder
-from ..io.locking import hear_nothing
+from ..io.locking import hear_nothing, is_left
 from ..io.tensors import Tensors, map_tensors, read_header
 from ..variant import Variant
 from .file_hashes import record_files
-from .manifest import MANIFEST, WEIGHTS, plan_name, weights_name
+from .manifest import MANIFEST, WEIGHTS, graph_name, weights_name
 from .opening import Bundle
 from .weights import ModelWeights
+from .writing import Blueprint, describe_graph, describe_shared
 
 Changes = tuple[ModelWeights, Mapping[str, Variant]]
 """What the weights are to be made of, and by their names the variants as they will be."""
@@ -33,9 +35,10 @@ def refit_bundle(
 ) -> Bundle:
     """Other weights for some variants of a bundle, in one step: all of them, or nothing.
 
-    Graphs are left as they are, so each tensor must lie where it lay. Where all variants change,
-    so may what they share; otherwise that must be what it was. The new bundle is made beside
-    the old one, of links to the files that stay, and takes its place when it is checked.
+    Weights that a variant has alone are exchanged in their file, where each tensor must lie where
+    it lay. Where all variants change, so may what they share, and what goes with it: names of
+    classes, image statistics, what the files say of themselves. The new bundle is made beside the
+    old one, of links to all that stays, and takes its place when it is checked.
 
     Args:
         decide: called with the bundle as no other writer can change it any more.
@@ -48,31 +51,38 @@ def refit_bundle(
         BusyError, OutputError: as :func:`replace_folder` says.
     """
     with replace_folder(path, wait=wait, tell=tell) as beside:
-        bundle = Bundle.open(path)
+        bundle = Bundle.open(path, hashes=True)  # what is kept gets no new hash
         new, variants = decide(bundle)
         shared = new.shared()
         whole = variants.keys() == bundle.variants.keys()
         if not whole:
             _check_shared(bundle, variants, new, shared)
-        names = []
         for variant in variants.values():
             weights = {**shared, **_find_own(bundle, variant, new)}
             if (name := weights_name(variant.name)) in bundle.files:
                 _rewrite(bundle.path / name, weights, beside / name)
-                names.append(name)
-        if whole:
-            _rewrite(bundle.path / WEIGHTS, shared, beside / WEIGHTS)
-            names.append(WEIGHTS)
-        _link_others(bundle, beside)
+        info = new.checkpoint.info
+        made = Blueprint(
+            dataclasses.replace(new, spec=bundle.spec),
+            bundle.method,
+            {**bundle.variants, **variants},
+            (info.preprocess or bundle.preprocess) if whole else bundle.preprocess,
+            (info.classes or bundle.classes) if whole else bundle.classes,
+        )
+        if whole and not _are_stored(shared, bundle):
+            _rewrite_shared(bundle, made, shared, beside)
+        names = [file.name for file in beside.iterdir()]
+        _link_others(path, beside)
         refitted = dict.fromkeys((*bundle.refitted, *variants))
         changed = dataclasses.replace(
             bundle,
             path=beside,
             files={**bundle.files, **record_files(beside, names)},
-            variants={**bundle.variants, **variants},
+            variants=made.variants,
+            preprocess=made.preprocess,
+            classes=made.classes,
             bank=new.bank.sha256 if new.bank else bundle.bank,
             refitted=tuple(name for name in bundle.variants if name in refitted),
-            classes=(new.checkpoint.info.classes or bundle.classes) if whole else bundle.classes,
             accuracy={n: share for n, share in bundle.accuracy.items() if n not in variants},
         )
         changed.save_manifest()
@@ -121,9 +131,38 @@ def _rewrite(file: Path, weights: Tensors, to: Path) -> None:
         raise BundleError(f"{file} can't be rewritten in its own form; build the bundle again.")
 
 
-def _link_others(bundle: Bundle, beside: Path) -> None:
-    """The files that stay, plans with what stands beside them included."""
-    plans = [name for v in bundle.plans for name in (plan_name(v), f"{plan_name(v)}.json")]
-    for name in (*bundle.files, *plans):
-        if name != MANIFEST and not (beside / name).exists():
-            link_or_copy(bundle.path / name, beside / name)
+def _are_stored(shared: Tensors, bundle: Bundle) -> bool:
+    """Whether the bundle's weights are these already."""
+    stored = map_tensors(read_header(bundle.path / WEIGHTS)[0])
+    return all(np.array_equal(tensor, stored[name]) for name, tensor in shared.items())
+
+
+def _rewrite_shared(bundle: Bundle, made: Blueprint, shared: Tensors, beside: Path) -> None:
+    """The weights that all variants read, and the graphs, which say where each of them lies."""
+    import onnx  # takes a tenth of a second
+
+    save_file(dict(shared), beside / WEIGHTS, describe_shared(made))
+    before, after = (read_header(folder / WEIGHTS)[0] for folder in (bundle.path, beside))
+    (shift,) = {after[name].offset - before[name].offset for name in shared}
+    for variant in made.variants.values():
+        graph = onnx.load(str(bundle.graph(variant.name)), load_external_data=False)
+        for tensor in graph.graph.initializer:
+            entries = {entry.key: entry for entry in tensor.external_data}
+            if entries and entries["location"].value == WEIGHTS:
+                entries["offset"].value = str(int(entries["offset"].value) + shift)
+        onnx.helper.set_model_props(graph, describe_graph(made, variant))
+        (beside / graph_name(variant.name)).write_bytes(graph.SerializeToString())
+
+
+def _link_others(path: Path, beside: Path) -> None:
+    """All else that lies there: files that stay, plans, and what others have put beside them."""
+    for file in path.iterdir():
+        to = beside / file.name
+        if to.exists() or file.name == MANIFEST or is_left(file.name, [MANIFEST]):
+            continue
+        if file.is_symlink():
+            to.symlink_to(file.readlink())
+        elif file.is_dir():
+            shutil.copytree(file, to, symlinks=True, copy_function=link_or_copy)
+        else:
+            link_or_copy(file, to)

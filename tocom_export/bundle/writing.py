@@ -164,7 +164,7 @@ def _write(
             variant.schedule(spec),
             blueprint.method,
             {**shared, **own},
-            _describe(blueprint, variant),
+            describe_graph(blueprint, variant),
             TYPES[weights.precision],
             scales,
         )
@@ -190,15 +190,7 @@ def _write(
 
 def _write_shared(blueprint: Blueprint, folder: Path) -> FileRecord:
     """Write the weights that all variants read."""
-    sources = {variant.source for variant in blueprint.variants.values()}
-    info = ModelInfo(
-        blueprint.weights.spec,
-        sources.pop() if len(sources) == 1 else None,
-        blueprint.method,
-        blueprint.classes,
-        blueprint.preprocess,
-    )
-    save_file(blueprint.weights.shared(), folder / WEIGHTS, to_metadata(info))
+    save_file(blueprint.weights.shared(), folder / WEIGHTS, describe_shared(blueprint))
     return record_files(folder, [WEIGHTS])[WEIGHTS]
 
 
@@ -209,7 +201,20 @@ def _write_own(weights: ModelWeights, variant: Variant, folder: Path) -> FileRec
     return record_files(folder, [name])[name]
 
 
-def _describe(blueprint: Blueprint, variant: Variant) -> dict[str, str]:
+def describe_shared(blueprint: Blueprint) -> dict[str, str]:
+    """The metadata of the weights that all variants read."""
+    sources = {variant.source for variant in blueprint.variants.values()}
+    info = ModelInfo(
+        blueprint.weights.spec,
+        sources.pop() if len(sources) == 1 else None,
+        blueprint.method,
+        blueprint.classes,
+        blueprint.preprocess,
+    )
+    return to_metadata(info)
+
+
+def describe_graph(blueprint: Blueprint, variant: Variant) -> dict[str, str]:
     """The graph's ``metadata_props``: strings, as ONNX has it."""
     spec = blueprint.weights.spec
     facts: dict[str, Any] = {

@@ -61,11 +61,15 @@ def replace_folder(
         OutputError: the folder can't be written, or the disk is full.
     """
     target = target.resolve()  # behind a link, the folder is replaced and the link stays
+    if target.is_mount():
+        raise OutputError(
+            f"{target} is a mount point, which can't be replaced; mount the folder around it."
+        )
     with _refuse(target), hold(target, wait=wait, tell=tell):
         beside = stage_folder(target)
         try:
             yield beside
-            _open_up(beside)
+            _set_modes(beside, target)
             _put(beside, target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)  # where names were exchanged, the old one
@@ -84,12 +88,12 @@ def recover(target: Path) -> bool:
         return target.exists()
 
 
-def link_or_copy(file: Path, to: Path) -> None:
+def link_or_copy(file: Path | str, to: Path | str) -> None:
     """The same file under another name; a copy where the file system has no links."""
     try:
-        os.link(file.resolve(), to)  # what a symbolic link points to: it may be a relative one
+        os.link(Path(file).resolve(), to)  # what a symbolic link points to: it may be relative
     except OSError:
-        shutil.copyfile(file, to)
+        shutil.copy2(file, to)
 
 
 def _put(beside: Path, target: Path) -> None:
@@ -103,16 +107,23 @@ def _put(beside: Path, target: Path) -> None:
         except BaseException:
             retired.replace(target)
             raise
-        shutil.rmtree(retired, ignore_errors=True)
+        retired.replace(beside)  # it is over: nobody shall put the old one back
 
 
-def _open_up(folder: Path) -> None:
-    """Permissions as the umask says: temporary folders and some libraries give others none."""
+def _set_modes(folder: Path, target: Path) -> None:
+    """Permissions as the target and its files have them, else as the umask says.
+
+    Temporary folders and some libraries give others none. Links to files that stay are left.
+    """
     mask = _umask()
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        if not file.is_dir():
-            file.chmod(0o666 & ~mask)
+    for made in (folder, *folder.iterdir()):
+        if made.is_symlink() or (made.is_file() and made.stat().st_nlink > 1):
+            continue
+        before = target if made == folder else target / made.name
+        if before.exists():
+            shutil.copymode(before, made)
+        elif made == folder or made.is_file():
+            made.chmod((0o777 if made.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
@@ -120,9 +131,19 @@ def _refuse(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or _is_of_another(error, target):
+            raise
         raise refuse(target, error) from error
     except SafetensorError as error:
         raise OutputError(f"{target}: can't be written: {brief(error)}.") from error
+
+
+def _is_of_another(error: OSError, target: Path) -> bool:
+    """Whether an error names a file that is not the target's, nor one that is staged for it."""
+    if not isinstance(error.filename, str):
+        return False
+    names = {target.name, *(part for part in Path(error.filename).parts if part.endswith(STAGED))}
+    return not names & {*Path(error.filename).parts} and Path(error.filename) != target.parent
 
 
 def _umask() -> int:

@@ -57,15 +57,19 @@ def hold(
             tell(f"Waiting for another that writes {target}.")
             lock.acquire(poll_interval=0.02)
     except OSError as error:
-        raise refuse(target, error) from error
+        why = error.strerror or error
+        raise OutputError(
+            f"{target}: can't be written: {why}, in {file.parent}, where its lock has to lie."
+        ) from error
     first = lock.lock_counter == 1
     try:
         if first:
             _sweep(target)
         yield
     finally:
-        if first and os.name == "posix":  # whoever waits for it notices, and makes a new one
-            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            if first and os.name == "posix":  # whoever waits for it notices, and makes a new one
+                file.unlink(missing_ok=True)
         lock.release()
 
 
@@ -73,6 +77,11 @@ def refuse(target: Path, error: OSError) -> OutputError:
     """What a failed system call means for a target that was to be written."""
     if error.errno == errno.ENOSPC:
         return OutputError(f"{target}: can't be written: the disk is full.")
+    if error.errno == errno.EXDEV:
+        return OutputError(
+            f"{target}: can't be replaced: this file system can't rename it (a layer of a "
+            "container's image?); put it on a volume."
+        )
     return OutputError(f"{target}: can't be written: {error.strerror or error}.")
 
 

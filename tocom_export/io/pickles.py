@@ -53,7 +53,7 @@ def load_pickle(file: Path, key: str | None = None, *, averaged: bool = True) ->
     found = [name for name, value in content.items() if isinstance(value, dict) and value]
     if key is None:
         wanted = (*(AVERAGED if averaged else ()), *_PLAIN)
-        key = next((name for name in wanted if isinstance(content.get(name), dict)), "")
+        key = next((name for name in wanted if name in found), "")
     elif key not in found:
         have = f"it has {', '.join(map(str, found))}" if found else "it is a state dict itself"
         raise CheckpointError(f"{file} has no `weights_key` {key}; {have}.")
@@ -127,6 +127,8 @@ def _to_arrays(state: Mapping[Any, Any], file: Path) -> dict[str, npt.NDArray[An
                 f"{file}: {name} is of type {tensor.dtype}; float32, float16, bfloat16 and "
                 "float64 are read."
             )
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{file}: {name} is a sparse tensor; dense ones are read.")
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
         tensors[short] = tensor.detach().numpy()

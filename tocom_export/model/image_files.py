@@ -39,14 +39,14 @@ def decode_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
         from PIL import Image
     except ImportError:
         raise MissingPackageError("pillow", "cpu") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of many pixels, of EXIF that is cut short
-        try:
-            with _open(file) as stream, Image.open(stream) as opened:
-                return convert_image(opened, channels)
-        except Image.DecompressionBombError:
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-            raise ImageError(f"more than {most} million pixels; make it smaller.") from None
+    # Of many pixels, of EXIF that is cut short. For good: what restores filters is not for threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        with _open(file) as stream, Image.open(stream) as opened:
+            return convert_image(opened, channels)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ImageError(f"more than {most} million pixels; make it smaller.") from None
 
 
 def _open(file: Path | str | BinaryIO) -> AbstractContextManager[BinaryIO]:

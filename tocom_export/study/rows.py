@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +74,16 @@ def check_conflicts(
                     "`name`, in a run for each."
                 )
             owners[subject.method.name, source] = path
+
+
+def check_recordable(
+    paths: Iterable[Path], *, wait: bool = True, tell: Callable[[str], None] = hear_nothing
+) -> None:
+    """Raise OutputError where :func:`record_accuracy` would, before anything is measured."""
+    for path in paths:
+        if path.is_dir():
+            with hold(path.resolve(), wait=wait, tell=tell):
+                pass
 
 
 def record_accuracy(
