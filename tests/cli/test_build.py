@@ -42,7 +42,7 @@ def test_the_default_targets_in_the_default_folder(succeeds: Run, model: Options
     own = {f"r{degree:02d}.safetensors" for degree in (0, 8, 12, 16)}  # 4 is the source
     assert names(here / "tiny-source4") == {"manifest.json", "weights.safetensors", *graphs, *own}
     assert "Wrote tiny-source4" in result.stderr
-    assert all(graph.removesuffix('.onnx') in result.stdout for graph in graphs)
+    assert all(graph.removesuffix(".onnx") in result.stdout for graph in graphs)
     assert "tiny, source 4, ToCom scale 0.1" in result.stdout
     heads = result.stdout.splitlines()[1].split()
     assert " ".join(heads) == "variant tokens MACs saved own files"
