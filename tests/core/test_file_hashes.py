@@ -9,7 +9,6 @@ from safetensors.numpy import save_file
 
 from tocom_export.bundle.file_hashes import (
     FileRecord,
-    are_files_of,
     load_recorded,
     record_files,
 )
@@ -51,26 +50,6 @@ def test_records_of_many_files_are_in_their_order(tmp_path: Path):
 def test_no_record_of_what_isn_t_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         record_files(tmp_path, ["file"])
-
-
-def test_which_of_two_lists_the_files_are(folder: Path):
-    assert are_files_of(folder, OURS, {**OURS, "b": OTHER})
-    assert not are_files_of(folder, {**OURS, "b": OTHER}, OURS)
-    assert are_files_of(folder, OURS, {"a": OURS["a"]})  # a file that the other doesn't have
-    assert not are_files_of(folder, {**OURS, "d": OTHER}, OURS)  # it is missing
-
-
-def test_every_file_that_differs_counts(folder: Path):
-    others = {**OURS, "a": OTHER, "b": OTHER}
-    assert are_files_of(folder, OURS, others)
-    assert not are_files_of(folder, {**OURS, "b": OTHER}, {**OURS, "a": OTHER})
-
-
-def test_files_that_don_t_differ_are_not_read(folder: Path):
-    (folder / "a").unlink()
-    (folder / "c").write_bytes(b"damaged")
-    assert are_files_of(folder, OURS, {**OURS, "b": OTHER})
-    assert are_files_of(folder, OURS, OURS)
 
 
 @pytest.fixture
