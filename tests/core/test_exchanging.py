@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_a_system_that_can_t(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_can_t(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
     def fail(*_: object) -> int:
-        exchanging.ctypes.set_errno(code)
+        ctypes.set_errno(code)
         return -1
 
     one, other = make(tmp_path / "one", "1"), make(tmp_path / "other", "2")
