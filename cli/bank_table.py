@@ -16,8 +16,8 @@ def show_bank(report: BankReport, data: str, output: Output) -> None:
     distance = "divergence" if kl else "distance"
     columns = ["degrees", distance, f"{distance} with bank"]
     if report.pairs[0].scores:
-        columns += ["top-1", "top-1 with bank", "gain", "95 % interval"]
-    what = "KL from the source, nats" if kl else "features' L1 distance from the source"
+        columns += ["top-1 of teacher", "top-1", "top-1 with bank"]
+    what = "KL from the teacher, nats" if kl else "features' L1 distance from the teacher"
     rows = [_make_row(pair) for pair in report.pairs]
     output.table(columns, rows, f"{data}, {report.images} images; {what}")
     if report.doubt:
@@ -30,7 +30,4 @@ def _make_row(pair: PairReport) -> list[str]:
     row = [pair.label, f"{pair.without:.4f}", f"{pair.compensated:.4f}"]
     if pair.scores:
         row += [format_accuracy(score.accuracy, score.total) for score in pair.scores]
-        difference = pair.scores[1].compare(pair.scores[0])
-        low, high = difference.interval
-        row += [f"{difference.points:+.2f}", f"{low:+.2f} to {high:+.2f}"]
     return row

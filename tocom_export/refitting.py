@@ -129,6 +129,8 @@ def refit(
             comparison.require("the PyTorch model", f"{opened.path} was left as it was.")
 
     after = refit_bundle(opened.path, decide, check, wait=wait, tell=tell)
+    if scale is not None and made[0][0].bank is None:
+        tell("Not compensated: without a `bank` the `scale` is of no effect.")
     if backend is None:
         tell("Not run: neither onnxruntime nor openvino is installed.")
     if stale := [name for name in made[0][1] if name in after.plans]:

@@ -35,8 +35,12 @@ class PairReport:
     """Distance from the teacher without the bank, a mean over the images."""
     compensated: float
     """The same with the bank."""
-    scores: tuple[Score, Score] | None
-    """What the student says of labelled images, without and with the bank."""
+    scores: tuple[Score, Score, Score] | None
+    """What the teacher says of labelled images, and the student without and with the bank.
+
+    The student takes after its teacher: from 16 to 0 it loses what a model that was trained at 0
+    is better there.
+    """
 
     @property
     def label(self) -> str:
@@ -73,14 +77,17 @@ class BankReport:
         return told if useless else ""
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json``; distances and accuracies (percent, if any) without and with the bank."""
+        """For ``--json``; accuracies, where there are any, in percent."""
         pairs = [
             {
                 "source": pair.source,
                 "target": pair.target,
                 "distance": {"without": pair.without, "with": pair.compensated},
                 "accuracy": pair.scores
-                and dict(zip(("without", "with"), (s.accuracy for s in pair.scores), strict=True)),
+                and {
+                    name: score.accuracy
+                    for name, score in zip(("teacher", "without", "with"), pair.scores, strict=True)
+                },
             }
             for pair in self.pairs
         ]
@@ -164,7 +171,7 @@ def report_bank(
             *pair,
             without=sums[pair][0] / seen,
             compensated=sums[pair][1] / seen,
-            scores=(scores[both[0]], scores[both[1]]) if told else None,
+            scores=(scores[plain[pair[0]]], scores[both[0]], scores[both[1]]) if told else None,
         )
         for pair, both in students.items()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,9 @@ def build_command(
         checked=keep_worst,
     )
     output.notes(notes)
-    times = take_quick_look(bundle, asked["backends"][0]) if checks else {}
+    times: dict[str, float] = {}
+    with suppress(KeyboardInterrupt):  # the bundle is there: Ctrl-C ends the look at it
+        times = take_quick_look(bundle, asked["backends"][0]) if checks else {}
     report_build(bundle, checks, times, time.perf_counter() - started, output)
 
 

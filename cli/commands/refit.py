@@ -195,6 +195,6 @@ def _report(documents: list[dict[str, Any]], output: Output) -> None:
         rows.append([*(document[name] for name in columns[:-1]), shown])
     output.table(columns, rows, "")
     if None in deltas:
-        output.note("Not compared with PyTorch: that wants torch, timm and --verify.")
+        output.note("Not compared with PyTorch, as asked, or for want of torch and timm.")
     what = f"{len(documents)} engines" if len(documents) > 1 else documents[0]["engine"]
     output.note(f"Refitted {what} with {documents[0]['checkpoint']}; bank: {documents[0]['bank']}.")

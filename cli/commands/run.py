@@ -88,7 +88,7 @@ def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[
 def _show(documents: list[dict[str, Any]], title: str, output: Output) -> None:
     rows: list[list[str]] = []
     for document in documents:
-        name = Path(document["file"]).name
+        name = document["file"]
         if features := document.get("features"):
             length = sum(value * value for value in features) ** 0.5
             rows.append([name, str(len(features)), f"{length:.2f}"])

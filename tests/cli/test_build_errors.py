@@ -329,7 +329,7 @@ def test_a_disk_that_is_full_at_a_graph(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tocom_export.bundle.writing.ir.save", full)
-    says = ("out", "can't be written", "No space left on device")
+    says = ("out", "can't be written", "the disk is full")
     fails("build", *model, "--out", "out", says=says)
 
 

@@ -74,8 +74,8 @@ def test_what_a_bank_gives(
     options = ("train", "--checkpoint", checkpoint, *recipe, "--lr", 0.01, "--val", val)
     result = succeeds(*options, "--out", "one.safetensors")
     title, heads, *rows = result.stdout.splitlines()
-    assert title == f"{val}, 48 images; KL from the source, nats"
-    for head in ("degrees", "divergence with bank", "top-1 with bank", "gain", "95 % interval"):
+    assert title == f"{val}, 48 images; KL from the teacher, nats"
+    for head in ("degrees", "divergence with bank", "top-1 of teacher", "top-1 with bank"):
         assert head in heads
     assert [row[:6].strip() for row in rows] == ["0 → 8", "0 → 16", "16 → 0"]
     assert "Wrote one.safetensors" in result.stderr
@@ -122,7 +122,7 @@ def test_what_a_bank_gives_a_model_without_a_head(
 ):
     options = ("--checkpoint", headless, *recipe, "--val", photos)
     result = succeeds("train", *options, "--lr", 0.01)
-    assert "features' L1 distance from the source" in result.stdout
+    assert "features' L1 distance from the teacher" in result.stdout
     assert "distance with bank" in result.stdout
     assert "Accuracy" not in result.stderr
 

@@ -91,9 +91,10 @@ def test_accuracies_are_those_of_the_variants(
     oracle, told = BankOracle(model, bank.to_bank()), set()
     for pair in report_bank(model, bank, images).pairs:
         assert pair.scores is not None
-        for score, compensated in zip(pair.scores, (False, True), strict=True):
-            degrees = {"source": pair.source, "compensated": compensated}
-            logits = oracle(Variant.of(spec, pair.target, **degrees), images.images.numpy())
+        runs = ((pair.source, False), (pair.target, False), (pair.target, True))
+        for score, (degree, compensated) in zip(pair.scores, runs, strict=True):
+            given = {"source": pair.source, "compensated": compensated}
+            logits = oracle(Variant.of(spec, degree, **given), images.images.numpy())
             right = (logits.argmax(axis=1) == images.labels.numpy()).sum()
             assert (score.accuracy, score.total) == (pytest.approx(10 * right), 10)
             told.add(score.accuracy)

@@ -117,7 +117,8 @@ def _find_own(bundle: Bundle, variant: Variant, new: ModelWeights) -> Tensors:
     if own and weights_name(variant.name) not in bundle.files:
         raise BundleError(
             f"{bundle.graph(variant.name)} was built without compensation and reads {WEIGHTS} "
-            f"alone; from source {variant.source} it needs weights of its own: build a bundle."
+            f"alone; from source {variant.source} it needs weights of its own. Refit the others by "
+            "their .onnx, or build a bundle of weights that were trained so."
         )
     return own
 

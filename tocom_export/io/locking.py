@@ -12,12 +12,13 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import BusyError, OutputError
 
 STAGED, RETIRED = ".part", ".old"
 """How the names end of what is being written beside a target, and of what it takes the place of."""
+_ATTEMPTS = 100
 _RANDOM = "?" * 8  # of tempfile's names
 
 
@@ -49,11 +50,9 @@ def hold(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, is_singleton=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if not _acquire(lock, file):
             if not wait:
-                raise BusyError(f"{target} is being written by another; try again later.") from None
+                raise BusyError(f"{target} is being written by another; try again later.")
             tell(f"Waiting for another that writes {target}.")
             lock.acquire(poll_interval=0.02)
     except OSError as error:
@@ -71,6 +70,21 @@ def hold(
             if first and os.name == "posix":  # whoever waits for it notices, and makes a new one
                 file.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, file: Path) -> bool:
+    """Whether a lock could be had at once.
+
+    Raises:
+        OSError: its file can't be made, which filelock takes for one that comes and goes.
+    """
+    for _ in range(_ATTEMPTS):
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return True
+        if file.exists():
+            return False
+    raise OSError(errno.ENOENT, "no file can be made there", str(file))
 
 
 def refuse(target: Path, error: OSError) -> OutputError:

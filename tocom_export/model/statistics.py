@@ -40,6 +40,8 @@ def choose_statistics(
         chosen = replace(known, **given)
     except InputError as error:
         raise InputError(f"{', '.join(f'`{name}`' for name in given)}: {error}") from None
+    if max(chosen.mean) > 1 or max(chosen.std) > 1:
+        raise InputError("`mean` and `std` are of pixels from 0 to 1: divide those of 0 to 255.")
     names = ", ".join(f"`{name}`" for name in sorted(given))
     origin = f"{origin}, but {names} as given" if given else origin
     return chosen, f"{_describe(chosen)} ({origin})."
