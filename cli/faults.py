@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,6 +61,19 @@ def explain_fault(error: OSError) -> str:
     if len(name) > _LONGEST:
         name = f"{name[:_LONGEST]}…"
     return f"{name}: {why}" if name else why[:1].upper() + why[1:]
+
+
+class ClosedPipe(Exception):
+    """Who read our output has had enough."""
+
+
+@contextmanager
+def keep_closed_pipes() -> Iterator[None]:
+    """Raise ClosedPipe in place of BrokenPipeError, after which Click would exit with 1."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ClosedPipe from error
 
 
 def was_interrupted(error: BaseException) -> bool:

@@ -11,7 +11,14 @@ import click
 
 from tocom_export._version import __version__
 
-from .faults import explain_fault, leave, open_streams, stop_on_sigterm
+from .faults import (
+    ClosedPipe,
+    explain_fault,
+    keep_closed_pipes,
+    leave,
+    open_streams,
+    stop_on_sigterm,
+)
 
 COMMANDS = {
     "build": "Write engines for some degrees from a checkpoint and a ToCom bank.",
@@ -52,6 +59,14 @@ class Cli(click.Group):
             raise click.UsageError(f"No such command {args[0]!r}; did you mean {near[0]}?", ctx)
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with keep_closed_pipes():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with keep_closed_pipes():
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
@@ -70,11 +85,7 @@ class Cli(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
             status = 130
-        except BrokenPipeError:  # who read our output has had enough
-            status = 141
-        except SystemExit as error:  # Click's way to say so
-            if not isinstance(error.__context__, OSError):
-                raise
+        except (ClosedPipe, BrokenPipeError):
             status = 141
         except OSError as error:
             click.echo(f"Error: {explain_fault(error)}", err=True)

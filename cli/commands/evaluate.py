@@ -48,11 +48,12 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
       tocom-export evaluate --out results
     """
     from tocom_export.study.publish import open_results, publish
-    from tocom_export.study.rows import check_recordable
 
     output, out = take_output(options), options["out"]
     check_usage(paths, options)
     if options["record"]:
+        from tocom_export.study.rows import check_recordable
+
         check_recordable(paths, wait=options["wait"], tell=output.note)
     # What is wrong with earlier results is to be said before hours of work.
     known = open_results(out, required=not paths).rows if out else ()

@@ -101,7 +101,13 @@ def test_the_working_directory_is_gone(tmp_path: Path, bundle: Path):
 def test_a_signal_stops_a_build_that_leaves_nothing(
     here: Path, number: signal.Signals, status: int, model: tuple[object, ...]
 ):
-    with start("build", "--targets", "0-16", "--out", "made", "--model", "reference") as child:
+    words = ("build", "--targets", "0-16", "--out", "made", "--model", "reference")
+
+    def restore() -> None:
+        """A shell has SIGINT ignored by what it starts in the background, such as these tests."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with start(*words, preexec_fn=restore) as child:
         for _ in range(400):  # until it is at work
             if list(here.glob(".made.*.part/*")):
                 break

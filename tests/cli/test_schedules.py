@@ -61,8 +61,8 @@ def test_each_layer_is_compensated_for_the_tokens_that_reach_it(mixed: Path, ban
 def test_what_build_says(succeeds: Run, model: Options):
     options = (*model, "--targets", "8", "--schedule", "fast=6,3,1,0", "--schedule", "slow=0,0,0,1")
     text = succeeds("build", *options, "--out", "out").stdout
-    (row,) = (line.split() for line in text.splitlines() if line.startswith("fast.onnx"))
-    assert row[:5] == ["fast.onnx", "6,3,1,0", "17", "→", "7"]
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("fast "))
+    assert row[:4] == ["fast", "17", "→", "7"]
     found = document(succeeds("build", *options, "--out", "out", "--force", "--json"))
     eight, fast, slow = found["variants"]
     assert [variant["variant"] for variant in found["variants"]] == ["r08", "fast", "slow"]
@@ -97,7 +97,7 @@ def test_a_dry_run_names_its_files(succeeds: Run, model: Options, here: Path):
     assert {"fast.onnx", "fast.safetensors"} <= {*found["files"]}
     assert found["degrees"] == {"r08": [8] * 4, "fast": [6, 3, 1, 0]}
     said = succeeds("build", *model, "--schedule", "fast=6,3,1,0", "--dry-run").stderr
-    assert said == "fast would remove 6,3,1,0 tokens, layer by layer.\n"
+    assert said.splitlines()[1:] == ["fast would remove 6,3,1,0 tokens, layer by layer."]
     plans = document(succeeds("build", *options, "--backend", "tensorrt"))
     assert {"fast.plan", "fast.plan.json"} <= {*plans["files"]}
     assert (
