@@ -23,7 +23,6 @@ from ..training_options import (
 
 if TYPE_CHECKING:
     from tocom_export.compression.bank import ToComBank
-    from tocom_export.loading import Model
     from tocom_export.training.bank_report import BankReport
 
 
@@ -120,33 +119,31 @@ def train_command(
                 loss=loss or ("kl" if spec.classes else "features"),
                 process=process, accumulate=options["accumulate"], report=report,
             )  # fmt: skip
-        worth = None
+        worth, backbone = None, sum(t.size for t in loaded.checkpoint.tensors.values())
+        output.note(  # before it is measured: who stops that has the bank nevertheless
+            f"Wrote {out}: {trained.parameters:,} parameters for {spec.model}, "
+            f"{100 * trained.parameters / backbone:.2f} % of its own."
+        )
         if judged and process.first:
             labelled, bar = not unlabelled, output.progress
             worth = report_bank(network, bank, judged, labelled=labelled, progress=bar)
         process.wait()
-    _report(options, loaded, trained, worth, len(images.unreadable), output)
+    _report(options, trained, backbone, worth, len(images.unreadable), output)
 
 
 def _report(
-    options: Mapping[str, Any], model: Model, bank: ToComBank, worth: BankReport | None,
+    options: Mapping[str, Any], bank: ToComBank, backbone: int, worth: BankReport | None,
     unreadable: int, output: Output,
 ) -> None:  # fmt: skip
-    out, name = options["out"], model.spec.model
-    backbone = sum(t.size for t in model.checkpoint.tensors.values())
     output.document(
         {
-            "bank": str(out),
-            "model": name,
+            "bank": str(options["out"]),
+            "model": bank.model,
             "parameters": bank.parameters,
             "backbone_parameters": backbone,
             "unreadable_images": unreadable,
             **({"val": worth.to_json()} if worth else {}),
         }
-    )
-    output.note(
-        f"Wrote {out}: {bank.parameters:,} parameters for {name}, "
-        f"{100 * bank.parameters / backbone:.2f} % of its own."
     )
     if worth:
         show_bank(worth, options["val"], output)

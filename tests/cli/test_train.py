@@ -101,6 +101,21 @@ def test_a_bank_is_the_same_with_and_without_a_look_at_it(
     assert one == two
 
 
+def test_a_bank_is_there_when_the_look_at_it_is_stopped(
+    run: Run, checkpoint: Path, recipe: Options, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tocom_export.training.bank_report.report_bank", stop)
+    result = run("train", "--checkpoint", checkpoint, *recipe, "--val", photos)
+    assert result.exit_code == 130
+    *_, wrote, stopped = filter(None, result.stderr.splitlines())
+    assert wrote.startswith("Wrote bank.safetensors: ")
+    assert stopped == "Stopped."
+    assert ToComBank.load(Path("bank.safetensors")).model == "tiny"
+
+
 def test_a_bank_that_gives_nothing_is_told(
     succeeds: Run, checkpoint: Path, recipe: Options, photos: Path
 ):
