@@ -59,7 +59,7 @@ def test_the_old_lines_stay_until_the_trimmed_ones_are_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        with pytest.raises(OutputError, match=r"run\.csv: can't be written: No space left"):
+        with pytest.raises(OutputError, match=r"run\.csv: can't be written: the disk is full"):
             RunLog(tmp_path / "run.csv", 2)
     assert (tmp_path / "run.csv").read_text().splitlines() == before
 

@@ -91,7 +91,7 @@ def test_a_failed_save_leaves_the_former_state(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(OutputError, match="No space left"):
+        with pytest.raises(OutputError, match="the disk is full"):
             state(file, module(4.0)).save(8)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
