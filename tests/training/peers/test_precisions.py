@@ -169,6 +169,7 @@ import numpy as np, openvino
 from openvino import opset8
 from tocom_export.training.peers.openvino_peers import open_openvino
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 images = opset8.parameter([-1, 2], np.float32)
 openvino.save_model(openvino.Model([opset8.relu(images)], [images]), sys.argv[1])
 first, second = (open_openvino(sys.argv[1], "fp32", 1) for _ in range(2))
