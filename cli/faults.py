@@ -26,6 +26,13 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def leave_signals() -> None:
+    """From now on signals are the system's: nobody is there any more to say that it stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def open_streams() -> None:
     """Make sure of stdout and stderr: characters that they lack are replaced, not refused.
 

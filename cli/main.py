@@ -16,6 +16,7 @@ from .faults import (
     explain_fault,
     keep_closed_pipes,
     leave,
+    leave_signals,
     open_streams,
     stop_on_sigterm,
 )
@@ -115,6 +116,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while another fault was being told
         click.echo("Stopped.", err=True)
         sys.exit(130)
+    finally:
+        leave_signals()
 
 
 if __name__ == "__main__":
