@@ -291,3 +291,16 @@ def test_any_damage_is_an_error_of_ours_or_none(
 def test_each_suffix_is_of_a_kind_that_pillow_reads():
     known = Image.registered_extensions()
     assert all(known[suffix] in Image.OPEN for suffix in SUFFIXES)
+
+
+def test_python_does_not_forget_which_warnings_it_has_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It does at each change of the filters, which is for the first image alone."""
+    file = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(file)
+    decode_image(file)
+    changes: list[object] = []
+    monkeypatch.setattr(warnings, "filterwarnings", lambda *given, **_: changes.append(given))
+    decode_image(file)
+    assert changes == []

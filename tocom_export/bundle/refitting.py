@@ -157,9 +157,10 @@ def _rewrite_shared(bundle: Bundle, made: Blueprint, shared: Tensors, beside: Pa
 
 def _link_others(path: Path, beside: Path) -> None:
     """All else that lies there: files that stay, plans, and what others have put beside them."""
-    for file in path.iterdir():
+    names = [file.name for file in path.iterdir()]
+    for file in map(path.joinpath, names):
         to = beside / file.name
-        if to.exists() or file.name == MANIFEST or is_left(file.name, [MANIFEST]):
+        if to.exists() or file.name == MANIFEST or is_left(file.name, names):
             continue
         if file.is_symlink():
             to.symlink_to(file.readlink())

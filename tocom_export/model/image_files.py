@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Of the files in a folder, those that are taken for images."""
 
+_PILLOW = re.compile(r"PIL\.")
 _ORIENTATION = 274  # tags of EXIF, and of TIFF, whose tags EXIF's are
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -39,14 +41,22 @@ def decode_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
         from PIL import Image
     except ImportError:
         raise MissingPackageError("pillow", "cpu") from None
-    # Of many pixels, of EXIF that is cut short. For good: what restores filters is not for threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    _silence_pillow()
     try:
         with _open(file) as stream, Image.open(stream) as opened:
             return convert_image(opened, channels)
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ImageError(f"more than {most} million pixels; make it smaller.") from None
+
+
+def _silence_pillow() -> None:
+    """Nothing of many pixels, or of EXIF that is cut short; for good, for threads can't restore it.
+
+    Once: each change of the filters has Python forget which warnings it has shown.
+    """
+    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 def _open(file: Path | str | BinaryIO) -> AbstractContextManager[BinaryIO]:
