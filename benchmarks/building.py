@@ -24,8 +24,9 @@ from tocom_export.compression.method import Method
 from tocom_export.compression.schedule import Schedule
 from tocom_export.graph.writer import write_graph
 from tocom_export.io.tensors import read_header
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import spec_of_name, vit_from_spec
+from tocom_export.training.timm_models import spec_of_name
 
 MODEL, TARGETS = "deit_base_patch16_224", (0, 4, 8, 12, 16)
 

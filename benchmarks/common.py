@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
-from tocom_export.training.timm_models import spec_of_name, vit_from_spec
+from tocom_export.training.building import vit_from_spec
+from tocom_export.training.timm_models import spec_of_name
 
 Row = tuple[str, str, str]
 """What was measured, the outcome, the bar."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tocom_export.compression.method import Method
 from tocom_export.engines.verify import sample_images
 from tocom_export.model.spec import VitSpec
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.distill import distill_loss, draw_degrees
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import spec_of_name, vit_from_spec
+from tocom_export.training.timm_models import spec_of_name
 
 MODEL, BATCH, STEPS, ROUNDS = "deit_tiny_patch16_224", 16, 10, 2
 SIZES = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")

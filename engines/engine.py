@@ -96,7 +96,7 @@ def check_pixels(logits: Logits, images: Images, spec: VitSpec) -> Logits:
         ImageError: an image has such a value.
         BundleError: they are of another shape: the graph is damaged.
     """
-    expected = (len(images), spec.classes or spec.width)
+    expected = (len(images), spec.outputs)
     if logits.shape != expected:
         raise BundleError(
             f"the engine gave logits of shape {logits.shape} where {expected} is expected: its "

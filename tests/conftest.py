@@ -123,7 +123,7 @@ def _blueprint(
 def _vit(spec: VitSpec, seed: int = 0) -> Any:
     import torch
 
-    from tocom_export.training.timm_models import vit_from_spec
+    from tocom_export.training.building import vit_from_spec
 
     vit = vit_from_spec(spec)
     vit.load_state_dict({n: torch.from_numpy(w) for n, w in _weights(spec, seed).items()})

@@ -58,7 +58,7 @@ class UnsupportedModelError(InputError):
     """The model has a part that a :class:`~tocom_export.VitSpec` can't express."""
 
     def __init__(self, model: str, part: str) -> None:
-        super().__init__(f"{model}: {part} is not supported; plain ViT and DeiT models are.")
+        super().__init__(f"{model}: {part} is not supported.")
         self.part = part
 
 

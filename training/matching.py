@@ -45,6 +45,13 @@ class Matching:
     prefix: int
     """Protected tokens."""
 
+    def order(self) -> Tensor:
+        """Positions of the tokens that stay, in their new order (B, N - r), int64."""
+        fixed = torch.arange(self.tokens, device=self.kept.device).expand(len(self.kept), -1)
+        return torch.cat(
+            [fixed[:, : self.prefix], self.kept, fixed[:, _first_b(self.prefix) :: 2]], dim=1
+        )
+
 
 def match(metric: Tensor, remove: int, prefix: int) -> Matching:
     """Bipartite soft matching: which A tokens go, and into which B token.

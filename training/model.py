@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tocom_export.compression.method import Method
@@ -14,7 +13,9 @@ from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
+from tocom_export.model.weight_names import layer_scale_name
 
+from .attention import Positions, attend
 from .matching import match, merge
 from .pruning import prune
 
@@ -29,11 +30,11 @@ SidePaths = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 class CompressedVit(nn.Module):
     """A timm ViT run at any degree, its own code and weights untouched.
 
-    The wrapped model's submodules do the work; only attention is spelt out here, because
-    merging needs its keys (pruning its class attention) and the bank its queries and values.
+    The wrapped model's submodules do the work; only attention is spelt out, because merging
+    needs its keys (pruning its class attention) and the bank its queries and values.
 
     Args:
-        vit: a timm ``VisionTransformer`` or ``VisionTransformerDistilled``.
+        vit: a timm ``VisionTransformer`` or one of its relatives.
         name: what to call the model; default: timm's name for it.
 
     Raises:
@@ -81,68 +82,73 @@ class CompressedVit(nn.Module):
         self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The last layer's normalised tokens (B, N', C), and their sizes (B, N', 1) if merged."""
-        vit = self.vit
-        schedule = Schedule.of(self.spec, degree)
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # (B, N, C)
+        vit, spec = self.vit, self.spec
+        schedule = Schedule.of(spec, degree)
+        x = self._embed(images)  # (B, N, C)
+        positions = Positions.of(vit, spec)
         size: Tensor | None = None
+        places: Tensor | None = None
         for layer, (block, remove) in enumerate(zip(vit.blocks, schedule.removed, strict=True)):
-            normed = block.norm1(x)
+            normed = x if spec.post_norm else block.norm1(x)
             gain = side(layer, normed) if side else None
-            out, metric = self._attention(block.attn, normed, size, gain, remove)
-            x = x + block.drop_path1(block.ls1(out))
+            out, metric = attend(
+                block.attn, normed, spec, self.method, positions, layer, size, places, gain, remove
+            )
+            x = x + self._finish(block, 1, out)
             if metric is not None and self.method.name == "tome":
                 size = torch.ones_like(x[..., :1]) if size is None else size
-                matching = self.match(metric, remove, self.spec.prefix)
+                matching = self.match(metric, remove, spec.prefix)
                 x, size = self.merge(matching, x, size)  # (B, N - r, C)
+                kept = matching.order()
             elif metric is not None:
-                x = prune(x, metric, remove, self.spec.prefix)  # (B, N - r, C)
-            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+                x, kept = prune(x, metric, remove, spec.prefix)  # (B, N - r, C)
+            if metric is not None:
+                places = kept if places is None else places.gather(1, kept)
+            normed = x if spec.post_norm else block.norm2(x)
+            x = x + self._finish(block, 2, block.mlp(normed))
         return vit.norm(x), size
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → tokens (B, N, C)."""
+        vit = self.vit
+        x = vit.patch_embed(images)
+        if self.spec.family == "vit":
+            embedded: Tensor = vit.norm_pre(vit._pos_embed(x))
+        elif self.spec.family == "eva":
+            embedded = vit.norm_pre(vit._pos_embed(x)[0])
+        else:  # they do it in their forward
+            token = getattr(vit, "cls_token", None)
+            x = x if token is None else torch.cat([token.expand(len(x), -1, -1), x], dim=1)
+            embedded = x + vit.pos_embed if self.spec.positions else x
+        return embedded
+
+    def _finish(self, block: Any, which: int, branch: Tensor) -> Tensor:
+        """What a branch (B, N, C) adds to the tokens: scaled, or normed, or as it is."""
+        if self.spec.post_norm:
+            branch = getattr(block, f"norm{which}")(branch)
+        elif self.spec.layer_scale:
+            scale = layer_scale_name(self.spec, 0, which).removeprefix("blocks.0.")
+            scaled = getattr(block, scale.removesuffix(".gamma"))
+            branch = scaled(branch) if scale.endswith(".gamma") else scaled * branch
+        dropped: Tensor = getattr(block, f"drop_path{which}")(branch)
+        return dropped
 
     def head(self, x: Tensor, size: Tensor | None, pre_logits: bool = False) -> Tensor:
         """Logits, or (B, C) before them; averages weigh a merged token by its size."""
-        vit = self.vit
-        if self.spec.pool == "token" or size is None:
+        vit, spec = self.vit, self.spec
+        if spec.pool != "token_avg" and (spec.pool == "token" or size is None):
             logits: Tensor = vit.forward_head(x, pre_logits=pre_logits)
             return logits
-        size = size[:, self.spec.prefix :]
-        x = (x[:, self.spec.prefix :] * size).sum(dim=1) / size.sum(dim=1)
-        x = vit.head_drop(vit.fc_norm(x))
-        return x if pre_logits else vit.head(x)
-
-    def _attention(
-        self,
-        attn: Any,
-        x: Tensor,
-        size: Tensor | None,
-        gain: tuple[Tensor, Tensor] | None,
-        remove: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention's output (B, N, C), and by what tokens are removed, averaged over heads.
-
-        That is the keys (B, N, D) for merging, the class token's attention (B, N) for pruning.
-        """
-        batch, tokens, width = x.shape
-        heads = (batch, tokens, attn.num_heads, attn.head_dim)
-        q, k, v = attn.qkv(x).split(width, dim=-1)
-        if gain is not None:
-            q, v = q + gain[0], v + gain[1]
-        q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))  # (B, H, N, D)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-
-        bias = None
-        if size is not None and self.method.proportional:
-            bias = size.log().to(q.dtype).reshape(batch, 1, 1, tokens)
-        out = F.scaled_dot_product_attention(
-            q, k, v, bias, dropout_p=attn.attn_drop.p if self.training else 0.0
-        )
-        out = attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(batch, tokens, width)))
-
-        if not remove:
-            return out, None
-        if self.method.name == "tome":
-            return out, k.mean(dim=1)
-        with torch.autocast(q.device.type, enabled=False):  # tokens are ranked in float32
-            scaled = q[:, :, :1].float() * attn.scale
-            scores = scaled @ k.float().transpose(-2, -1)  # (B, H, 1, N)
-        return out, scores.softmax(dim=-1).mean(dim=1)[:, 0]
+        if spec.pool == "map":
+            assert size is not None
+            first = spec.pooled_from
+            weight = size[:, first:].log().to(x.dtype).transpose(1, 2)[:, None]  # (B, 1, 1, N)
+            pooled = vit.attn_pool(x[:, first:], attn_mask=weight)
+        else:
+            size = torch.ones_like(x[..., :1]) if size is None else size
+            weight = size[:, spec.prefix :]
+            pooled = (x[:, spec.prefix :] * weight).sum(dim=1) / weight.sum(dim=1)
+            if spec.pool == "token_avg":
+                pooled = torch.cat([x[:, 0], pooled], dim=-1)
+        pooled = vit.head_drop(vit.fc_norm(pooled))
+        return pooled if pre_logits else vit.head(pooled)

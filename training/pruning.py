@@ -8,7 +8,7 @@ from torch import Tensor
 from .matching import take
 
 
-def prune(tokens: Tensor, attention: Tensor, remove: int, prefix: int) -> Tensor:
+def prune(tokens: Tensor, attention: Tensor, remove: int, prefix: int) -> tuple[Tensor, Tensor]:
     """Drop the ``remove`` patch tokens that the class token attends to least.
 
     What is left stands in the order of its attention, as it does in a graph: of equally attended
@@ -18,8 +18,13 @@ def prune(tokens: Tensor, attention: Tensor, remove: int, prefix: int) -> Tensor
         tokens: (B, N, C); returned as (B, N - remove, C).
         attention: the class token's attention, averaged over heads (B, N).
         prefix: number of protected tokens, which stay in front.
+
+    Returns:
+        The tokens that are left, and their positions (B, N - remove), int64.
     """
     patches = attention[:, prefix:]
     order = patches.argsort(dim=-1, descending=True, stable=True)  # topk breaks ties anyhow
     kept = order[:, : patches.shape[1] - remove]
-    return torch.cat([tokens[:, :prefix], take(tokens, prefix + kept)], dim=1)
+    fixed = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
+    left = torch.cat([fixed, prefix + kept], dim=1)
+    return take(tokens, left), left

@@ -18,8 +18,9 @@ from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 
 from .adaptformer import add_adapters, freeze_all_but_adapters
+from .building import vit_from_spec
 from .model import CompressedVit
-from .timm_models import resize_positions, vit_from_spec
+from .timm_models import resize_positions
 from .torch_engine import load_weights
 
 

@@ -1,4 +1,4 @@
-"""Getting a timm model: by its name, or built from a VitSpec."""
+"""What timm knows of a model's name, and positions for another image size."""
 
 from __future__ import annotations
 
@@ -6,61 +6,18 @@ import dataclasses
 import difflib
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import timm
 import torch
-from timm.layers import LayerNorm, get_act_layer, resample_abs_pos_embed
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from timm.layers import resample_abs_pos_embed
 
 from tocom_export.errors import CheckpointError, InputError, UnknownModelError, brief
 from tocom_export.model.from_timm import preprocess_from_cfg, spec_from_timm
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
-
-from .adaptformer import add_adapters
-
-
-def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
-    """A freshly initialised timm model; adapters have scale 1, as a checkpoint holds them."""
-    kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
-    model: Any = kind(
-        img_size=spec.image_size,
-        patch_size=spec.patch_size,
-        in_chans=spec.channels,
-        num_classes=spec.classes,
-        global_pool=spec.pool,
-        embed_dim=spec.width,
-        depth=spec.depth,
-        num_heads=spec.heads,
-        mlp_ratio=(spec.mlp_width + 0.5) / spec.width,  # timm truncates the product
-        qkv_bias=spec.qkv_bias,
-        qk_norm=spec.qk_norm,
-        proj_bias=spec.linear_bias,
-        init_values=1e-5 if spec.layer_scale else None,
-        class_token=spec.class_token,
-        no_embed_class=not spec.prefix_positions,
-        reg_tokens=spec.registers,
-        pre_norm=spec.pre_norm,
-        final_norm=spec.final_norm is not None,
-        fc_norm=spec.final_norm == "fc_norm",
-        drop_path_rate=drop_path,
-        norm_layer=partial(LayerNorm, eps=spec.eps),
-        act_layer=get_act_layer(spec.activation),
-    )
-    if spec.patch_bias == (model.patch_embed.proj.bias is None):  # timm ties it to pre_norm
-        model.patch_embed.proj = nn.Conv2d(
-            spec.channels, spec.width, spec.patch_size, spec.patch_size, bias=spec.patch_bias
-        )
-    if spec.adapter_width:
-        add_adapters(model, spec.adapter_width, scale=1.0)
-    vit: nn.Module = model.eval()
-    return vit
 
 
 def spec_of_name(model: str) -> VitSpec:

@@ -28,16 +28,17 @@ from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run, measure_accuracy
 from tocom_export.variant import Variant
 
+from .building import vit_from_spec
 from .lora import TrainableBank
 from .model import CompressedVit, Degrees
-from .timm_models import vit_from_spec
 
 Images = npt.NDArray[np.float32]
 
 
 def load_model(spec: VitSpec, tensors: Tensors, method: Method) -> CompressedVit:
     """A compressed ViT with those weights, float32, in evaluation mode."""
-    with torch.device("meta"):  # without weights of its own
+    # Without weights of its own; tables of positions aren't weights, and have to be made.
+    with torch.device("meta" if spec.family == "vit" else "cpu"):
         vit = vit_from_spec(spec)
     vit.load_state_dict(_to_torch(tensors), assign=True)
     return CompressedVit(vit, method, spec.model).eval()

@@ -15,13 +15,13 @@ from tocom_export.bundle.file_hashes import read_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.weights import ModelWeights, check_same_model, recover_checkpoint
-from tocom_export.compression.bake import qkv_name
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import BankError, BundleError, InputError, PoolError
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.catalogue import REFERENCE
+from tocom_export.model.weight_names import qkv_weights
 from tocom_export.refitting import choose_bank
 from tocom_export.variant import Variant
 
@@ -178,7 +178,7 @@ class Loaded:
             shared = {n: t if t.flags.owndata else np.array(t) for n, t in stored.items()}
         exact = shared
         if bundle.precision != "fp32":  # of what is rounded, as much as baking takes
-            qkv = map(qkv_name, range(spec.depth))
+            qkv = qkv_weights(spec)
             exact = {name: np.array(opened.tensors[name]) for name in qkv}
         return shared, Checkpoint(opened.file, exact, opened.info)
 

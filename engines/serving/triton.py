@@ -156,7 +156,7 @@ def _configure(
     kind = "KIND_GPU" if gpu and options.backend != "openvino" else "KIND_CPU"
     # Without the batch, here and in the warm-ups: Triton puts it in front.
     images = {"data_type": "TYPE_FP32", "dims": [spec.channels, *spec.image_size]}
-    logits = {"data_type": "TYPE_FP32", "dims": [spec.classes or spec.width]}
+    logits = {"data_type": "TYPE_FP32", "dims": [spec.outputs]}
     # Triton's random data are random bytes, among them floats that are not numbers.
     zeros = {_INPUT: {**images, "zero_data": True}}
     config: dict[str, Any] = {

@@ -164,7 +164,7 @@ def _deserialize(
 def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> None:
     """Buffers are made after the record: an engine of other shapes would write beyond them."""
     spec, kind = record.spec, nvidia.trt.DataType.FLOAT
-    wanted = {"images": (spec.channels, *spec.image_size), "logits": (spec.classes or spec.width,)}
+    wanted = {"images": (spec.channels, *spec.image_size), "logits": (spec.outputs,)}
     # A plan for one batch alone may say which.
     first = {-1, record.batch[0]} if record.batch[0] == record.batch[2] else {-1}
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

@@ -29,7 +29,7 @@ class Lane:
         self._stream = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
         largest, spec = record.batch[2], record.spec
         self._images = Buffer(self._cuda, (largest, spec.channels, *spec.image_size))
-        self._logits = Buffer(self._cuda, (largest, spec.classes or spec.width))
+        self._logits = Buffer(self._cuda, (largest, spec.outputs))
         for name, buffer in (("images", self._images), ("logits", self._logits)):
             if not self._context.set_tensor_address(name, buffer.device):
                 raise DeviceError(f"the engine refuses the buffer of {name}.")

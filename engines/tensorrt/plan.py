@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tocom_export.bundle.opening import Bundle
-from tocom_export.compression.bake import qkv_name
 from tocom_export.compression.method import Method
 from tocom_export.errors import InputError, PlanError
 from tocom_export.graph.precision import Precision
@@ -20,6 +19,7 @@ from tocom_export.io.json_codec import decode, encode, format_json, read_json
 from tocom_export.io.locking import hold
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.spec import VitSpec
+from tocom_export.model.weight_names import qkv_weights
 from tocom_export.variant import Variant
 
 from .library import Library
@@ -175,7 +175,7 @@ def check_batches(
 
 def list_marked(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]:
     """Of the tensors that a variant's graph reads, those that a plan is to have marked."""
-    qkv = set(map(qkv_name, range(bundle.spec.depth)))
+    qkv = set(qkv_weights(bundle.spec))
     if refit == "all":
         return list(names)
     marks = qkv | set(map(scale_name, qkv)) if refit == "qkv" else set()

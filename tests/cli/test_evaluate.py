@@ -24,11 +24,11 @@ from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Difference, find_interval, format_accuracy
 from tocom_export.study.results import Results, Row, parse_row
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 from tocom_export.training.torch_engine import StoredOracle
 
 Run = Callable[..., Result]

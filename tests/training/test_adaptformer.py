@@ -18,8 +18,8 @@ from tocom_export.training.adaptformer import (
     freeze_all_but_adapters,
     merge_adapter_scale,
 )
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 
 WIDTH, SCALE = 8, 0.1
 

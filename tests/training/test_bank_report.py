@@ -21,10 +21,10 @@ from tocom_export.training.bank_report import (
     explain_labels,
     report_bank,
 )
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.distill import distill_loss
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 from tocom_export.training.torch_engine import BankOracle
 from tocom_export.variant import Variant
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from tocom_export.compression.method import Method
 from tocom_export.model.spec import VitSpec
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.distill import distill_loss
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 
 
 @pytest.fixture(scope="module")

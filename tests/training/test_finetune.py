@@ -15,6 +15,7 @@ from tocom_export.compression.method import Method
 from tocom_export.errors import CheckpointError
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.training.adaptformer import add_adapters, freeze_all_but_adapters
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.data.train import TrainData
@@ -22,7 +23,6 @@ from tocom_export.training.finetune import finetune
 from tocom_export.training.loop.distributed import Process
 from tocom_export.training.loop.optimizer import Hyperparameters
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 from tocom_export.training.torch_engine import evaluate_model
 
 # timm leaves image files to the garbage collector.

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tocom_export.compression.bake import bake, qkv_name
+from tocom_export.compression.bake import bake
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.bank_groups import Arithmetic, groups_of
 from tocom_export.compression.method import Method
 from tocom_export.errors import BankError
 from tocom_export.model.spec import VitSpec
+from tocom_export.model.weight_names import qkv_weights
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
 from tocom_export.variant import Variant
@@ -93,7 +94,7 @@ def test_side_paths_equal_baked_weights(
         beside = CompressedVit(vit)(images, target, side)
         variant = Variant.of(spec, target, source=source, scale=0.1)
         baked = bake(make_weights(spec), spec, bank, variant)
-        assert set(baked) == {qkv_name(layer) for layer in range(spec.depth)}
+        assert set(baked) == set(qkv_weights(spec))
         vit.load_state_dict({n: torch.from_numpy(w) for n, w in baked.items()}, strict=False)
         inside = CompressedVit(vit)(images, target)
     assert (beside - plain).abs().max() > 1e-3
@@ -248,8 +249,9 @@ def test_side_paths_equal_baked_weights_in_every_arithmetic(
     bank, weights, width = ablated(arithmetic), make_weights(spec), spec.width
     side = TrainableBank.from_bank(bank, spec).side(source, target, 0.3)
     baked = bake(weights, spec, bank, Variant.of(spec, target, source=source, scale=0.3))
+    names = qkv_weights(spec)
     for layer in range(spec.depth):
-        change = torch.from_numpy(baked[qkv_name(layer)] - weights[qkv_name(layer)])
+        change = torch.from_numpy(baked[names[layer]] - weights[names[layer]])
         assert not change[width : 2 * width].any()  # keys
         q_and_v = change[:width], change[2 * width :]
         for gain, rows in zip(side(layer, tokens), q_and_v, strict=True):

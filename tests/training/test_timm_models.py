@@ -12,7 +12,8 @@ import torch
 from tocom_export.errors import InputError, UnknownModelError, UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
-from tocom_export.training.timm_models import resize_positions, spec_of_name, vit_from_spec
+from tocom_export.training.building import vit_from_spec
+from tocom_export.training.timm_models import resize_positions, spec_of_name
 
 NO_CLASS = {"class_token": False, "pool": "avg"}
 

@@ -19,9 +19,9 @@ from tocom_export.compression.method import Method
 from tocom_export.exporting import prepare
 from tocom_export.graph.precision import Precision
 from tocom_export.model.spec import VitSpec
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 from tocom_export.training.torch_engine import (
     BankOracle,
     Float32Oracle,

@@ -110,8 +110,12 @@ class Schedule:
         total = spec.patches * c * spec.channels * spec.patch_size[0] * spec.patch_size[1]
         for tokens, left in zip(self.tokens_in, self.tokens_out, strict=True):
             total += 4 * tokens * c * c + 2 * tokens * tokens * c
-            total += 2 * left * c * (spec.mlp_width + spec.adapter_width)
-        return total + c * spec.classes * (1 + int(spec.distilled))
+            layers = 2 if spec.mlp == "plain" else 3  # gate and value are made from the same input
+            total += left * c * (layers * spec.mlp_width + 2 * spec.adapter_width)
+        if spec.pool == "map":
+            pooled = self.tokens_out[-1] - spec.pooled_from
+            total += 2 * pooled * c * c + 2 * pooled * c + 2 * c * (c + spec.pool_mlp_width)
+        return total + spec.features * spec.classes * (1 + int(spec.distilled))
 
 
 def _interpolate(counts: Sequence[int], tokens: int) -> float:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ..model.spec import VitSpec
 from .builder import FLOAT, GraphBuilder
-from .norm import layer_norm
+from .norm import normalise
 
 
 def embed(builder: GraphBuilder, images: ir.Value, spec: VitSpec) -> ir.Value:
@@ -14,15 +14,17 @@ def embed(builder: GraphBuilder, images: ir.Value, spec: VitSpec) -> ir.Value:
     with builder.scope("embed"):
         images = builder.cast(images, FLOAT, builder.types.stream)
         x = _embed_patches(builder, images, spec)  # (B, patches, C)
-        positions = builder.to_stream(builder.weight("pos_embed"))
-        if not spec.prefix_positions:
+        if spec.patch_norm:
+            x = normalise(builder, x, "patch_embed.norm", spec)
+        positions = builder.to_stream(builder.weight("pos_embed")) if spec.positions else None
+        if positions is not None and not spec.prefix_positions:
             x = builder.op("Add", x, positions)
         if spec.prefix:
             x = _prepend_prefix(builder, x, images, spec)  # (B, N, C)
-        if spec.prefix_positions:
+        if positions is not None and spec.prefix_positions:
             x = builder.op("Add", x, positions)
         x = builder.reshape(x, -1, spec.width)  # (B·N, C)
-        return layer_norm(builder, x, "norm_pre", spec.eps) if spec.pre_norm else x
+        return normalise(builder, x, "norm_pre", spec) if spec.pre_norm else x
 
 
 def _embed_patches(builder: GraphBuilder, images: ir.Value, spec: VitSpec) -> ir.Value:

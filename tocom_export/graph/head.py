@@ -9,7 +9,8 @@ import onnx_ir as ir
 from ..model.spec import VitSpec
 from .builder import FLOAT, GraphBuilder
 from .linear import linear
-from .norm import layer_norm
+from .norm import normalise
+from .pooling import average, pool_by_attention
 
 
 def apply_head(
@@ -25,18 +26,18 @@ def apply_head(
     """
     with builder.scope("head"):
         x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
-        if spec.pool == "token":  # LayerNorm is per token: norm only those that are read
+        if spec.pool == "token":  # norms are per token: norm only those that are read
             parts = _read_prefix(builder, x, spec)
         else:
             if spec.final_norm == "norm":
-                x = layer_norm(builder, x, "norm", spec.eps)
-            parts = [average(builder, x, spec.prefix, tokens, size)]
+                x = normalise(builder, x, "norm", spec)
+            parts = [_pool(builder, x, spec, tokens, size)]
         if spec.final_norm == "fc_norm" or (spec.final_norm and spec.pool == "token"):
-            parts = [layer_norm(builder, part, spec.final_norm, spec.eps) for part in parts]
+            parts = [normalise(builder, part, spec.final_norm, spec) for part in parts]
         if spec.classes:
             names = ("head", "head_dist")
             parts = [
-                linear(builder, builder.from_stream(part), name, True)
+                linear(builder, builder.from_stream(part), name, spec.head_bias)
                 for part, name in zip(parts, names, strict=False)
             ]  # (B, classes) each
         last = builder.types.compute if spec.classes else builder.types.stream
@@ -46,18 +47,17 @@ def apply_head(
         return builder.op("Mul", builder.op("Add", *parts), builder.floats(0.5, dtype=FLOAT))
 
 
-def average(
-    builder: GraphBuilder, x: ir.Value, prefix: int, tokens: int, size: ir.Value | None
+def _pool(
+    builder: GraphBuilder, x: ir.Value, spec: VitSpec, tokens: int, size: ir.Value | None
 ) -> ir.Value:
-    """Mean of the patch tokens (B, N, C) → (B, C), a merged token weighing its size; stream."""
-    if prefix:
-        x = builder.cut(x, 1, prefix, tokens)
-    if size is None:
-        return builder.op("ReduceMean", x, builder.ints(1), keepdims=0)
-    if prefix:
-        size = builder.cut(size, 1, prefix, tokens)
-    total = builder.op("ReduceSum", builder.op("Mul", x, size), builder.ints(1), keepdims=0)
-    return builder.op("Div", total, builder.op("ReduceSum", size, builder.ints(1), keepdims=0))
+    """Tokens (B, N, C) → (B, features); stream → stream."""
+    if spec.pool == "map":
+        return pool_by_attention(builder, x, spec, tokens, size)
+    mean = average(builder, x, spec.prefix, tokens, size)
+    if spec.pool == "avg":
+        return mean
+    token = builder.reshape(builder.cut(x, 1, 0, 1), -1, spec.width)
+    return builder.op("Concat", token, mean, axis=1)
 
 
 def _read_prefix(builder: GraphBuilder, x: ir.Value, spec: VitSpec) -> Sequence[ir.Value]:

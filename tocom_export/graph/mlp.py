@@ -1,4 +1,4 @@
-"""The two-layer perceptron, its activations, and AdaptFormer's branch beside it."""
+"""The two-layer perceptron, gated or not, its activations, and AdaptFormer's branch beside it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 
 import onnx_ir as ir
 
-from ..model.spec import VitSpec
+from ..model.spec import Activation, VitSpec
+from ..model.weight_names import mlp_inputs
 from .builder import GraphBuilder
 from .linear import linear
+from .norm import normalise_computed
 
 
 def apply_mlp(builder: GraphBuilder, x: ir.Value, spec: VitSpec, layer: int) -> ir.Value:
@@ -19,8 +21,15 @@ def apply_mlp(builder: GraphBuilder, x: ir.Value, spec: VitSpec, layer: int) -> 
     """
     name = f"blocks.{layer}.mlp"
     with builder.scope(name):
-        hidden = linear(builder, x, f"{name}.fc1", spec.linear_bias)  # (B·N, hidden)
-        hidden = activate(builder, hidden, spec)
+        parts = [linear(builder, x, part, spec.linear_bias) for part in mlp_inputs(spec, layer)]
+        if spec.mlp == "packed":
+            widths = builder.ints(spec.mlp_width, spec.mlp_width)
+            parts = list(builder.ops("Split", parts[0], widths, outputs=2, axis=1))
+        hidden = activate(builder, parts[0], spec.activation)  # (B·N, hidden)
+        if spec.mlp != "plain":  # a gate and what it lets through (SwiGLU)
+            hidden = builder.op("Mul", hidden, parts[1])
+        if spec.mlp_norm:
+            hidden = normalise_computed(builder, hidden, f"{name}.norm", spec)
         out = linear(builder, hidden, f"{name}.fc2", spec.linear_bias)  # (B·N, C)
         if spec.adapter_width:
             hidden = linear(builder, x, f"{name}.adapter_down", True)  # (B·N, adapter)
@@ -30,14 +39,14 @@ def apply_mlp(builder: GraphBuilder, x: ir.Value, spec: VitSpec, layer: int) -> 
         return out
 
 
-def activate(builder: GraphBuilder, x: ir.Value, spec: VitSpec) -> ir.Value:
-    """The spec's activation; opset 18 has no Gelu, so it is spelt out as runtimes fuse it."""
-    if spec.activation == "relu":
+def activate(builder: GraphBuilder, x: ir.Value, activation: Activation) -> ir.Value:
+    """An activation; opset 18 has no Gelu, so it is spelt out as runtimes fuse it."""
+    if activation == "relu":
         return builder.op("Relu", x)
-    if spec.activation == "quick_gelu":
-        gate = builder.op("Sigmoid", builder.op("Mul", x, builder.floats(1.702)))
-        return builder.op("Mul", x, gate)
-    if spec.activation == "gelu":
+    if activation in ("quick_gelu", "silu"):
+        inner = builder.op("Mul", x, builder.floats(1.702)) if activation == "quick_gelu" else x
+        return builder.op("Mul", x, builder.op("Sigmoid", inner))
+    if activation == "gelu":
         inner = builder.op("Erf", builder.op("Div", x, builder.floats(math.sqrt(2))))
     else:
         cube = builder.op("Mul", builder.op("Mul", x, x), x)

@@ -6,6 +6,7 @@ is ranked in float32 in every precision.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from .builder import FLOAT, GraphBuilder
@@ -18,7 +19,7 @@ def prune(
     tokens: int,
     remove: int,
     prefix: int,
-) -> ir.Value:
+) -> tuple[ir.Value, ir.Value]:
     """Drop the ``remove`` patch tokens that the class token attends to least.
 
     What is left stands in the order of its attention, not of its position: nothing that
@@ -31,7 +32,7 @@ def prune(
         prefix: number of protected tokens.
 
     Returns:
-        Tokens (B, N - remove, C).
+        Tokens (B, N - remove, C), and which patches they are (B, N - remove - prefix, 1), int64.
     """
     row = builder.cut(probabilities, 2, 0, 1)  # (B, H, 1, N)
     row = builder.cut(row, 3, prefix, tokens)  # (B, H, 1, patches)
@@ -43,4 +44,14 @@ def prune(
     _, kept = builder.ops("TopK", score, count, outputs=2, axis=1)  # (B, count, 1)
     patches = builder.cut(x, 1, prefix, tokens)
     patches = builder.op("GatherND", patches, kept, batch_dims=1)  # (B, count, C)
-    return builder.op("Concat", builder.cut(x, 1, 0, prefix), patches, axis=1)
+    left = builder.op("Concat", builder.cut(x, 1, 0, prefix), patches, axis=1)
+    return left, kept
+
+
+def number_kept(builder: GraphBuilder, kept: ir.Value, left: int, prefix: int) -> ir.Value:
+    """Positions of all tokens that are left (B, left, 1), of the patches that were kept."""
+    # Padded, and the prefix's positions added, for want of a Concat that expands to the batch.
+    kept = builder.op("Pad", kept, builder.ints(0, prefix, 0, 0, 0, 0))
+    known = np.full((left, 1), prefix, np.int64)
+    known[:prefix, 0] = np.arange(prefix)
+    return builder.op("Add", kept, builder.constant(f"numbers_{left}_{prefix}", known))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError
 from ..model.spec import VitSpec
+from ..model.weight_names import mlp_inputs, qkv_parts
 from .precision import Precision
 
 Array = npt.NDArray[Any]
@@ -24,8 +25,12 @@ def quantized_layers(spec: VitSpec) -> list[str]:
     That one decides the first merges, before anything else could make up for them. Patch
     embedding, heads and adapters stay as they are, too: they are a small part of the work.
     """
-    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    return [f"blocks.{layer}.{part}" for layer in range(spec.depth) for part in parts][1:]
+    layers: list[str] = []
+    for layer in range(spec.depth):
+        block = f"blocks.{layer}"
+        layers += qkv_parts(spec, layer) if layer else ()
+        layers += (f"{block}.attn.proj", *mlp_inputs(spec, layer), f"{block}.mlp.fc2")
+    return layers
 
 
 def scale_name(weight: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..model.spec import VitSpec
+from ..model.weight_names import layer_scale_name
 from .builder import GraphBuilder
+from .norm import normalise
 
 
 def add_residual(
     builder: GraphBuilder, x: ir.Value, branch: ir.Value, spec: VitSpec, layer: int, which: int
 ) -> ir.Value:
-    """``x + branch``, the branch scaled where the model has LayerScale.
+    """``x + branch``, the branch scaled (LayerScale) or normed where the model does so.
 
     Stream and computed → stream.
 
@@ -22,5 +24,9 @@ def add_residual(
     """
     with builder.scope(f"blocks.{layer}.residual{which}"):
         if spec.layer_scale:
-            branch = builder.op("Mul", branch, builder.weight(f"blocks.{layer}.ls{which}.gamma"))
-        return builder.op("Add", x, builder.to_stream(branch))
+            scale = builder.weight(layer_scale_name(spec, layer, which))
+            branch = builder.op("Mul", branch, scale)
+        branch = builder.to_stream(branch)
+        if spec.post_norm:
+            branch = normalise(builder, branch, f"blocks.{layer}.norm{which}", spec)
+        return builder.op("Add", x, branch)

@@ -17,9 +17,10 @@ from .embedding import embed
 from .head import apply_head
 from .matching import match, merge
 from .mlp import apply_mlp
-from .norm import layer_norm
+from .norm import normalise
+from .positions import keep_places
 from .precision import TYPES, Types
-from .pruning import prune
+from .pruning import number_kept, prune
 from .residual import add_residual
 
 OPSET = 18
@@ -57,12 +58,15 @@ def write_graph(
     images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
     x = embed(builder, images, spec)  # (B·N, C)
     size: ir.Value | None = None
+    places: ir.Value | None = None
+    positional = spec.rotary is not None or spec.relative is not None
     tokens = spec.tokens
     for layer, remove in enumerate(schedule.removed):
         name = f"blocks.{layer}"
         with builder.scope(name):
-            normed = builder.from_stream(layer_norm(builder, x, f"{name}.norm1", spec.eps))
-        attended = attend(builder, normed, spec, method, layer, tokens, size)
+            normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm1", spec)
+            normed = builder.from_stream(normed)
+        attended = attend(builder, normed, spec, method, layer, tokens, size, places)
         x = add_residual(builder, x, attended.out, spec, layer, 1)
         if remove:
             with builder.scope(f"{name}.{method.name}"):
@@ -70,17 +74,24 @@ def write_graph(
                 if method.name == "tome":
                     matching = match(builder, attended.keys, tokens, remove, spec.prefix)
                     x, size = merge(builder, matching, x, size)  # (B, N - r, C)
+                    kept = matching.kept
                 else:
-                    x = prune(builder, x, attended.probabilities, tokens, remove, spec.prefix)
+                    ranked = attended.probabilities
+                    x, kept = prune(builder, x, ranked, tokens, remove, spec.prefix)
+                if positional:
+                    if method.name == "evit":
+                        kept = number_kept(builder, kept, tokens - remove, spec.prefix)
+                    places = keep_places(builder, places, kept)
                 x = builder.reshape(x, -1, spec.width)  # (B·(N - r), C)
             tokens -= remove
         with builder.scope(name):
-            normed = builder.from_stream(layer_norm(builder, x, f"{name}.norm2", spec.eps))
+            normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm2", spec)
+            normed = builder.from_stream(normed)
         x = add_residual(builder, x, apply_mlp(builder, normed, spec, layer), spec, layer, 2)
     logits = apply_head(builder, x, spec, tokens, size)
     logits.name = "logits"
     logits.type = ir.TensorType(FLOAT)
-    logits.shape = ir.Shape(["batch", spec.classes or spec.width])
+    logits.shape = ir.Shape(["batch", spec.outputs])
     graph = ir.Graph(
         [images],
         [logits],

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from ..errors import InputError
+from ..io.json_codec import LATER
+from .rotary import Rotary
+from .weight_names import list_weights
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
-Pool = Literal["token", "avg"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+Pool = Literal["token", "avg", "map", "token_avg"]
+"""What the head reads: the class token, the mean of the patches, what a learned query attends to
+(SigLIP), or the first two side by side (DINOv2)."""
 Size = Annotated[int, Meta(ge=1, le=1_000_000)]
 """No model has a dimension beyond it; keeps a bad file from costing memory."""
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -21,9 +26,9 @@ Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 class VitSpec:
     """What fixes a ViT's graph and the names and shapes of its weights.
 
-    Everything that timm's ``VisionTransformer`` (and ``VisionTransformerDistilled``) can
-    vary and that we can express; what we can't is refused when the spec is made
-    (:func:`tocom_export.model.from_timm.spec_from_timm`).
+    Everything that timm's ``VisionTransformer``, ``VisionTransformerDistilled``, ``Eva``, ``Beit``
+    and ``VisionTransformerRelPos`` can vary and that we can express; what we can't is refused when
+    the spec is made (:func:`tocom_export.model.from_timm.spec_from_timm`).
     """
 
     model: str
@@ -62,6 +67,38 @@ class VitSpec:
     """LayerNorm before the pooling (``norm``), after it (``fc_norm``), or none."""
     adapter_width: Count = 0
     """Bottleneck of an AdaptFormer branch beside each MLP; 0 for none."""
+    family: Literal["vit", "eva", "beit", "relpos"] = field(default="vit", metadata=LATER)
+    """timm's class, by which some weights are named."""
+    norms: Literal["layer", "rms"] = field(default="layer", metadata=LATER)
+    """What every norm is: LayerNorm, or RMSNorm, which has no bias."""
+    positions: bool = field(default=True, metadata=LATER)
+    """An embedding of absolute positions."""
+    rotary: Rotary | None = field(default=None, metadata=LATER)
+    """Rotary positions of queries and keys."""
+    relative: Literal["table", "mlp", "shared_mlp"] | None = field(default=None, metadata=LATER)
+    """Biases of attention by relative position: each layer's own table (BEiT), or made by a small
+    MLP of log distances, each layer's own or shared by all."""
+    relative_width: Count = field(default=0, metadata=LATER)
+    """Hidden width of that MLP."""
+    patch_norm: bool = field(default=False, metadata=LATER)
+    """A norm of the patches before positions are added (AIMv2)."""
+    post_norm: bool = field(default=False, metadata=LATER)
+    """A layer's norms come after its branches, before they are added."""
+    k_bias: bool = field(default=True, metadata=LATER)
+    """Whether keys have a bias where queries and values have one."""
+    split_qkv: bool = field(default=False, metadata=LATER)
+    """Weights of queries, keys and values by themselves, not in one ``qkv``."""
+    attention_norm: bool = field(default=False, metadata=LATER)
+    """A norm of what attention leaves, before its projection."""
+    mlp: Literal["plain", "packed", "gated"] = field(default="plain", metadata=LATER)
+    """Two layers; or SwiGLU, gate and value in one ``fc1``, or in ``fc1_g`` and ``fc1_x``."""
+    mlp_norm: bool = field(default=False, metadata=LATER)
+    """A norm of the MLP's hidden values."""
+    pool_mlp_width: Count = field(default=0, metadata=LATER)
+    """Hidden width of the MLP behind attention pooling."""
+    pool_heads: Count = field(default=0, metadata=LATER)
+    """Heads of attention pooling."""
+    head_bias: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.model, re.ASCII):  # it becomes a folder's name
@@ -72,8 +109,18 @@ class VitSpec:
             )
         if not self.patches:
             raise InputError(f"model spec: image {self.image_size} is smaller than a patch.")
-        if self.pool == "token" and not self.class_token:
-            raise InputError("model spec: pool 'token' needs a class token.")
+        if self.pool in ("token", "token_avg") and not self.class_token:
+            raise InputError(f"model spec: pool {self.pool!r} needs a class token.")
+        if {self.pool == "map"} != {bool(self.pool_mlp_width), bool(self.pool_heads)}:
+            raise InputError("model spec: pool 'map', its heads and its MLP need one another.")
+        if self.pool_heads and self.width % self.pool_heads:
+            raise InputError(
+                f"model spec: {self.pool_heads} heads can't share {self.width} channels."
+            )
+        if self.rotary is not None and self.head_width % 4:
+            raise InputError(
+                f"model spec: heads of {self.head_width} can't be rotated by two axes."
+            )
         plain = self.prefix_positions and not self.registers and self.final_norm != "fc_norm"
         if self.distilled and not (plain and self.class_token and self.pool == "token"):
             raise InputError(
@@ -105,56 +152,30 @@ class VitSpec:
         return self.prefix + self.patches
 
     @property
+    def features(self) -> int:
+        """Channels of an embedding: what the head reads."""
+        return self.width * (2 if self.pool == "token_avg" else 1)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per image: classes, or features where there is no head."""
+        return self.classes or self.features
+
+    @property
+    def pooled_from(self) -> int:
+        """The first token that attention pooling reads: timm's Eva reads its prefix, too."""
+        return 0 if self.family == "eva" else self.prefix
+
+    @property
+    def pool_activation(self) -> Activation:
+        """Of the MLP behind attention pooling, which is never gated."""
+        return "gelu" if self.family == "eva" else self.activation
+
+    @property
     def head_width(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
 
     def weights(self) -> dict[str, tuple[int, ...]]:
         """PyTorch name → shape of every tensor in a checkpoint of this model."""
-        c, m = self.width, self.mlp_width
-        shapes: dict[str, tuple[int, ...]] = {}
-
-        def linear(name: str, out: int, into: int, bias: bool) -> None:
-            shapes[f"{name}.weight"] = (out, into)
-            if bias:
-                shapes[f"{name}.bias"] = (out,)
-
-        def norm(name: str, width: int = c) -> None:
-            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
-
-        if self.class_token:
-            shapes["cls_token"] = (1, 1, c)
-        if self.distilled:
-            shapes["dist_token"] = (1, 1, c)
-        if self.registers:
-            shapes["reg_token"] = (1, self.registers, c)
-        positions = self.tokens if self.prefix_positions else self.patches
-        shapes["pos_embed"] = (1, positions, c)
-        shapes["patch_embed.proj.weight"] = (c, self.channels, *self.patch_size)
-        if self.patch_bias:
-            shapes["patch_embed.proj.bias"] = (c,)
-        if self.pre_norm:
-            norm("norm_pre")
-        for layer in range(self.depth):
-            block = f"blocks.{layer}"
-            norm(f"{block}.norm1")
-            linear(f"{block}.attn.qkv", 3 * c, c, self.qkv_bias)
-            if self.qk_norm:
-                norm(f"{block}.attn.q_norm", self.head_width)
-                norm(f"{block}.attn.k_norm", self.head_width)
-            linear(f"{block}.attn.proj", c, c, self.linear_bias)
-            norm(f"{block}.norm2")
-            linear(f"{block}.mlp.fc1", m, c, self.linear_bias)
-            linear(f"{block}.mlp.fc2", c, m, self.linear_bias)
-            if self.adapter_width:
-                linear(f"{block}.mlp.adapter_down", self.adapter_width, c, True)
-                linear(f"{block}.mlp.adapter_up", c, self.adapter_width, True)
-            if self.layer_scale:
-                shapes[f"{block}.ls1.gamma"] = shapes[f"{block}.ls2.gamma"] = (c,)
-        if self.final_norm:
-            norm(self.final_norm)
-        if self.classes:
-            linear("head", self.classes, c, True)
-            if self.distilled:
-                linear("head_dist", self.classes, c, True)
-        return shapes
+        return list_weights(self)

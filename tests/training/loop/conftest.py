@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tocom_export.model.preprocess import Preprocess
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.data.train import TrainData
 from tocom_export.training.loop.loop import train
 from tocom_export.training.loop.optimizer import Hyperparameters
-from tocom_export.training.timm_models import vit_from_spec
 
 HYPERPARAMETERS = Hyperparameters(epochs=3, batch=4, lr=1e-2, warmup_epochs=1, clip=1.0)
 STEPS = 9

@@ -24,6 +24,7 @@ from tocom_export.errors import Stopped
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.training import distill as distilling
+from tocom_export.training.building import vit_from_spec
 from tocom_export.training.data.opening import open_images
 from tocom_export.training.data.train import TrainData
 from tocom_export.training.finetune import finetune
@@ -32,7 +33,6 @@ from tocom_export.training.loop.loop import train
 from tocom_export.training.loop.optimizer import Hyperparameters
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit
-from tocom_export.training.timm_models import vit_from_spec
 
 SPEC = VitSpec(
     model="small", image_size=(32, 32), patch_size=(8, 8), width=16, depth=2, heads=2,
