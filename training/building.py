@@ -58,7 +58,7 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
 def _build_vit(spec: VitSpec, drop_path: float) -> nn.Module:
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
     hidden = spec.mlp_width * (2 if spec.mlp == "packed" else 1)
-    mlps = {"plain": Mlp, "packed": SwiGLUPacked, "gated": SwiGLU}
+    mlps: dict[str, Any] = {"plain": Mlp, "packed": SwiGLUPacked, "gated": SwiGLU}
     return kind(
         **_shared(spec, drop_path),
         mlp_ratio=_ratio(hidden, spec),

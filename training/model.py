@@ -151,4 +151,5 @@ class CompressedVit(nn.Module):
             if spec.pool == "token_avg":
                 pooled = torch.cat([x[:, 0], pooled], dim=-1)
         pooled = vit.head_drop(vit.fc_norm(pooled))
-        return pooled if pre_logits else vit.head(pooled)
+        found: Tensor = pooled if pre_logits else vit.head(pooled)
+        return found

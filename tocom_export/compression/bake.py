@@ -36,7 +36,7 @@ def bake(
         gaps = bank.gap(layer, variant.source, target, variant.scale)
         names = qkv_parts(spec, layer)
         for which, gap in zip((0, 2), gaps, strict=True):
-            name = names[which % len(names)]
+            name = f"{names[which % len(names)]}.weight"
             first = which * spec.width if len(names) == 1 else 0
             rows = slice(first, first + spec.width)
             merged = baked.setdefault(name, tensors[name].astype(np.float32))

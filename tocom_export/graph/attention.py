@@ -97,5 +97,5 @@ def _project(
     qkv = linear(builder, x, names[0], biased_qkv, bias)  # (B·N, 3C)
     qkv = builder.reshape(qkv, -1, tokens, 3, heads, width)
     qkv = builder.op("Transpose", qkv, perm=(2, 0, 3, 1, 4))  # (3, B, H, N, D)
-    parts = builder.ops("Split", qkv, builder.ints(1, 1, 1), outputs=3, axis=0)
-    return [builder.op("Squeeze", part, builder.ints(0)) for part in parts]
+    each = builder.ops("Split", qkv, builder.ints(1, 1, 1), outputs=3, axis=0)
+    return [builder.op("Squeeze", part, builder.ints(0)) for part in each]

@@ -116,7 +116,7 @@ def _describe_rotary(vit: Any, need: Need) -> Rotary | None:
         half,
         rope.grid_indexing,
         rope.grid_offset,
-        reference,  # type: ignore[arg-type]
+        reference,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,10 @@ class Rotary:
 
     def positions(self, grid: tuple[int, int]) -> Array:
         """Coordinates (patches, 2) of a grid's patches, row by row."""
-        axes = []
+        axes: list[npt.NDArray[Any]] = []
         for place, count in enumerate(grid):
             if self.kind == "dinov3":
-                axis = 2 * (np.arange(count) + 0.5 + self.offset) / count - 1
+                axis: npt.NDArray[Any] = 2 * (np.arange(count) + 0.5 + self.offset) / count - 1
             else:
                 axis = np.arange(count) + self.offset
             if self.reference and self.kind == "cat":
