@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +17,6 @@ _WORDS = {
     errno.EMFILE: "too many files are open (ulimit -n).",
 }
 _LONGEST = 120  # characters of a file's name in a message
-
-
-def stop_on_sigterm() -> None:
-    """Let SIGTERM do what Ctrl-C does, unless whoever started us had it ignored."""
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def leave_signals() -> None:
-    """From now on signals are the system's: nobody is there any more to say that it stopped."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is signal.default_int_handler:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def open_streams() -> None:

@@ -10,15 +10,14 @@ from typing import Any
 import click
 
 from tocom_export._version import __version__
+from tocom_export.io.interrupting import catch_signals, leave_signals
 
 from .faults import (
     ClosedPipe,
     explain_fault,
     keep_closed_pipes,
     leave,
-    leave_signals,
     open_streams,
-    stop_on_sigterm,
 )
 
 COMMANDS = {
@@ -106,7 +105,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line."""
-    stop_on_sigterm()
+    catch_signals()
     try:
         open_streams()
         cli()

@@ -11,6 +11,7 @@ damaged, or where something is left beside it after the same command ran once mo
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -104,19 +105,22 @@ def run(arguments: Sequence[str], folder: Path) -> float:
     return time.monotonic() - began
 
 
-def kill(writer: Writer, folder: Path, number: signal.Signals, after: float) -> int:
-    """Start a command and send it a signal; its exit status."""
+def kill(writer: Writer, folder: Path, number: signal.Signals, after: float) -> tuple[int, str]:
+    """Start a command and send it a signal; its exit status, and what it said."""
     child = subprocess.Popen(
         [*CLI, *writer.arguments],
         cwd=folder,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # says where it crashed
     )
     try:
-        child.wait(after)
+        _, said = child.communicate(timeout=after)
     except subprocess.TimeoutExpired:
         child.send_signal(number)
-    return child.wait()
+        _, said = child.communicate()
+    return child.returncode, said
 
 
 def inspect(writer: Writer, folder: Path) -> str:
@@ -132,11 +136,11 @@ def inspect(writer: Writer, folder: Path) -> str:
     return ""
 
 
-def judge_signal(number: signal.Signals, status: int, folder: Path) -> list[str]:
+def judge_signal(number: signal.Signals, status: int, said: str, folder: Path) -> list[str]:
     """What is wrong right after a signal; before our first line SIGTERM is the system's."""
     if number == signal.SIGKILL or status in (0, -signal.SIGTERM):
         return []
-    wrong = [] if status == 130 else [f"status {status}"]
+    wrong = [] if status == 130 else [f"status {status}, and said: {said}"]
     return [*wrong, *find_leftovers(folder)]
 
 
@@ -170,9 +174,9 @@ def main() -> int:
             writer = writers[index % len(writers)]
             folder = lay_out(writer, root)
             number = rng.choice((signal.SIGKILL, signal.SIGTERM))
-            status = kill(writer, folder, number, rng.uniform(0, 1.05) * spans[writer.name])
+            status, said = kill(writer, folder, number, rng.uniform(0, 1.05) * spans[writer.name])
             counts[writer.name, "finished" if status == 0 else number.name] += 1
-            found = [*judge_signal(number, status, folder), inspect(writer, folder)]
+            found = [*judge_signal(number, status, said, folder), inspect(writer, folder)]
             run_again(writer, folder)
             found += [inspect(writer, folder), *find_leftovers(folder)]
             faults += [f"{writer.name}, {number.name}: {fault}" for fault in found if fault]

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tocom_export.io.interrupting import CAUGHT, is_interrupt
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
@@ -22,16 +24,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         nonlocal came
         came = True
 
-    usual = signal.default_int_handler
     here = threading.current_thread() is threading.main_thread()
-    caught = (signal.SIGINT, signal.SIGTERM)
-    ours = [number for number in caught if here and signal.getsignal(number) is usual]
+    ours = {n: signal.getsignal(n) for n in CAUGHT if here and is_interrupt(n)}
     for number in ours:
         signal.signal(number, note)
     try:
         yield lambda: came
     finally:
-        for number in ours:
+        for number, usual in ours.items():
             signal.signal(number, usual)
         if came:
             raise KeyboardInterrupt
