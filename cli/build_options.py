@@ -36,8 +36,8 @@ model_options = add_options(
         "the model that ships inside the package).",
     ),
     checkpoint_options(
-        ".safetensors, .pth, .bin or .tar with the model's weights; default: timm's pretrained "
-        "weights."
+        ".safetensors, .pth, .bin or .tar with the model's weights, or a Hugging Face folder; "
+        "default: timm's pretrained weights."
     ),
     form_options,
     click.option(

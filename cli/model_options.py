@@ -56,7 +56,7 @@ def checkpoint_options(what: str) -> Callable[[F], F]:
     Args:
         what: help of the former.
     """
-    option = click.option("--checkpoint", type=FILE, metavar="FILE", help=what)
+    option = click.option("--checkpoint", type=FILE, metavar="FILE|FOLDER", help=what)
     return add_options(option, weights_key_option)
 
 

@@ -28,6 +28,7 @@ from .model.catalogue import (
 )
 from .model.from_tensors import fit_spec, format_size
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
+from .model.huggingface.files import CONFIG
 from .model.preprocess import Preprocess
 from .model.spec import Pool, VitSpec
 
@@ -84,8 +85,9 @@ def load_model(
     Args:
         model: a timm model name, ``reference``, or a live timm model; default: what the
             checkpoint's metadata say, else ``reference``.
-        checkpoint: a .safetensors, .pth, .pt, .bin or .tar file; default: timm's pretrained
-            weights, those of the live model, or those inside the package.
+        checkpoint: a .safetensors, .pth, .pt, .bin or .tar file, or a Hugging Face folder;
+            default: timm's pretrained weights, those of the live model, or those inside the
+            package.
         weights_key: see :meth:`Checkpoint.open`.
         image_size: height and width that the weights are for, or one number for both; default: by
             their positions.
@@ -104,6 +106,8 @@ def load_model(
         return _load_pretrained(model, size, pool)
     opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key)
     info, origin = opened.info, f"by the metadata of {opened.file.name}"
+    if opened.config is not None:
+        origin = f"by the preprocessor of {opened.config.parent.absolute().name}"
     if info.spec is None:
         advice = "Does `model` say which model it is?"
         spec, preprocess = load_spec(model or REFERENCE)
@@ -111,7 +115,8 @@ def load_model(
         origin = origin if info.preprocess else known
         spec = fit_spec(spec, _list_shapes(opened), size, pool)
     else:
-        advice = f"Its metadata say that it is {info.spec.model}; save it again."
+        said = f"Its {CONFIG} says" if opened.config else "Its metadata say"
+        advice = f"{said} that it is {info.spec.model}; save it again."
         spec, preprocess = _check_metadata(info.spec, model, size, pool, opened.file), Preprocess()
         if info.preprocess is None:
             origin = _IMAGENET

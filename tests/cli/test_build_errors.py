@@ -59,7 +59,7 @@ def test_no_checkpoint(refused: Run):
 
 def test_a_folder_as_checkpoint(refused: Run, file: Path):
     file.mkdir()
-    refused("can't be read")
+    refused("has no config.json")
 
 
 def test_a_pickle_that_is_none(fails: Run, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,14 @@ class ModelWeights:
 
 def check_same_model(checkpoint: Checkpoint, spec: VitSpec) -> None:
     """Raise CheckpointError where a checkpoint can't take the place of a bundle's."""
-    found = checkpoint.check(spec)
+    found, told = checkpoint.check(spec), checkpoint.info.spec
+    for field in dataclasses.fields(spec) if told else ():
+        here, there = getattr(told, field.name), getattr(spec, field.name)
+        if here != there and field.name not in ("model", "classes"):
+            raise CheckpointError(
+                f"{checkpoint.file} has {field.name} {here}, the bundle {there}; build a bundle of "
+                "it."
+            )
     if found != spec:
         raise CheckpointError(
             f"{checkpoint.file} has {found.classes} classes, the bundle {spec.classes}; build a "

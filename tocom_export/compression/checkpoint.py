@@ -15,9 +15,12 @@ import numpy.typing as npt
 from ..errors import CheckpointError, InputError
 from ..io.pickles import AVERAGED, SUFFIXES, clean_names, load_pickle
 from ..io.tensors import NUMPY_TYPES, is_finite, map_tensors, read_header
+from ..model.huggingface.files import CONFIG
+from ..model.huggingface.folder import is_huggingface, open_folder
 from ..model.spec import VitSpec
 from .bank import holds_bank
 from .metadata import ModelInfo, from_metadata
+from .method import Method
 
 Array = npt.NDArray[Any]
 
@@ -32,12 +35,15 @@ class Checkpoint:
     info: ModelInfo
     note: str = ""
     """What a person should know of which weights these are; empty where there is no choice."""
+    config: Path | None = None
+    """Of a Hugging Face model what ``info`` is from."""
 
     @classmethod
     def open(cls, file: Path | str, weights_key: str | None = None) -> Checkpoint:
         """Open a .safetensors, .pth, .pt, .bin or .tar file (the latter four need torch).
 
-        Names lose the prefixes that parallel and compiled models give them.
+        Names lose the prefixes that parallel and compiled models give them. A folder, or a file
+        with a ``config.json`` beside it, may be Hugging Face's; it gets timm's names.
 
         Args:
             weights_key: the entry of a pickled file that holds the weights; default: as timm, the
@@ -45,18 +51,26 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the file is missing, truncated or of another format.
+            UnsupportedModelError: a folder's model has a part that a spec can't express.
             MissingPackageError: torch is needed and not installed.
         """
         file = Path(file)
+        if file.is_dir():
+            _refuse_key(file, weights_key)
+            return cls._from_huggingface(file)
         if file.suffix in SUFFIXES:
             return cls._unpickle(file, weights_key)
         stored, metadata = read_header(file)
-        if weights_key is not None:
-            raise CheckpointError(
-                f"`weights_key` {weights_key}: {file} has no entries; pickled files do."
-            )
+        _refuse_key(file, weights_key)
         if holds_bank(stored):
             raise CheckpointError(f"{file} is a ToCom bank, not a model's weights.")
+        if is_huggingface(stored):
+            if not (file.parent / CONFIG).exists():
+                raise CheckpointError(
+                    f"{file} has the names of Hugging Face's transformers, which need the "
+                    f"{CONFIG} that it was saved with beside it."
+                )
+            return cls._from_huggingface(file.parent, file)
         for name, tensor in stored.items():
             if tensor.dtype not in NUMPY_TYPES:
                 raise CheckpointError(
@@ -68,6 +82,15 @@ class Checkpoint:
             raise CheckpointError(f"{file}: {error}") from None
         names, tensors = clean_names(stored, file), map_tensors(stored)
         return cls(file, {names[name]: tensor for name, tensor in tensors.items()}, info)
+
+    @classmethod
+    def _from_huggingface(cls, folder: Path, file: Path | None = None) -> Checkpoint:
+        found = open_folder(folder, file)
+        method = Method("tome", proportional=False) if found.masked else None
+        info = ModelInfo(
+            found.spec, method=method, classes=found.classes, preprocess=found.preprocess
+        )
+        return cls(file or folder, found.tensors, info, config=folder / CONFIG)
 
     @classmethod
     def _unpickle(cls, file: Path, key: str | None) -> Checkpoint:
@@ -164,3 +187,8 @@ class Checkpoint:
                 "leave `source` out."
             )
         return next(source for source in (given, known, default) if source is not None)
+
+
+def _refuse_key(file: Path, key: str | None) -> None:
+    if key is not None:
+        raise CheckpointError(f"`weights_key` {key}: {file} has no entries; pickled files do.")

@@ -1,0 +1,1 @@
+"""Models as Hugging Face's transformers saves them, read without it and without torch."""

@@ -1,0 +1,83 @@
+"""The files of a Hugging Face folder: JSON records, and weights in one file or in shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, InputError
+from ...io.json_codec import decode, read_json
+from ...io.tensors import StoredTensor, read_header
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_LARGEST = 20_000_000  # bytes; names of 20,000 classes, twice, are one million
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it is missing, too large, or none.
+    """
+    try:
+        return decode(dict[str, Any], read_json(file, _LARGEST))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}, so it is no folder that transformers saved; "
+            "`checkpoint` is such a folder, or a file."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read: {error.strerror}.") from None
+    except InputError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def read_stored(folder: Path, file: Path | None = None) -> dict[str, StoredTensor]:
+    """Where each tensor lies.
+
+    Args:
+        file: the one to read, unless it is one of several shards; default: what transformers
+            would read.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or an index leads astray.
+    """
+    shards = _read_index(folder / INDEX) if (folder / INDEX).exists() else {}
+    if file is not None and file.name not in shards.values():
+        return read_header(file)[0]
+    if (folder / WEIGHTS).exists() and file is None:  # as in transformers, before the shards
+        return read_header(folder / WEIGHTS)[0]
+    if not shards:
+        pickled = " Save it anew with transformers, which writes it by default."
+        found = (folder / "pytorch_model.bin").exists()
+        raise CheckpointError(f"{folder} has no {WEIGHTS}.{pickled if found else ''}")
+    return _read_shards(folder, shards)
+
+
+def _read_shards(folder: Path, shards: dict[str, str]) -> dict[str, StoredTensor]:
+    stored: dict[str, StoredTensor] = {}
+    for shard in sorted(set(shards.values())):
+        if not (folder / shard).exists():
+            raise CheckpointError(f"{folder}: {shard}, which {INDEX} names, is missing.")
+        held = read_header(folder / shard)[0]
+        for name in (name for name, place in shards.items() if place == shard):
+            if name not in held:
+                raise CheckpointError(f"{folder / shard} lacks {name}, which {INDEX} says it has.")
+            stored[name] = held[name]
+    return stored
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """Tensor → name of its shard."""
+    try:
+        shards = decode(dict[str, str], read_record(file).get("weight_map"))
+    except CheckpointError:
+        raise
+    except InputError as error:
+        raise CheckpointError(f"{file}: weight_map: {error}") from None
+    for shard in shards.values():
+        if set(shard) & set("/\\:\0") or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{file}: {shard!r} is no safetensors file in this folder.")
+    return shards
