@@ -26,7 +26,7 @@ def find_part(find: Callable[[str], object], name: str) -> str | None:
     try:
         find(name)
     except UnsupportedModelError as error:
-        assert str(error).startswith(f"{name}: {error.part} is not supported; plain ViT")
+        assert str(error).startswith(f"{name}: {error.part} is not supported.")
         return error.part
     return None
 
@@ -72,7 +72,7 @@ def test_every_model_of_timm_is_refused_for_the_same_reason_without_it(
     assert len(names) > 1000
     ours = {name: find_part(known_model, name) for name in names}
     assert ours == {name: ask_timm(name) for name in names}, "run scripts/list_models.py"
-    assert sum(part is None for part in ours.values()) > 100
+    assert sum(part is None for part in ours.values()) >= 250
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,8 @@ def test_every_model_of_timm_is_refused_for_the_same_reason_without_it(
     [
         ("swin_tiny_patch4_window7_224", "model class SwinTransformer"),
         ("resnet50.a1_in1k", "model class ResNet"),
-        ("vit_base_patch16_siglip_224", "attention pooling"),
-        ("vit_giant_patch14_dinov2.lvd142m", "SwiGLU"),
-        ("vit_base_patch16_dinov3", "Eva (rotary positions)"),
-        ("beit_base_patch16_224", "Beit (relative positions)"),
+        ("naflexvit_base_patch16_gap", "NaFlexVit"),
+        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
         ("samvit_base_patch16", "windows"),
         ("vit_base_r50_s16_224", "patch embedding HybridEmbed (convolutions)"),
     ],

@@ -52,6 +52,9 @@ def _describe(name: str, block: Any, width: int, need: Need) -> dict[str, Any]:
     fields = {**_describe_attention(attn, width, need), **_describe_mlp(name, mlp, need)}
     biases = {attn.proj.bias is None, *(layer.bias is None for layer in _layers(mlp))}
     need(len(biases) == 1, "biases on some of a layer's projections only")
+    for scale in (getattr(block, f"ls{which}", None) for which in (1, 2)):
+        known = ("NoneType", "Identity", "LayerScale")
+        need(kind(scale) in known, f"layer scale {kind(scale)}")
     scales = [_has_scale(block, which) for which in (1, 2)]
     need(scales[0] == scales[1], "layer scale on one of two branches")
     return {
