@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tocom_export.errors import InputError
-from tocom_export.loading import is_installed
 
 from ..model_options import checkpoint_options
 from ..options import (
@@ -82,7 +80,16 @@ def refit_command(
     if not engine.exists():
         raise InputError(f"{engine}: no such file or folder.")
     if engine.suffix == ".plan":
-        documents = [_refit_plan(engine, out or engine, host_code, verify, wait, options, output)]
+        from tocom_export.refitting import refit_plan
+
+        plan = refit_plan(
+            engine, out, host_code=host_code, verify=verify, wait=wait, tell=output.note, **options
+        )
+        documents = [
+            _describe(
+                out or engine, plan.record.variant, plan.weights, options["bank"], plan.comparison
+            )
+        ]
     elif out:
         raise InputError("`out` is for plans; an ONNX engine's weights lie in its bundle.")
     elif host_code:
@@ -91,54 +98,6 @@ def refit_command(
         documents = _refit_graphs(engine, verify, wait, options, output)
     output.document({"engines": documents} if engine.is_dir() else documents[0])
     _report(documents, output)
-
-
-def _refit_plan(
-    engine: Path,
-    out: Path,
-    host_code: bool,
-    verify: bool | None,
-    wait: bool,
-    options: Any,
-    output: Output,
-) -> dict[str, Any]:
-    from tocom_export.bundle.manifest import MANIFEST, WEIGHTS
-    from tocom_export.engines.tensorrt.plan import open_plan
-    from tocom_export.engines.tensorrt.refit import refit_plan
-    from tocom_export.engines.verify import compare, sample_images
-    from tocom_export.io.locking import hold
-    from tocom_export.refitting import make_oracle, prepare_refit
-
-    if verify and not is_installed("torch", "timm"):
-        raise InputError("`verify` needs torch and timm: pip install 'tocom-export[torch]'.")
-    bundle = engine.resolve().parent
-    held = bundle if (bundle / MANIFEST).exists() else engine.resolve()
-    with hold(held, wait=wait, tell=output.note):
-        _, record = open_plan(engine)
-        own = engine.with_name(WEIGHTS)
-        if options["checkpoint"] is None and not own.exists():
-            raise InputError(
-                f"`checkpoint`: there is no {own} to take the weights from; name a file."
-            )
-        new, variants = prepare_refit(record, [record.variant], own, **options, tell=output.note)
-        (variant,) = variants.values()
-        checks: list[Comparison] = []
-
-        def check(opened: Any) -> None:
-            oracle = make_oracle(record, new) if verify is not False else None
-            found = compare(
-                opened.run, sample_images(record.spec), oracle and partial(oracle, variant),
-                engine.name, variant.name, record.precision, batch=opened.largest or 16,
-            )  # fmt: skip
-            found.require("the PyTorch model", "it was left as it was.")
-            checks.append(found)
-
-        changed = refit_plan(engine, variant, new, out, check, host_code=host_code)
-    if changed.refit == "none":
-        output.note(
-            f"{changed.backend} {changed.version} saved a plan that can't be refitted again."
-        )
-    return _describe(out, variant, new, options["bank"], checks[0])
 
 
 def _refit_graphs(
