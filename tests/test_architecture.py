@@ -21,6 +21,7 @@ BELOW = {
 """Top-level folder → those that it may import."""
 LOOK_UP = {
     "__init__.py", "__main__.py", "export_checks.py", "exporting.py", "loading.py", "refitting.py",
+    "plan_refitting.py",
     "bundle/opening.py",
 }  # fmt: skip
 """Of the core, the files that may look up at what is installed; within functions alone."""

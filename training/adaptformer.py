@@ -61,9 +61,15 @@ def add_adapters(vit: nn.Module, adapter_width: int = 32, scale: float = 0.1) ->
         scale: ``s``, positive; the paper takes it from {0.01, 0.1, 1, 10, 100}.
 
     Raises:
-        InputError: the model's adapters are of another width, or a spec can't express it.
+        InputError: the model's adapters are of another width, its MLPs are gated, or a spec can't
+            express it.
     """
-    has = spec_from_timm(vit).adapter_width
+    spec = spec_from_timm(vit)
+    if spec.mlp != "plain":
+        raise InputError(
+            f"`adapter_width`: {spec.model} has gated MLPs, beside which no adapter stands."
+        )
+    has = spec.adapter_width
     if has not in (0, adapter_width):
         raise InputError(
             f"`adapter_width` {adapter_width}: the model's adapters have a bottleneck of {has}; "

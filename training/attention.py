@@ -37,17 +37,12 @@ class Positions:
             still = found.new_zeros(*found.shape[:2], spec.prefix, found.shape[-1])
             still[..., spec.head_width :] = 1
             rotary = list(torch.cat([still, found], dim=2).expand(spec.depth, -1, -1, -1))
-        if spec.relative == "table":
-            one_table = spec.family == "beit"
-            each = [
-                block.attn._get_rel_pos_bias() if one_table else block.attn.rel_pos.get_bias()
-                for block in vit.blocks
-            ]
-            bias = [table[0] for table in each]
-        elif spec.relative == "mlp":
-            bias = [block.attn.rel_pos.get_bias()[0] for block in vit.blocks]
-        elif spec.relative == "shared_mlp":
+        if spec.relative == "shared_mlp":
             bias = [vit.shared_rel_pos.get_bias()[0]] * spec.depth
+        elif spec.family == "beit" and spec.relative:
+            bias = [block.attn._get_rel_pos_bias()[0] for block in vit.blocks]
+        elif spec.relative:
+            bias = [block.attn.rel_pos.get_bias()[0] for block in vit.blocks]
         return cls(rotary, bias)
 
     def rotate(self, x: Tensor, layer: int, half: bool, places: Tensor | None) -> Tensor:
@@ -102,12 +97,11 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention's output (B, N, C), and by what tokens are removed, averaged over heads.
 
-    That is the keys (B, N, D) for merging, not rotated: tokens are matched by what they are, not
-    by where; for pruning the class token's attention (B, N).
+    That is the keys (B, N, D) for merging, as attention compares them: rotated where the model does
+    so (docs/positions.md); for pruning the class token's attention (B, N).
     """
     batch, tokens, width = x.shape
-    q, keys, v = project(attn, x, spec, gain)
-    k = keys
+    q, k, v = project(attn, x, spec, gain)
     if spec.rotary is not None:
         q = positions.rotate(q, layer, spec.rotary.half, places)
         k = positions.rotate(k, layer, spec.rotary.half, places)
@@ -123,7 +117,7 @@ def attend(
     if not remove:
         return out, None
     if method.name == "tome":
-        return out, keys.mean(dim=1)
+        return out, k.mean(dim=1)
     with torch.autocast(q.device.type, enabled=False):  # tokens are ranked in float32
         scaled = q[:, :, :1].float() * spec.head_width**-0.5
         scores = scaled @ k.float().transpose(-2, -1)  # (B, H, 1, N)

@@ -45,12 +45,16 @@ class Matching:
     prefix: int
     """Protected tokens."""
 
-    def order(self) -> Tensor:
-        """Positions of the tokens that stay, in their new order (B, N - r), int64."""
-        fixed = torch.arange(self.tokens, device=self.kept.device).expand(len(self.kept), -1)
-        return torch.cat(
-            [fixed[:, : self.prefix], self.kept, fixed[:, _first_b(self.prefix) :: 2]], dim=1
-        )
+    def keep(self, places: Tensor | None) -> Tensor:
+        """Which first token each of those that stay was (B, N - r), in their new order, int64.
+
+        Args:
+            places: the same before (B, N); None where none has gone yet.
+        """
+        if places is None:
+            places = torch.arange(self.tokens, device=self.kept.device).expand(len(self.kept), -1)
+        first, b = places[:, : self.prefix], places[:, _first_b(self.prefix) :: 2]
+        return torch.cat([first, places.gather(1, self.kept), b], dim=1)
 
 
 def match(metric: Tensor, remove: int, prefix: int) -> Matching:

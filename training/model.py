@@ -99,10 +99,9 @@ class CompressedVit(nn.Module):
                 size = torch.ones_like(x[..., :1]) if size is None else size
                 matching = self.match(metric, remove, spec.prefix)
                 x, size = self.merge(matching, x, size)  # (B, N - r, C)
-                kept = matching.order()
+                places = matching.keep(places) if spec.positional else None
             elif metric is not None:
                 x, kept = prune(x, metric, remove, spec.prefix)  # (B, N - r, C)
-            if metric is not None:
                 places = kept if places is None else places.gather(1, kept)
             normed = x if spec.post_norm else block.norm2(x)
             x = x + self._finish(block, 2, block.mlp(normed))

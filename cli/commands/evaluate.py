@@ -131,10 +131,11 @@ def _measure(
 def _open_subjects(
     paths: Sequence[Path], options: Mapping[str, Any], output: Output
 ) -> list[Subject]:
-    """Bundles where paths are folders, else checkpoints."""
+    """Bundles where paths are folders, but for those of Hugging Face; else checkpoints."""
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.subject import make_subject
     from tocom_export.exporting import TARGETS
+    from tocom_export.model.huggingface.folder import is_folder
     from tocom_export.training.loop.distributed import choose_device
     from tocom_export.training.subject import open_subject
     from tocom_export.training.torch_engine import Float32Oracle
@@ -143,7 +144,7 @@ def _open_subjects(
     targets = options["targets"] or (() if schedules else TARGETS)
     subjects = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not is_folder(path):
             bundle = Bundle.open(path)
             oracle = Float32Oracle(bundle) if options["check"] else None
             backend: Any = options["backend"] or "onnx"

@@ -70,6 +70,10 @@ def inspect_command(path: Path, layers: bool, **options: Any) -> None:
 
 def _inspect(path: Path, layers: bool) -> Finding:
     if path.is_dir():
+        from tocom_export.model.huggingface.folder import is_folder
+
+        if is_folder(path):
+            return _inspect_weights(path, layers)
         return _inspect_bundle(path, layers)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
@@ -227,8 +231,8 @@ def _inspect_weights(path: Path, layers: bool) -> Finding:
     from tocom_export.compression.checkpoint import Checkpoint
     from tocom_export.io.tensors import read_header
 
-    pickled = None if path.suffix == ".safetensors" else load_pickle(path)
-    if holds_bank(pickled.tensors if pickled else read_header(path)[0]):
+    pickled = load_pickle(path) if path.suffix in SUFFIXES else None
+    if path.is_file() and holds_bank(pickled.tensors if pickled else read_header(path)[0]):
         return _inspect_bank(path, layers)
     checkpoint = Checkpoint.open(path)
     info, tensors = checkpoint.info, checkpoint.tensors
@@ -245,7 +249,7 @@ def _inspect_weights(path: Path, layers: bool) -> Finding:
         "tensors": len(tensors),
         "parameters": sum(t.size for t in tensors.values()),
         "dtypes": ", ".join(sorted({str(t.dtype) for t in tensors.values()})),
-        "size": format_megabytes(path.stat().st_size),
+        "size": format_megabytes(sum(t.nbytes for t in tensors.values())),
     }
     if not layers:
         return Finding("checkpoint", facts, facts)

@@ -80,7 +80,7 @@ def refit_command(
     if not engine.exists():
         raise InputError(f"{engine}: no such file or folder.")
     if engine.suffix == ".plan":
-        from tocom_export.refitting import refit_plan
+        from tocom_export.plan_refitting import refit_plan
 
         plan = refit_plan(
             engine, out, host_code=host_code, verify=verify, wait=wait, tell=output.note, **options

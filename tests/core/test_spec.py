@@ -60,14 +60,16 @@ def test_json_keeps_every_field():
         mlp_width=96, classes=0, channels=1, eps=1e-5, activation="quick_gelu", qkv_bias=False,
         linear_bias=False, patch_bias=False, class_token=False, distilled=False, registers=3,
         prefix_positions=False, pre_norm=True, layer_scale=True, qk_norm=True, pool="avg",
-        final_norm=None, adapter_width=8, family="relpos", norms="rms", positions=False,
+        final_norm=None, family="relpos", norms="rms", positions=False,
         rotary=Rotary("cat", 100.0, True, "xy", 1.0, (4, 6)), relative="mlp", relative_width=8,
         patch_norm=True, post_norm=True, k_bias=False, split_qkv=True, attention_norm=True,
         mlp="gated", mlp_norm=True, head_bias=False,
     )  # fmt: skip
-    left_out = {"distilled", "pool_heads", "pool_mlp_width"}
+    left_out = {"distilled", "adapter_width", "pool_heads", "pool_mlp_width"}
     assert encode(spec, defaults=False).keys() == {f.name for f in fields(spec)} - left_out
-    assert encode(spec).keys() == {f.name for f in fields(spec)} - left_out | {"distilled"}
+    assert encode(spec).keys() == {f.name for f in fields(spec)} - left_out | {
+        "distilled", "adapter_width",
+    }  # fmt: skip
     assert decode(VitSpec, json.loads(json.dumps(encode(spec)))) == spec
 
 

@@ -11,11 +11,17 @@ import pytest
 import torch
 
 from tocom_export import export
+from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.method import Method
+from tocom_export.errors import InputError
+from tocom_export.io.tensors import read_header
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
+from tocom_export.training.adaptformer import add_adapters
 from tocom_export.training.building import vit_from_spec
 from tocom_export.training.model import CompressedVit
 from tocom_export.training.timm_models import spec_of_name
+from tocom_export.training.torch_engine import BankOracle
 
 NAMES = (
     "vit_base_patch16_siglip_224",  # attention pooling
@@ -127,8 +133,6 @@ def test_pruned_tokens_keep_their_positions(name: str, tmp_path: Path) -> None:
     spec = replace(shrink(spec_of_name(name)), pool="token", final_norm="norm")
     vit: Any = vit_from_spec(spec)
     perturb(vit)
-    from tocom_export.compression.method import Method
-
     images, model = draw(spec), CompressedVit(vit, Method("evit")).eval()
     bundle = export(vit, tmp_path / "b", bank="none", targets=(5,), method="evit", verify=False)
     with torch.inference_mode():
@@ -151,3 +155,58 @@ def test_positions_matter(family: tuple[VitSpec, Any]) -> None:
             if "rel_pos" in label or "relative" in label or "freqs" in label:
                 weight.mul_(3)
         assert differ(model(images, 4), before) > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_run_and_stay_near(
+    family: tuple[VitSpec, Any], precision: Any, tmp_path: Path
+) -> None:
+    spec, vit = family
+    images = draw(spec)
+    calibrate = "none" if precision == "int8" else None
+    bundle = export(
+        vit, tmp_path / "b", bank="none", targets=(0,), precision=precision, calibrate=calibrate,
+        verify=False,
+    )  # fmt: skip
+    with torch.inference_mode():
+        wanted = CompressedVit(vit).eval()(torch.from_numpy(images))
+    assert differ(bundle.engine("r00").run(images), wanted) < (0.01 if precision == "fp16" else 0.3)
+
+
+def test_openvino_agrees(family: tuple[VitSpec, Any], tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    spec, vit = family
+    images = draw(spec)
+    bundle = export(vit, tmp_path / "b", bank="none", targets=(4,), verify=False)
+    with torch.inference_mode():
+        wanted = CompressedVit(vit).eval()(torch.from_numpy(images), 4)
+    assert (
+        differ(
+            bundle.engine("r04", backend="openvino", inference_precision="f32").run(images), wanted
+        )
+        < 1e-4
+    )
+
+
+def test_a_bank_changes_queries_and_values_that_lie_by_themselves(tmp_path: Path) -> None:
+    spec = shrink(spec_of_name("eva02_base_patch14_224"))
+    vit: Any = vit_from_spec(spec)
+    perturb(vit)
+    rng = np.random.default_rng(0)
+    shapes = [(3, 16, 4, spec.width), (3, 16, spec.width, 4)] * 2
+    q_down, q_up, v_down, v_up = (rng.normal(0, 0.1, s).astype(np.float32) for s in shapes)
+    bank = ToComBank(q_down, q_up, v_down, v_up, Method("tome"))
+    bundle = export(vit, tmp_path / "b", bank=bank, targets=(4,), scale=1.0, verify=False)
+    own, _ = read_header(bundle.path / "r04.safetensors")
+    assert sorted(name.split(".")[3] for name in own) == ["q_proj"] * 3 + ["v_proj"] * 3
+    images, model = draw(spec), CompressedVit(vit).eval()
+    wanted = BankOracle(model, bank)(bundle.variants["r04"], images)
+    assert differ(bundle.engine("r04").run(images), wanted) < 1e-4
+    with torch.inference_mode():
+        assert differ(model(torch.from_numpy(images), 4), wanted) > 1e-3
+
+
+def test_adapters_are_refused_beside_a_gated_mlp() -> None:
+    vit = vit_from_spec(shrink(spec_of_name("vit_giant_patch14_dinov2")))
+    with pytest.raises(InputError, match="gated MLPs"):
+        add_adapters(vit, 8)

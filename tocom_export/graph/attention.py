@@ -24,7 +24,7 @@ class Attended:
     out: ir.Value
     """(B·N, C)"""
     keys: ir.Value
-    """(B, H, N, D), not rotated: tokens are matched by what they are, not by where."""
+    """(B, H, N, D), rotated where the model does so."""
     probabilities: ir.Value
     """(B, H, N, N)"""
 
@@ -49,11 +49,10 @@ def attend(
     """
     name = f"blocks.{layer}.attn"
     with builder.scope(name):
-        q, keys, v = _project(builder, x, spec, layer, tokens)  # (B, H, N, D) each
+        q, k, v = _project(builder, x, spec, layer, tokens)  # (B, H, N, D) each
         if spec.qk_norm:
             q = normalise_computed(builder, q, f"{name}.q_norm", spec)
-            keys = normalise_computed(builder, keys, f"{name}.k_norm", spec)
-        k = keys
+            k = normalise_computed(builder, k, f"{name}.k_norm", spec)
         if spec.rotary:
             turn = find_turn(builder, spec, layer, tokens, places)
             q, k = rotate(builder, q, turn, spec), rotate(builder, k, turn, spec)
@@ -74,7 +73,7 @@ def attend(
         if spec.attention_norm:
             out = normalise_computed(builder, out, f"{name}.norm", spec)
         out = linear(builder, out, f"{name}.proj", spec.linear_bias)
-    return Attended(out, keys, probabilities)
+    return Attended(out, k, probabilities)
 
 
 def _project(

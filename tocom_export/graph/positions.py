@@ -2,7 +2,7 @@
 
 A token keeps its position while others are merged into it or dropped around it: what is carried
 from layer to layer is which of the first tokens each one was. Tables are gathered by that, so they
-are the model's own numbers in every precision (docs/positions.md has what else was tried).
+are the model's own numbers in every precision (docs/positions.md has what else was measured).
 """
 
 from __future__ import annotations
@@ -92,17 +92,15 @@ def find_bias(
     builder: GraphBuilder, spec: VitSpec, layer: int, tokens: int, places: ir.Value | None
 ) -> ir.Value:
     """What attention gains by relative position (1 or B, H, N, N); computed."""
-    pairs = number_pairs(spec)  # (N0, N0)
+    pairs = builder.constant("relative_pairs", number_pairs(spec))  # (N0, N0)
     table = _read_table(builder, spec, layer)  # (pairs, H)
     if places is None:
-        chosen = builder.constant("relative_pairs", pairs)
-        bias = builder.op("Gather", table, chosen, axis=0)  # (N, N, H)
+        bias = builder.op("Gather", table, pairs, axis=0)  # (N, N, H)
         bias = builder.op("Transpose", bias, perm=(2, 0, 1))
         return builder.op("Unsqueeze", bias, builder.ints(0))
     rows = builder.op("Mul", places, builder.ints(spec.tokens))  # (B, N, 1)
-    columns = builder.reshape(places, -1, 1, tokens)
-    flat = builder.constant("relative_pairs_flat", pairs.ravel())
-    chosen = builder.op("Gather", flat, builder.op("Add", rows, columns), axis=0)  # (B, N, N)
+    flat = builder.op("Add", rows, builder.reshape(places, -1, 1, tokens))  # (B, N, N)
+    chosen = builder.op("Gather", builder.reshape(pairs, -1), flat, axis=0)
     bias = builder.op("Gather", table, chosen, axis=0)  # (B, N, N, H)
     return builder.op("Transpose", bias, perm=(0, 3, 1, 2))
 

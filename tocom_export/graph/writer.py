@@ -59,7 +59,6 @@ def write_graph(
     x = embed(builder, images, spec)  # (B·N, C)
     size: ir.Value | None = None
     places: ir.Value | None = None
-    positional = spec.rotary is not None or spec.relative is not None
     tokens = spec.tokens
     for layer, remove in enumerate(schedule.removed):
         name = f"blocks.{layer}"
@@ -78,7 +77,7 @@ def write_graph(
                 else:
                     ranked = attended.probabilities
                     x, kept = prune(builder, x, ranked, tokens, remove, spec.prefix)
-                if positional:
+                if spec.positional:
                     if method.name == "evit":
                         kept = number_kept(builder, kept, tokens - remove, spec.prefix)
                     places = keep_places(builder, places, kept)

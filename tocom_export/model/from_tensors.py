@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError
 from .spec import Pool, VitSpec
 
+_POOLS = {"map": "attention", "token_avg": "class token and average, side by side"}
 Shapes = Mapping[str, tuple[int, ...]]
 """PyTorch name → shape of a tensor."""
 
@@ -71,6 +72,11 @@ def _count_patches(spec: VitSpec, shapes: Shapes) -> int | None:
 
 
 def _fit_pool(spec: VitSpec, shapes: Shapes, given: Pool | None) -> VitSpec:
+    if given is not None and spec.pool not in ("token", "avg", given):
+        raise InputError(
+            f"`pool` {given}: {spec.model} pools by {_POOLS[spec.pool]}, for which its weights are "
+            "made; leave `pool` out."
+        )
     norms = [name for name in ("norm", "fc_norm") if f"{name}.weight" in shapes]
     norm: Any = norms[0] if len(norms) == 1 else spec.final_norm
     if given is None and (spec.final_norm, norm) == ("fc_norm", "norm"):

@@ -109,6 +109,8 @@ class VitSpec:
             )
         if not self.patches:
             raise InputError(f"model spec: image {self.image_size} is smaller than a patch.")
+        if self.adapter_width and self.mlp != "plain":
+            raise InputError("model spec: adapters stand beside an MLP that isn't gated.")
         if self.pool in ("token", "token_avg") and not self.class_token:
             raise InputError(f"model spec: pool {self.pool!r} needs a class token.")
         if {self.pool == "map"} != {bool(self.pool_mlp_width), bool(self.pool_heads)}:
@@ -155,6 +157,11 @@ class VitSpec:
     def features(self) -> int:
         """Channels of an embedding: what the head reads."""
         return self.width * (2 if self.pool == "token_avg" else 1)
+
+    @property
+    def positional(self) -> bool:
+        """Whether attention itself reads where tokens are, in every layer."""
+        return self.rotary is not None or self.relative is not None
 
     @property
     def outputs(self) -> int:

@@ -38,8 +38,7 @@ def is_there(module: Any) -> bool:
 
 def explain(module: Any) -> str:
     """The name of a class that isn't supported, and what it stands for."""
-    words = "rotary positions" if getattr(module, "rope", None) is not None else None
-    words = _WORDS.get(kind(module), words)
+    words = _WORDS.get(kind(module))
     return f"{kind(module)} ({words})" if words else kind(module)
 
 

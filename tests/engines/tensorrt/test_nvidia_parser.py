@@ -23,6 +23,7 @@ from tocom_export.graph.writer import write_graph
 from tocom_export.io.tensors import read_header
 from tocom_export.model.catalogue import known_model
 from tocom_export.model.spec import VitSpec
+from tocom_export.model.weight_names import qkv_weights
 
 trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
@@ -34,6 +35,13 @@ SPECS: dict[str, Callable[[], VitSpec]] = {
         known_model("deit_tiny_patch16_224")[0], adapter_width=32
     ),
 }
+FAMILIES = (
+    "vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3",
+    "eva02_tiny_patch14_224", "eva02_base_patch14_224", "vit_small_patch16_rope_mixed_224",
+    "vit_pe_core_tiny_patch16_384", "beit3_base_patch16_224", "aimv2_large_patch14_224",
+    "beit_base_patch16_224", "vit_relpos_base_patch16_cls_224", "vit_srelpos_small_patch16_224",
+    "vit_relpos_small_patch16_rpn_224",
+)  # fmt: skip
 PER_LAYER = (40, 0, 20, 17, 1, 3, 0, 0, 5, 2, 0, 9)
 """A degree of its own for each of the twelve layers."""
 
@@ -75,6 +83,27 @@ def test_every_weight_can_be_refitted(
     names = spec.weights()
     assert [name for name in names if not network.mark_weights_refittable(name)] == []
     assert not network.mark_weights_refittable("no such weight")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("degree", [0, 4])
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_is_parsed_and_its_queries_keys_and_values_refitted(
+    model: str,
+    degree: int,
+    precision: Any,
+    make_weights: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    logger: Any,
+):
+    spec = dataclasses.replace(known_model(model)[0], depth=2)
+    save_file(stored_form(make_weights(spec), precision, ()), tmp_path / "weights.safetensors")
+    stored, _ = read_header(tmp_path / "weights.safetensors")
+    schedule = Schedule.of(spec, degree)
+    graph = write_graph(spec, schedule, Method("tome"), stored, {}, TYPES[precision])
+    ir.save(graph, tmp_path / "graph.onnx")
+    network, _alive = parsed(tmp_path / "graph.onnx", logger)
+    assert [name for name in qkv_weights(spec) if not network.mark_weights_refittable(name)] == []
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])

@@ -40,6 +40,11 @@ def is_huggingface(names: Iterable[str]) -> bool:
     return any(re.search(r"(^|\.)embeddings\.patch_embeddings?\.", name) for name in names)
 
 
+def is_folder(folder: Path) -> bool:
+    """Whether a folder is such a one, and no bundle."""
+    return (folder / CONFIG).exists() and not (folder / "manifest.json").exists()
+
+
 def open_folder(folder: Path, file: Path | None = None) -> HuggingFaceModel:
     """Read a model that transformers saved.
 
