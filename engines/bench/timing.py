@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -35,6 +36,7 @@ def time_engines(
     batch: int,
     seconds: float,
     tell: Callable[[Key], None] = lambda name: None,
+    at_most: float = math.inf,
 ) -> dict[Key, Timing]:
     """Time some engines, taking turns, so that a machine that drifts is fair to all.
 
@@ -45,14 +47,22 @@ def time_engines(
         runs: name → one run of a batch.
         seconds: for each engine, after three runs that aren't counted; ten runs at least.
         tell: called with a name when its warm-up begins.
+        at_most: seconds for each engine's warm-up, and for its runs, after which fewer than three
+            and than ten do.
     """
     for name, run in runs.items():
         tell(name)
+        began = time.perf_counter()
         for _ in range(3):
             run()
+            if time.perf_counter() - began > at_most:
+                break
     took: dict[Key, list[float]] = {name: [] for name in runs}
     order, dice = list(runs.items()), random.Random(0)
-    while any(sum(times) < seconds or len(times) < 10 for times in took.values()):
+    while any(
+        sum(times) < seconds or (len(times) < 10 and sum(times) < at_most)
+        for times in took.values()
+    ):
         dice.shuffle(order)  # what ran before leaves caches and threads behind
         for name, run in order:
             start = time.perf_counter()

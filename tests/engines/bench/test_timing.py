@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 
@@ -28,3 +29,19 @@ def test_engines_take_turns():
     assert set(rounds) == {"ab", "ba"}  # neither always follows the other
     assert [timing.runs for timing in found.values()] == [10, 10]
     assert all(t.min_ms <= t.low_ms <= t.median_ms <= t.high_ms <= t.p99_ms for t in found.values())
+
+
+def test_slow_engines_are_run_less_often():
+    runs = [0, 0]
+
+    def slow() -> None:
+        runs[0] += 1
+        time.sleep(0.02)
+
+    def fast() -> None:
+        runs[1] += 1
+
+    found = time_engines({"slow": slow, "fast": fast}, 1, 0.0, at_most=0.01)
+    assert (found["slow"].runs, runs[0]) == (10, 11)  # the fast one has its ten, in turns
+    assert (found["fast"].runs, runs[1]) == (10, 13)
+    assert time_engines({"slow": slow}, 1, 0.0, at_most=0.01)["slow"].runs == 1
