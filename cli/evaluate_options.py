@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tocom_export.errors import InputError
+from tocom_export.model.huggingface.folder import is_folder
 
 from .model_options import weights_key_option
 from .options import (
@@ -141,8 +142,13 @@ def check_usage(paths: Sequence[Path], options: Mapping[str, Any]) -> None:
     if (options["scale"] == "auto") != (options["held_out"] is not None):
         raise InputError("`scale` auto and `held_out` DATA need each other.")
     for name, what in _FOR_BUNDLES.items():
-        if options[name] and not any(path.is_dir() for path in paths):
+        if options[name] and not any(map(is_bundle, paths)):
             raise InputError(f"`{name}` {what}; name a bundle.")
     for name, what in _FOR_CHECKPOINTS.items():
-        if options[name] and all(path.is_dir() for path in paths):
+        if options[name] and all(map(is_bundle, paths)):
             raise InputError(f"`{name}` is for checkpoints; {what}.")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is taken for a bundle: a folder that transformers didn't save."""
+    return path.is_dir() and not is_folder(path)

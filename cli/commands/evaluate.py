@@ -11,7 +11,7 @@ import click
 from tocom_export.errors import CheckFailed
 
 from ..accuracy_table import show_checks
-from ..evaluate_options import check_usage, evaluate_options
+from ..evaluate_options import check_usage, evaluate_options, is_bundle
 from ..options import FILE, common_options, take_output, wait_option
 from ..output import Command, Output
 from ..training_options import require_torch
@@ -131,11 +131,10 @@ def _measure(
 def _open_subjects(
     paths: Sequence[Path], options: Mapping[str, Any], output: Output
 ) -> list[Subject]:
-    """Bundles where paths are folders, but for those of Hugging Face; else checkpoints."""
+    """Bundles where paths are folders that transformers didn't save, else checkpoints."""
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.subject import make_subject
     from tocom_export.exporting import TARGETS
-    from tocom_export.model.huggingface.folder import is_folder
     from tocom_export.training.loop.distributed import choose_device
     from tocom_export.training.subject import open_subject
     from tocom_export.training.torch_engine import Float32Oracle
@@ -144,7 +143,7 @@ def _open_subjects(
     targets = options["targets"] or (() if schedules else TARGETS)
     subjects = []
     for path in paths:
-        if path.is_dir() and not is_folder(path):
+        if is_bundle(path):
             bundle = Bundle.open(path)
             oracle = Float32Oracle(bundle) if options["check"] else None
             backend: Any = options["backend"] or "onnx"

@@ -533,3 +533,30 @@ def test_refit_with_a_model_of_another_form(write: Write, tmp_path: Path):
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     with pytest.raises(CheckpointError, match="has activation relu, the bundle gelu"):
         refit(bundle, checkpoint=folder)
+
+
+def test_a_folder_is_inspected_as_a_checkpoint(write: Write):
+    done = CliRunner().invoke(cli, ["inspect", str(write()), "--layers"])
+    assert done.exit_code == 0, done.output
+    assert "checkpoint" in done.output
+    assert "blocks.0.attn.qkv.weight" in done.output
+
+
+def test_a_folder_is_evaluated_as_a_checkpoint(write: Write):
+    pytest.importorskip("torch")
+    folder = write()
+    command = ["evaluate", str(folder), "--data", "nowhere", "--bank", "none", "--targets", "0"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code != 0
+    assert "nowhere" in done.output
+    done = CliRunner().invoke(cli, ["evaluate", str(folder), "--data", "nowhere", "--check"])
+    assert "--check holds a bundle's engines against PyTorch; name a bundle" in done.output
+    assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("case", ["siglip", "siglip bare"])
+def test_a_pool_that_isnt_the_weights(write: Write, case: str):
+    folder = write(case)
+    pool = load_model(checkpoint=folder).spec.pool
+    with pytest.raises(InputError, match=f"it is {pool}; leave `pool` out"):
+        load_model(checkpoint=folder, pool="token")

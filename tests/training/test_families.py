@@ -15,6 +15,7 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
 from tocom_export.errors import InputError
 from tocom_export.io.tensors import read_header
+from tocom_export.model.from_tensors import fit_spec
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.adaptformer import add_adapters
@@ -210,3 +211,9 @@ def test_adapters_are_refused_beside_a_gated_mlp() -> None:
     vit = vit_from_spec(shrink(spec_of_name("vit_giant_patch14_dinov2")))
     with pytest.raises(InputError, match="gated MLPs"):
         add_adapters(vit, 8)
+
+
+def test_attention_pooling_is_part_of_the_weights() -> None:
+    spec = shrink(spec_of_name("vit_base_patch16_siglip_224"))
+    with pytest.raises(InputError, match="pools by attention, for which its weights are made"):
+        fit_spec(spec, spec.weights(), pool="avg")
