@@ -70,7 +70,7 @@ def find_turn(
 def rotate(builder: GraphBuilder, x: ir.Value, turn: Turn, spec: VitSpec) -> ir.Value:
     """Queries or keys (B, H, N, D) rotated, pair by pair.
 
-    What is rotated comes out with the first of all pairs in front: an order of channels that
+    What is rotated comes out with the second of all pairs in front: an order of channels that
     queries and keys share changes no product of theirs.
     """
     assert spec.rotary
@@ -85,7 +85,9 @@ def rotate(builder: GraphBuilder, x: ir.Value, turn: Turn, spec: VitSpec) -> ir.
     imaginary = builder.op(
         "Add", builder.op("Mul", second, turn.cos), builder.op("Mul", first, turn.sin)
     )
-    return builder.op("Concat", real, imaginary, axis=3)
+    # The other way round OpenVINO (2026.4) makes it one operation of its own, RoPE, which it doesn't
+    # write down whole: a compiled model that is kept and opened again gives other logits.
+    return builder.op("Concat", imaginary, real, axis=3)
 
 
 def find_bias(
