@@ -85,8 +85,8 @@ def rotate(builder: GraphBuilder, x: ir.Value, turn: Turn, spec: VitSpec) -> ir.
     imaginary = builder.op(
         "Add", builder.op("Mul", second, turn.cos), builder.op("Mul", first, turn.sin)
     )
-    # The other way round OpenVINO (2026.4) makes it one operation of its own, RoPE, which it doesn't
-    # write down whole: a compiled model that is kept and opened again gives other logits.
+    # The other way round OpenVINO (2026.4) makes it one operation of its own, RoPE, of which it
+    # loses a part when it exports a compiled model: opened again, that gives other logits.
     return builder.op("Concat", imaginary, real, axis=3)
 
 
