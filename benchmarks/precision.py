@@ -26,8 +26,9 @@ from tocom_export.bundle.writing import Blueprint
 from tocom_export.engines.opening import Backend, open_engine
 from tocom_export.engines.verify import AccuracyCheck
 from tocom_export.errors import DeviceError, MissingPackageError
-from tocom_export.exporting import prepare, write
+from tocom_export.exporting import write
 from tocom_export.graph.precision import Precision
+from tocom_export.preparing import prepare
 from tocom_export.study.accuracy import Score, find_reach, measure_accuracy
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.images import LabelledImages

@@ -21,7 +21,7 @@ from tocom_export.bundle.writing import write_bundle
 from tocom_export.compression.seldom import list_degrees
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.errors import DegreeError
-from tocom_export.exporting import prepare
+from tocom_export.preparing import prepare
 from tocom_export.study.accuracy import Score, measure_accuracy
 from tocom_export.training.data.evaluation import EvalData
 from tocom_export.training.data.opening import open_images

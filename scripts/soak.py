@@ -35,8 +35,8 @@ from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.verify import sample_images
 from tocom_export.errors import ImageError
-from tocom_export.exporting import prepare
 from tocom_export.io.memory import read_memory
+from tocom_export.preparing import prepare
 
 GROWTH = 0.01
 BATCHES = (1, 2, 3)

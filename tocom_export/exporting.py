@@ -8,33 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bundle.opening import Bundle
-from .bundle.weights import ModelWeights
 from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
 from .compression.bank import ToComBank
-from .compression.method import Method
-from .compression.seldom import list_degrees
 from .errors import InputError
 from .export_checks import GRAPH_BACKENDS, Progress, Tell, add_plans, check, find_missing
-from .graph.precision import TYPES, Precision
-from .loading import is_installed, load_compensation, load_model
-from .model.catalogue import REFERENCE_ACCURACY, REFERENCE_BANKS, REFERENCE_CHECKPOINT
-from .model.class_names import read_classes
+from .graph.precision import Precision
+from .loading import is_installed
 from .model.preprocess import choose_spread, find_images
 from .model.spec import Pool
-from .model.statistics import choose_statistics
-from .variant import Variant
+from .preparing import TARGETS, default_out, prepare
 
 if TYPE_CHECKING:
     from tocom_export.engines.tensorrt.building import PlanOptions
     from tocom_export.engines.tensorrt.library import Library
     from tocom_export.engines.verify import Comparison
 
-TARGETS = (0, 4, 8, 12, 16)
 UNCALIBRATED = "none"
 CALIBRATION_IMAGES, FEW_IMAGES = 512, 32  # at the most, and below how many that is said
 
@@ -105,81 +97,6 @@ def export(
     )  # fmt: skip
     out = Path(out) if out else default_out(blueprint)
     return write(blueprint, out, calibrate=calibrate, backends=backends, verify=verify, force=force)
-
-
-def prepare(
-    model: str | Any | None = None,
-    checkpoint: Path | str | None = None,
-    targets: Iterable[int] = TARGETS,
-    schedules: Mapping[str, Sequence[int] | str] | None = None,
-    source: int | None = None,
-    bank: ToComBank | Path | str | None = None,
-    scale: float = 0.1,
-    method: str | None = None,
-    proportional: bool | None = None,
-    precision: Precision = "fp32",
-    *,
-    weights_key: str | None = None,
-    image_size: tuple[int, int] | int | None = None,
-    pool: Pool | None = None,
-    classes: Sequence[str] | Path | str | None = None,
-    tell: Tell = lambda _: None,
-    **statistics: Any,
-) -> Blueprint:
-    """What :func:`export` would write, everything about it checked; writes nothing.
-
-    Args:
-        tell: called with lines that a person would want to know: which weights, which statistics.
-        statistics: those of :func:`~tocom_export.model.statistics.choose_statistics` to change.
-    """
-    if precision not in TYPES:
-        raise InputError(f"`precision` {precision!r}: it is {', '.join(TYPES)}.")
-    form: dict[str, Any] = {"image_size": image_size, "pool": pool}
-    loaded = load_model(model, checkpoint, weights_key=weights_key, **form)
-    spec, info, origin = loaded.spec, loaded.checkpoint.info, loaded.preprocess_from
-    preprocess, told = choose_statistics(loaded.preprocess, origin, spec.channels, **statistics)
-    names = info.classes if classes is None else read_classes(classes, spec.classes)
-    trained = loaded.checkpoint.choose_source(source)
-    steps, chosen = load_compensation(bank, spec, info, method, proportional)
-    make = partial(Variant.of, spec, source=trained, scale=scale, compensated=steps is not None)
-    variants: dict[str, Variant] = {}
-    named: list[tuple[str | None, Any]] = [(None, degree) for degree in targets]
-    for name, asked in [*named, *(schedules or {}).items()]:
-        try:
-            variant = make(asked if name is None else list_degrees(spec, asked), name)
-        except InputError as error:
-            raise type(error)(f"`schedules` {name}: {error}" if name else str(error)) from None
-        if variant.name.lower() in map(str.lower, variants):  # some file systems don't tell them
-            raise InputError(f"{variant.name} is asked for twice; choose another name.")
-        variants[variant.name] = variant
-    if not variants:
-        raise InputError("no variant: name a degree in `targets`, or a schedule.")
-    weights = ModelWeights(spec, loaded.checkpoint, steps, precision)
-    for line in filter(None, (loaded.checkpoint.note, told)):
-        tell(line)
-    own_bank = bank in (None, REFERENCE_BANKS[chosen.name])
-    shipped = loaded.checkpoint.file == REFERENCE_CHECKPOINT and own_bank
-    same = (preprocess, names) == (loaded.preprocess, info.classes)
-    known = shipped and same and precision == "fp32"
-    accuracy = _look_up_accuracy(variants.values(), chosen) if known else {}
-    return Blueprint(weights, chosen, variants, preprocess, names, accuracy)
-
-
-def _look_up_accuracy(variants: Iterable[Variant], method: Method) -> dict[str, float]:
-    """Of the reference model's variants those whose accuracy was measured."""
-    usual = method.proportional or method.name == "evit"
-    measured = REFERENCE_ACCURACY[method.name] if usual else {}
-    return {
-        variant.name: measured[variant.degree]
-        for variant in variants
-        if variant.degree in measured and (variant.source, variant.scale) == (0, 0.1)
-    }
-
-
-def default_out(blueprint: Blueprint) -> Path:
-    """The folder of a bundle that isn't told another."""
-    source = next(iter(blueprint.variants.values())).source
-    return Path(f"{blueprint.weights.spec.model}-source{source}")
 
 
 def check_write(

@@ -14,6 +14,7 @@ from .bundle.manifest import WEIGHTS
 from .bundle.opening import Bundle
 from .bundle.refitting import Changes, refit_bundle
 from .bundle.weights import ModelWeights, check_same_model, recover_checkpoint
+from .compensation import load_bank
 from .compression.bank import ToComBank
 from .compression.checkpoint import Checkpoint
 from .compression.method import Method
@@ -21,7 +22,7 @@ from .errors import BankError, InputError
 from .export_checks import GRAPH_BACKENDS, Tell
 from .graph.precision import Precision
 from .io.locking import hear_nothing
-from .loading import is_installed, load_bank
+from .loading import is_installed
 from .model.spec import VitSpec
 from .variant import Variant
 

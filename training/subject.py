@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from tocom_export.compensation import load_compensation
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.seldom import list_degrees
 from tocom_export.errors import CheckpointError
-from tocom_export.exporting import TARGETS
-from tocom_export.loading import load_compensation, load_model
+from tocom_export.loading import load_model
+from tocom_export.preparing import TARGETS
 from tocom_export.study.subject import Subject
 from tocom_export.variant import Variant
 

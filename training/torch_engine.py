@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.weights import ModelWeights, recover_checkpoint
+from tocom_export.compensation import load_bank
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
@@ -23,7 +24,6 @@ from tocom_export.errors import BankError
 from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import dequantize
 from tocom_export.io.tensors import Tensors, map_tensors, read_header
-from tocom_export.loading import load_bank
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run, measure_accuracy
 from tocom_export.variant import Variant

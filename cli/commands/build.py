@@ -79,7 +79,8 @@ def build_command(
           --checkpoint mine.safetensors --bank bank.safetensors
     """
     from tocom_export.engines.bench.quick_look import take_quick_look
-    from tocom_export.exporting import check_write, default_out, prepare, write
+    from tocom_export.exporting import check_write, write
+    from tocom_export.preparing import default_out, prepare
 
     output = take_output(options)
     started = time.perf_counter()

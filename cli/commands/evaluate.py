@@ -134,7 +134,7 @@ def _open_subjects(
     """Bundles where paths are folders that transformers didn't save, else checkpoints."""
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.subject import make_subject
-    from tocom_export.exporting import TARGETS
+    from tocom_export.preparing import TARGETS
     from tocom_export.training.loop.distributed import choose_device
     from tocom_export.training.subject import open_subject
     from tocom_export.training.torch_engine import Float32Oracle

@@ -174,7 +174,7 @@ def _open_start(
 
 
 def _make_network(start: Model, drop_path: float, options: Mapping[str, Any]) -> CompressedVit:
-    from tocom_export.loading import choose_method
+    from tocom_export.compensation import choose_method
     from tocom_export.training.starting import make_network
 
     info = start.checkpoint.info

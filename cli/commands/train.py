@@ -87,8 +87,8 @@ def train_command(
         --data 'imagenet/train-{0000..1023}.tar' --amp bf16 --workers 12
     """
     require_torch()
+    from tocom_export.compensation import choose_method
     from tocom_export.compression.schedule import MAX_DEGREE
-    from tocom_export.loading import choose_method
     from tocom_export.training.bank_report import explain_labels, report_bank
     from tocom_export.training.data.seeding import seed_all
     from tocom_export.training.distill import distill

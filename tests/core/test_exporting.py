@@ -31,10 +31,11 @@ from tocom_export.errors import (
     MissingPackageError,
     OutputError,
 )
-from tocom_export.exporting import check_write, default_out, export, prepare, write
+from tocom_export.exporting import check_write, export, write
 from tocom_export.model.catalogue import REFERENCE, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
+from tocom_export.preparing import default_out, prepare
 from tocom_export.variant import Variant
 
 

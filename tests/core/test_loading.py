@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
+from tocom_export.compensation import choose_method, load_bank, load_compensation
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
@@ -24,14 +25,7 @@ from tocom_export.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from tocom_export.loading import (
-    choose_method,
-    is_installed,
-    load_bank,
-    load_compensation,
-    load_model,
-    load_spec,
-)
+from tocom_export.loading import is_installed, load_model, load_spec
 from tocom_export.model.catalogue import (
     REFERENCE,
     REFERENCE_BANKS,

@@ -16,9 +16,9 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.method import Method
-from tocom_export.exporting import prepare
 from tocom_export.graph.precision import Precision
 from tocom_export.model.spec import VitSpec
+from tocom_export.preparing import prepare
 from tocom_export.training.building import vit_from_spec
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.model import CompressedVit

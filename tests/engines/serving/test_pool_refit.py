@@ -26,7 +26,7 @@ from tocom_export.errors import (
     InputError,
     PoolError,
 )
-from tocom_export.exporting import prepare
+from tocom_export.preparing import prepare
 from tocom_export.training.torch_engine import make_oracle
 from tocom_export.variant import Variant
 
