@@ -72,12 +72,13 @@ def test_eight_threads_get_whole_answers(
             write_bundle(revise(blueprint, scale=scale), tmp_path / str(scale)), images
         ).items()
     }
-    stop = time.monotonic() + 3
+    # As many refits as it takes, however busy the machine is; those who ask stop with the last.
+    refits, done = 8, threading.Event()
     with EnginePool(fresh.path, threads=1) as pool, ThreadPoolExecutor(9) as threads:
 
         def ask() -> int:
             count = 0
-            while time.monotonic() < stop:
+            while not done.is_set() or count < 4:
                 serving = pool.serving
                 logits = serving.run(images)
                 variant = serving.variant
@@ -87,15 +88,15 @@ def test_eight_threads_get_whole_answers(
 
         asking = [threads.submit(ask) for _ in range(8)]
         rng = np.random.default_rng(0)
-        refits = 0
-        while time.monotonic() < stop:
-            for name in rng.choice(NAMES, 5):
-                pool.switch(str(name))
-                time.sleep(0.002)
-            refits += 1
-            pool.refit(bank=blueprint.weights.bank, scale=scales[refits % 2])
+        try:
+            for refit in range(refits):
+                for name in rng.choice(NAMES, 5):
+                    pool.switch(str(name))
+                    time.sleep(0.002)
+                pool.refit(bank=blueprint.weights.bank, scale=scales[refit % 2])
+        finally:
+            done.set()
         assert all(thread.result() > 3 for thread in asking)
-        assert refits > 3
 
 
 def test_variants_are_opened_when_asked_for_and_closed_when_there_is_no_room(
