@@ -18,7 +18,7 @@ from pathlib import Path
 from common import describe_machine
 
 from tocom_export.bundle.writing import write_bundle
-from tocom_export.compression.seldom import list_degrees
+from tocom_export.compression.rules import list_degrees
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.errors import DegreeError
 from tocom_export.preparing import prepare

@@ -5,14 +5,24 @@ from __future__ import annotations
 import click
 
 from .model_options import Channels, checkpoint_options, form_options
-from .options import DEGREE, DEGREES, FILE, FiniteFloat, NamedSchedule, add_options, method_options
+from .options import (
+    DEGREE,
+    DEGREES,
+    FILE,
+    FiniteFloat,
+    NamedSchedule,
+    Shares,
+    add_options,
+    method_options,
+)
 
 model_options = add_options(
     click.option(
         "--targets",
         type=DEGREES,
         default="0,4,8,12,16",
-        help="Degrees to export: 4,8,12,16 or 0-16 or 0,4-16:4.",
+        help="Degrees to export: 4,8,12,16 or 0-16 or 0,4-16:4; a bank spans 0 to 16, without one "
+        "they may be higher (long sequences).",
     ),
     click.option(
         "--schedule",
@@ -22,7 +32,15 @@ model_options = add_options(
         help="A variant with a degree for each layer (NAME=20,17,11,6,1,3), or a .json file that "
         "lists them; or NAME=every:K, which removes tokens in every K-th layer alone, as many as "
         "make it cost what degree 16 in each does (every:K:R: degree R), and runs faster; "
-        "repeatable.",
+        "or NAME=keep:SHARE; repeatable.",
+    ),
+    click.option(
+        "--keep",
+        "keeps",
+        type=Shares(),
+        multiple=True,
+        help="A variant that leaves this share of the patches after the last layer, each layer "
+        "removing at the same rate: 0.5 becomes keep50; repeatable.",
     ),
     click.option(
         "--source",

@@ -80,8 +80,8 @@ evaluate_options = add_options(
         "schedules",
         type=NamedSchedule(),
         multiple=True,
-        help="A variant of checkpoints with a degree for each layer, or NAME=every:K[:R] as in "
-        "build; repeatable.",
+        help="A variant of checkpoints with a degree for each layer, or NAME=every:K[:R] or "
+        "NAME=keep:SHARE as in build; repeatable.",
     ),
     click.option("--variants", type=Names(), help="Variants of bundles to run; default: all."),
     click.option("--backend", type=BACKEND, help="What runs a bundle's engines; default: onnx."),

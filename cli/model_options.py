@@ -70,7 +70,8 @@ form_options = add_options(
         "--image-size",
         type=ImageSize(),
         metavar=ImageSize.name,
-        help="Pixels that the weights are for, nothing is resampled; default: by their positions.",
+        help="Of the images, pixels; positions of weights for another size are resampled, as timm "
+        "does. Default: what the weights are for, by their file or their positions.",
     ),
     pool_option,
 )
@@ -85,6 +86,6 @@ def open_model(
     names = ("weights_key", "image_size", "pool")
     given = {name: options[name] for name in names if name in options}
     loaded = load_model(model, checkpoint, **given)
-    if loaded.checkpoint.note:
-        output.note(loaded.checkpoint.note)
+    for line in filter(None, (loaded.checkpoint.note, loaded.resampled)):
+        output.note(line)
     return loaded

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocom_export.compression.schedule import MAX_DEGREE
+from tocom_export.compression.schedule import MAX_DEGREE, MOST
 
 from .output import Output
 
@@ -67,7 +67,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(sorted(set(found)) if self.ordered else dict.fromkeys(found))
 
 
-DEGREES = Numbers(0, MAX_DEGREE, "degrees", ordered=True)
+DEGREES = Numbers(0, MOST, "degrees", ordered=True)
 BATCHES = Numbers(1, 2**31 - 1, "batches")
 
 
@@ -89,7 +89,7 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...] | str]]):
-    """``NAME=20,17,11,6,1,3``, ``NAME=FILE.json`` with such a list, or ``NAME=every:3``.
+    """``NAME=20,17,11,6,1,3``, ``NAME=FILE.json`` with such a list, or ``NAME=RULE``.
 
     What a rule makes of a model isn't known here; its text is checked and passed on.
     """
@@ -99,14 +99,15 @@ class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...] | str]]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...] | str]:
         if isinstance(value, tuple):
             return value
-        from tocom_export.compression.seldom import Every
+        from tocom_export.compression.rules import is_rule, parse_rule
         from tocom_export.errors import InputError
         from tocom_export.io.json_codec import decode, read_json
 
         name, equals, text = value.partition("=")
         if not (name and equals and text):
             self.fail(
-                f"{value!r} is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=FILE.json.",
+                f"{value!r} is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=keep:0.5, nor "
+                "NAME=FILE.json.",
                 param,
                 ctx,
             )
@@ -118,19 +119,42 @@ class NamedSchedule(click.ParamType[tuple[str, tuple[int, ...] | str]]):
             except InputError as error:
                 self.fail(f"{text} is no list of degrees: {error}", param, ctx)
         try:
-            if text.startswith("every"):
-                Every.parse(text)
+            if is_rule(text):
+                parse_rule(text)
                 return name, text
             return name, tuple(int(part) for part in text.split(","))
         except InputError as error:
             self.fail(str(error), param, ctx)
         except ValueError:
             self.fail(
-                f"{text!r} is neither a list of degrees, one per layer, nor a rule (every:3), nor "
-                "a .json file.",
+                f"{text!r} is neither a list of degrees, one per layer, nor a rule (every:3, "
+                "keep:0.5), nor a .json file.",
                 param,
                 ctx,
             )
+
+
+class Shares(click.ParamType[tuple[tuple[str, str], ...]]):
+    """Shares of the patches, ``0.5`` or ``0.5,0.7`` → schedules that keep them, by their names."""
+
+    name = "SHARE,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[str, str], ...]:
+        if isinstance(value, tuple):
+            return value
+        from tocom_export.compression.keeping import Keep
+        from tocom_export.errors import InputError
+
+        try:
+            rules = [Keep.parse(f"keep:{part.strip()}") for part in value.split(",")]
+        except InputError:
+            self.fail(
+                f"{value!r} is no share of the patches; write 0.5, or 0.5,0.7: more than 0, less "
+                "than 1.",
+                param,
+                ctx,
+            )
+        return tuple(dict.fromkeys((rule.name, str(rule)) for rule in rules))
 
 
 class FiniteFloat(click.ParamType[float]):

@@ -67,10 +67,11 @@ def export(
             timm's pretrained weights, those of the live model, or those inside the package.
         weights_key: the entry of a pickled checkpoint that is taken; default: as timm, averaged
             (EMA) weights where there are any.
-        image_size, pool: what the weights are of, where they don't say: pixels (one number, or
-            height and width), and ``token`` or ``avg``.
+        image_size: pixels, one number, or height and width, to which positions are resampled;
+            default: what the weights are for.
+        pool: what the head reads, where the weights don't say: ``token`` or ``avg``.
         targets: degrees for all layers; they become the variants r00, r04, ...
-        schedules: a variant's name → a degree for each layer, or a rule such as ``every:3``.
+        schedules: a variant's name → a degree for each layer, or a rule: ``every:3``, ``keep:0.5``.
         source: degree that the weights were trained at; default: what their metadata say, else 0.
         bank: a bank or its file; ``none`` for no compensation; default: for the model inside the
             package its own.

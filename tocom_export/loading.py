@@ -17,8 +17,9 @@ import numpy as np
 from .compression.checkpoint import Checkpoint
 from .compression.metadata import ModelInfo
 from .errors import InputError
+from .image_size import resize
 from .model.catalogue import REFERENCE, REFERENCE_CHECKPOINT, is_known, known_model
-from .model.from_tensors import fit_spec, format_size
+from .model.from_tensors import fit_spec
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
 from .model.huggingface.files import CONFIG
 from .model.preprocess import Preprocess
@@ -36,6 +37,8 @@ class Model:
     preprocess: Preprocess
     preprocess_from: str = _IMAGENET
     """Where the image statistics are from, for people."""
+    resampled: str = ""
+    """That its positions are for another image size than it was trained at, for people."""
 
 
 def is_installed(*packages: str) -> bool:
@@ -81,8 +84,8 @@ def load_model(
             default: timm's pretrained weights, those of the live model, or those inside the
             package.
         weights_key: see :meth:`Checkpoint.open`.
-        image_size: height and width that the weights are for, or one number for both; default: by
-            their positions.
+        image_size: height and width, or one number for both, to which the positions of weights
+            for another size are resampled; default: what the weights are for.
         pool: what the head reads, ``token`` or ``avg``; default: by the weights' last norm.
 
     Raises:
@@ -109,31 +112,30 @@ def load_model(
     else:
         said = f"Its {CONFIG} says" if opened.config else "Its metadata say"
         advice = f"{said} that it is {info.spec.model}; save it again."
-        spec, preprocess = _check_metadata(info.spec, model, size, pool, opened.file), Preprocess()
+        spec, preprocess = _check_metadata(info.spec, model, pool, opened.file), Preprocess()
         if info.preprocess is None:
             origin = _IMAGENET
             if is_known(spec.model):
                 preprocess, origin = known_model(spec.model)[1], f"timm's for {spec.model}"
-    return Model(opened.check(spec, advice), opened, info.preprocess or preprocess, origin)
+    spec, opened, told = resize(spec, opened, size)
+    return Model(opened.check(spec, advice), opened, info.preprocess or preprocess, origin, told)
 
 
 def _list_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
 
 
-def _check_metadata(
-    spec: VitSpec, model: str | None, size: tuple[int, int] | None, pool: Pool | None, file: Path
-) -> VitSpec:
+def _check_metadata(spec: VitSpec, model: str | None, pool: Pool | None, file: Path) -> VitSpec:
     """The spec in a file's metadata, once nothing that is given says otherwise."""
     said = {
         "model": (model and model.split(".")[0], spec.model, model),
-        "image_size": (size, spec.image_size, size and format_size(size)),
         "pool": (pool, spec.pool, pool),
     }
     for name, (given, known, shown) in said.items():
         if given and given != known:
-            told = format_size(known) if isinstance(known, tuple) else known
-            raise InputError(f"`{name}` {shown}, but {file} says it is {told}; leave `{name}` out.")
+            raise InputError(
+                f"`{name}` {shown}, but {file} says it is {known}; leave `{name}` out."
+            )
     return spec
 
 
@@ -148,7 +150,8 @@ def _load_pretrained(name: str, size: tuple[int, int] | None, pool: Pool | None)
 
     opened = Checkpoint(Path(name), pretrained_tensors(name), ModelInfo())
     spec = fit_spec(spec, _list_shapes(opened), size, pool)
-    return Model(opened.check(spec), opened, preprocess, f"timm's for {name}")
+    spec, opened, told = resize(spec, opened, size)
+    return Model(opened.check(spec), opened, preprocess, f"timm's for {name}", told)
 
 
 def _load_live(vit: Any, given: Mapping[str, Any]) -> Model:

@@ -12,7 +12,7 @@ from .bundle.writing import Blueprint
 from .compensation import load_compensation
 from .compression.bank import ToComBank
 from .compression.method import Method
-from .compression.seldom import list_degrees
+from .compression.rules import list_degrees
 from .errors import InputError
 from .export_checks import Tell
 from .graph.precision import TYPES, Precision
@@ -67,19 +67,20 @@ def prepare(
         try:
             variant = make(asked if name is None else list_degrees(spec, asked), name)
         except InputError as error:
-            raise type(error)(f"`schedules` {name}: {error}" if name else str(error)) from None
+            asked_by = f"`schedules` {name}" if name else "`targets`"
+            raise type(error)(f"{asked_by}: {error}") from None
         if variant.name.lower() in map(str.lower, variants):  # some file systems don't tell them
             raise InputError(f"{variant.name} is asked for twice; choose another name.")
         variants[variant.name] = variant
     if not variants:
         raise InputError("no variant: name a degree in `targets`, or a schedule.")
     weights = ModelWeights(spec, loaded.checkpoint, steps, precision)
-    for line in filter(None, (loaded.checkpoint.note, told)):
+    for line in filter(None, (loaded.checkpoint.note, loaded.resampled, told)):
         tell(line)
     own_bank = bank in (None, REFERENCE_BANKS[chosen.name])
     shipped = loaded.checkpoint.file == REFERENCE_CHECKPOINT and own_bank
     same = (preprocess, names) == (loaded.preprocess, info.classes)
-    known = shipped and same and precision == "fp32"
+    known = shipped and same and precision == "fp32" and not loaded.resampled
     accuracy = _look_up_accuracy(variants.values(), chosen) if known else {}
     return Blueprint(weights, chosen, variants, preprocess, names, accuracy)
 

@@ -21,6 +21,7 @@ from .compression.method import Method
 from .errors import BankError, InputError
 from .export_checks import GRAPH_BACKENDS, Tell
 from .graph.precision import Precision
+from .image_size import resize_for
 from .io.locking import hear_nothing
 from .loading import is_installed
 from .model.spec import VitSpec
@@ -81,6 +82,7 @@ def refit(
         variants: names or bare degrees; default: all, which may then get all weights of another
             checkpoint. Otherwise those that the variants share must stay what they are.
         checkpoint: default: the bundle's own weights, which are rounded unless it is in fp32.
+            Positions of weights for another image size are resampled, as :func:`export` does.
         weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
             (EMA) where there are any, as timm.
         bank: a bank or its file; ``none`` for no compensation; default: none where no variant
@@ -164,13 +166,17 @@ def prepare_refit(
         BankError, CheckpointError: one is missing, broken, or of another model.
         DegreeError, InputError: source or scale is out of range.
     """
-    opened = Checkpoint.open(checkpoint or own, weights_key)
+    opened, resampled = Checkpoint.open(checkpoint or own, weights_key), ""
     if opened.note:
         tell(opened.note)
     if checkpoint is None:
         opened = recover_checkpoint(opened, now.spec, now.precision)
+    else:
+        opened, resampled = resize_for(now.spec, opened)
     steps = choose_bank(now, present, bank)
     check_same_model(opened, now.spec)
+    if resampled:
+        tell(resampled)
 
     def change(variant: Variant) -> Variant:
         trained = variant.source if source is None else source

@@ -16,6 +16,8 @@ from .model.spec import Count, VitSpec
 MAX_SCALE = 1000.0
 """Of a bank's gap; the paper tries 0.01 to 1."""
 _NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
+_CONSTANT = re.compile(r"r(\d\d|[1-9]\d{2,6})", re.ASCII)
+"""Names of a degree for all layers."""
 _RESERVED = ("weights", "manifest")
 """Names of other files in a bundle."""
 
@@ -47,7 +49,7 @@ class Variant:
                 f"{self.name!r} can't name a variant: a letter first, then letters, digits, '-' "
                 f"and '_', 64 at most, and not {' or '.join(_RESERVED)}."
             )
-        if re.fullmatch(r"r\d\d", self.name) and self.name != constant_name(self.degrees):
+        if _CONSTANT.fullmatch(self.name) and self.name != constant_name(self.degrees):
             raise InputError(
                 f"{self.name} is the name of degree {int(self.name[1:])} in each layer; choose "
                 "another."
@@ -73,16 +75,20 @@ class Variant:
         """The variant of one degree for all layers, or of one degree per layer.
 
         Args:
-            name: needed where the degrees differ; else ``r08``, ``r16``, ...
+            name: needed where the degrees differ; else ``r08``, ``r16``, ``r100``, ...
 
         Raises:
-            DegreeError: a degree that is negative, or more than 16 for all layers; a list of
-                another length than the model's depth.
+            DegreeError: a degree is out of range; one for all layers is compensated and more than
+                16, which no bank spans; a list is of another length than the model's depth.
             InputError: the name can't be a file's.
         """
         schedule = Schedule.of(spec, degree)
-        if not isinstance(degree, Sequence) and degree > MAX_DEGREE:
-            raise DegreeError(f"degree {degree} is outside the degrees 0..{MAX_DEGREE}.")
+        if compensated and not isinstance(degree, Sequence) and degree > MAX_DEGREE:
+            raise DegreeError(
+                f"degree {degree}: a bank compensates degrees 0..{MAX_DEGREE}; go without one "
+                f"(`bank` none), or list it for each layer (`schedules` NAME={degree},{degree},…), "
+                f"which is compensated as for {MAX_DEGREE}."
+            )
         name = constant_name(schedule.degrees) if name is None else name
         if name is None:
             raise InputError("a schedule with another degree in each layer needs a name.")
@@ -114,8 +120,8 @@ class Variant:
 
 
 def constant_name(degrees: Sequence[int]) -> str | None:
-    """``r08`` of degree 8 in each layer; None of degrees that differ, or beyond 99."""
-    return f"r{degrees[0]:02d}" if len(set(degrees)) == 1 and degrees[0] <= 99 else None
+    """``r08`` of degree 8 in each layer, ``r100`` of 100; None of degrees that differ."""
+    return f"r{degrees[0]:02d}" if len(set(degrees)) == 1 else None
 
 
 def find_variant(variants: Mapping[str, Variant], name: str | int, where: object) -> Variant:

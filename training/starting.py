@@ -15,12 +15,12 @@ from tocom_export.io.json_codec import decode, read_json
 from tocom_export.loading import Model, load_spec
 from tocom_export.model.catalogue import REFERENCE
 from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.resizing import resize_positions
 from tocom_export.model.spec import VitSpec
 
 from .adaptformer import add_adapters, freeze_all_but_adapters
 from .building import vit_from_spec
 from .model import CompressedVit
-from .timm_models import resize_positions
 from .torch_engine import load_weights
 
 

@@ -11,7 +11,7 @@ import torch
 from tocom_export.compensation import load_compensation
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
-from tocom_export.compression.seldom import list_degrees
+from tocom_export.compression.rules import list_degrees
 from tocom_export.errors import CheckpointError
 from tocom_export.loading import load_model
 from tocom_export.preparing import TARGETS
@@ -37,7 +37,7 @@ def open_subject(
     Args:
         targets: degrees for all layers; they become the variants r00, r04, ...
         schedules: names of variants, and a degree for each layer or a rule that gives them
-            (``every:3``).
+            (``every:3``, ``keep:0.5``).
         bank, method: see :func:`~tocom_export.loading.load_compensation`.
         weights_key: see :meth:`Checkpoint.open`.
         tell: called with a line that a person would want to know.

@@ -1,20 +1,16 @@
-"""What timm knows of a model's name, and positions for another image size."""
+"""What timm knows of a model's name."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 
-from tocom_export.errors import CheckpointError, InputError, UnknownModelError, brief
+from tocom_export.errors import CheckpointError, UnknownModelError, brief
 from tocom_export.model.from_timm import preprocess_from_cfg, spec_from_timm
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
@@ -52,36 +48,3 @@ def pretrained_tensors(name: str) -> dict[str, npt.NDArray[Any]]:
             "Give its weights as `checkpoint` FILE."
         ) from None
     return {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-
-
-def resize_positions(
-    spec: VitSpec, tensors: Mapping[str, npt.NDArray[Any]], image_size: tuple[int, int]
-) -> tuple[VitSpec, dict[str, npt.NDArray[Any]]]:
-    """Spec and weights for another image size: timm's bicubic positions, the rest as it is.
-
-    Args:
-        tensors: PyTorch name → array, as ``spec`` has it; empty for none.
-        image_size: height and width, pixels, that patches must fill.
-    """
-    if image_size == spec.image_size:
-        return spec, dict(tensors)
-    filled = tuple(
-        max(1, round(side / patch)) * patch
-        for side, patch in zip(image_size, spec.patch_size, strict=True)
-    )
-    if image_size != filled:
-        asked, patch, near = ("×".join(map(str, s)) for s in (image_size, spec.patch_size, filled))
-        raise InputError(
-            f"`image_size` {asked}: {spec.model} cuts images into patches of {patch}, which must "
-            f"fill them; {near} would do."
-        )
-    resized = dataclasses.replace(spec, image_size=image_size)
-    if "pos_embed" not in tensors:
-        return resized, dict(tensors)
-    positions = resample_abs_pos_embed(
-        torch.from_numpy(np.array(tensors["pos_embed"], np.float32)),  # (1, prefix + patches, C)
-        new_size=list(resized.grid),
-        old_size=list(spec.grid),
-        num_prefix_tokens=spec.prefix if spec.prefix_positions else 0,
-    )
-    return resized, {**tensors, "pos_embed": positions.numpy()}

@@ -86,7 +86,7 @@ def build_command(
     started = time.perf_counter()
     typed = given_options(click.get_current_context(), PLAN_PARAMETERS)
     plans = take_plan_options(backends, typed, options)
-    schedules = _name_schedules(options.pop("schedules"))
+    schedules = _name_schedules((*options.pop("schedules"), *sum(options.pop("keeps"), ())))
     notes: list[str] = []  # printed once nothing can be refused any more
     blueprint = prepare(**options, schedules=schedules, tell=notes.append)
     out = out or default_out(blueprint)

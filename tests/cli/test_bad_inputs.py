@@ -51,7 +51,10 @@ run {bundle} {image} --threads 0                      | --threads
 run {bundle} {image} --device mars                    | MARS
 run nowhere {image}                                   | nowhere is not a bundle
 run {bundle}                                          | Missing argument
-build --targets 99                                    | 99
+build --targets 99                                    | --bank none
+build --targets 1000001                               | 1000001
+build --keep 1.5                                      | --keep
+build --schedule a=keep:0                             | keep
 build --targets x                                     | --targets
 build --targets 4-1                                   | rising span
 build --targets 0-9999999999999999999                 | --targets

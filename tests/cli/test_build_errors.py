@@ -177,9 +177,13 @@ def test_a_bank_must_be_given_for_a_model_that_has_none(fails: Run, checkpoint: 
     fails("build", "--checkpoint", checkpoint, says=("--bank", "tiny", "'none'"))
 
 
-@pytest.mark.parametrize("targets", ["17", "4-20"])
-def test_targets_out_of_range(fails: Run, model: Options, targets: str):
-    says = ("--targets", targets, "0..16")
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [("17", "degree 17: a bank compensates degrees 0..16"), ("4-20", "degree 17"),
+     ("1000001", "1000001")],
+)  # fmt: skip
+def test_targets_out_of_range(fails: Run, model: Options, targets: str, what: str):
+    says = ("--targets", what)
     fails("build", *model, "--targets", targets, says=says)
 
 

@@ -18,8 +18,8 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
+from tocom_export.compression.rules import list_degrees
 from tocom_export.compression.schedule import Schedule
-from tocom_export.compression.seldom import list_degrees
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Difference, find_interval, format_accuracy
@@ -602,7 +602,7 @@ def test_an_image_that_cannot_be_read(
         (("model.safetensors", "--data", "x", "--scale", "nan"), ("--scale", "nan")),
         (("model.safetensors", "--data", "x", "--scale", "best"), ("--scale", "best")),
         (("model.safetensors", "--data", "x", "--scale", "atuo"), ("'atuo'", "nor 'auto'")),
-        (("model.safetensors", "--data", "x", "--targets", "17"), ("--targets", "17")),
+        (("model.safetensors", "--data", "x", "--targets", "1000001"), ("--targets", "1000001")),
         (("model.safetensors", "--data", "x", "--bank-name", " "), ("--bank-name", "a name")),
         (("model.safetensors", "--data", "x", "--name", ""), ("--name", "a name")),
     ],

@@ -14,8 +14,8 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
 from tocom_export.io.json_codec import encode
+from tocom_export.model.resizing import resize_positions
 from tocom_export.model.spec import VitSpec
-from tocom_export.training.timm_models import resize_positions
 
 Run = Callable[..., Result]
 Started = Callable[..., dict[str, Any]]

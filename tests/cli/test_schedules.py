@@ -13,8 +13,8 @@ from click.testing import Result
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bake import bake
+from tocom_export.compression.rules import list_degrees
 from tocom_export.compression.schedule import Schedule
-from tocom_export.compression.seldom import list_degrees
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.model.spec import VitSpec
 
@@ -179,7 +179,10 @@ def test_a_plan(nvidia: Any, succeeds: Run, fails: Run, model: Options, bank_fil
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("fast", "'fast' is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=FILE.json"),
+        (
+            "fast",
+            "'fast' is not NAME=20,17,11,6,1,3, nor NAME=every:3, nor NAME=keep:0.5, nor NAME=",
+        ),
         ("fast=", "'fast=' is not NAME="),
         ("=6,3,1,0", "'=6,3,1,0' is not NAME="),
         ("fast=6,3,x,0", "'6,3,x,0' is neither a list of degrees"),
@@ -188,6 +191,7 @@ def test_a_plan(nvidia: Any, succeeds: Run, fails: Run, model: Options, bank_fil
         ("fast=every:", "'every:' is not every:K or every:K:R; K is 1 or more"),
         ("fast=every:0", "'every:0' is not every:K or every:K:R"),
         ("fast=every:3:99", "'every:3:99' is not every:K or every:K:R"),
+        ("fast=keep:2", "'keep:2' is not keep:SHARE"),
         ("fast=every:9", "fast: every:9:16: with tokens removed in 1 of its 4 layers tiny has"),
         ("fast=6,3,1", "fast: tiny has 4 layers; a degree is needed for each, not 3"),
         ("fast=8", "fast: tiny has 4 layers; a degree is needed for each, not 1"),

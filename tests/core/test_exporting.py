@@ -20,7 +20,7 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
-from tocom_export.compression.seldom import list_degrees
+from tocom_export.compression.rules import list_degrees
 from tocom_export.engines.verify import Comparison
 from tocom_export.errors import (
     BankError,
@@ -262,12 +262,16 @@ def test_int8_is_calibrated_on_a_folder(
         ({"targets": (8, 8)}, "r08 is asked for twice"),
         ({"schedules": {"r08": [8] * 3}, "targets": (8,)}, "r08 is asked for twice"),
         ({"schedules": {"a": [8] * 3, "A": [9] * 3}}, "A is asked for twice"),
-        ({"targets": (17,)}, "degree 17 is outside the degrees 0..16"),
+        ({"targets": (17,)}, "`targets`: degree 17: a bank compensates degrees 0..16; go without"),
+        ({"targets": (1_000_001,)}, "`targets`: degree 1000001: 0 to 1000000 is expected"),
         ({"targets": (-1,)}, "degree -1"),
         ({"schedules": {"fast": [8, 8]}}, "`schedules` fast: small has 3 layers"),
         ({"schedules": {"fast": [8, 8, -1]}}, "`schedules` fast: degree -1"),
         ({"schedules": {"fast": "every:0"}}, "`schedules` fast: 'every:0' is not every:K or"),
-        ({"schedules": {"fast": "8,8,8"}}, "`schedules` fast: '8,8,8' is not every:K or"),
+        (
+            {"schedules": {"fast": "8,8,8"}},
+            "`schedules` fast: '8,8,8' is no rule; write",
+        ),
         ({"schedules": {"fast": "every:2:16"}}, "`schedules` fast: every:2:16: with tokens"),
         ({"schedules": {"r08": [8, 8, 7]}}, "`schedules` r08: r08 is the name of degree 8"),
         ({"schedules": {"weights": [8] * 3}}, "'weights' can't name a variant"),

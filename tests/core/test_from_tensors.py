@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tocom_export.errors import InputError
-from tocom_export.model.from_tensors import fit_spec
+from tocom_export.model.from_tensors import find_image_size, fit_spec
 from tocom_export.model.spec import VitSpec
 
 FC_NORM = {"pool": "avg", "final_norm": "fc_norm"}
@@ -55,16 +55,57 @@ def test_an_image_size_may_be_given(make_spec: Callable[..., VitSpec]):
     assert fit_spec(spec, wide.weights(), (47, 62)) == ragged
 
 
-def test_another_image_size_than_the_positions_is_refused(make_spec: Callable[..., VitSpec]):
-    spec = make_spec()
+TABLES: list[dict[str, Any]] = [
+    {"family": "beit", "relative": "table", "positions": False},
+    {"family": "beit", "relative": "table", "positions": False, "class_token": False,
+     "pool": "avg"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [*PREFIXES, *TABLES], ids=str)
+def test_weights_of_another_size_than_is_asked_for(
+    make_spec: Callable[..., VitSpec], changes: dict[str, Any]
+):
+    """The named model's own, then the one that is asked for, then a square."""
+    spec = make_spec(**changes)  # 7 × 7 patches
+    assert fit_spec(spec, spec.weights(), (80, 80)) == spec
+    if spec.positions:
+        assert fit_spec(spec, spec.weights(), (8, 8 * 49)) == spec
+    for size in ((80, 80), (24, 24), (8, 8)):
+        square = replace(spec, image_size=size)
+        assert fit_spec(spec, square.weights()) == square
+        assert fit_spec(spec, square.weights(), (56, 56)) == square
+        assert fit_spec(spec, square.weights(), (40, 72)) == square
+    wide = replace(spec, image_size=(24, 40))
+    assert fit_spec(spec, wide.weights(), (24, 40)) == wide
     with pytest.raises(InputError) as caught:
-        fit_spec(spec, replace(spec, image_size=(80, 80)).weights(), (56, 56))
+        fit_spec(spec, wide.weights(), (56, 56))
+    what = "15 patches" if spec.positions else "45 distances of two patches"
     assert str(caught.value) == (
-        "`image_size` 56x56 is 49 patches, but the weights have positions for 100 patches, images "
-        "of 80x80. They are not resampled here; finetune does that."
+        f"the weights have positions for {what}, which are no square, nor images of 56x56: "
+        "`image_size` HxW says of which images. To resample them, build at that size, then "
+        "again of the bundle's weights.safetensors."
     )
-    with pytest.raises(InputError, match=r"positions for 15 patches\. They are not"):
-        fit_spec(spec, replace(spec, image_size=(24, 40)).weights(), (56, 56))
+    with pytest.raises(InputError, match=f"{what}, which are no square: `image_size` HxW says"):
+        fit_spec(spec, wide.weights())
+    assert fit_spec(spec, spec.weights(), (63, 60)) == replace(spec, image_size=(63, 60))
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-56, -56), (3, 56), (-8, 8)])
+def test_images_that_hold_no_patch(make_spec: Callable[..., VitSpec], size: tuple[int, int]):
+    """They are no size that weights could be for."""
+    spec = make_spec()
+    square = replace(spec, image_size=(80, 80))
+    assert fit_spec(spec, square.weights(), size) == square
+
+
+def test_sizes_of_positions_alone(make_spec: Callable[..., VitSpec]):
+    """Rotary positions don't say what they are of; a width of another model says nothing."""
+    spec = make_spec(positions=False, rotary={"kind": "cat"}, family="eva")
+    assert find_image_size(spec, spec.weights(), (80, 80)) == (56, 56)
+    other = make_spec(width=32, image_size=[80, 80])
+    assert find_image_size(make_spec(), other.weights()) == (56, 56)
+    assert find_image_size(make_spec(), {**make_spec().weights(), "pos_embed": (1, 0, 64)}) is None
 
 
 @pytest.mark.parametrize("other", [{"distilled": True}, {"registers": 3}, FC_NORM])

@@ -16,6 +16,7 @@ from torch import nn
 
 from tocom_export.compensation import choose_method, load_bank, load_compensation
 from tocom_export.compression.bank import ToComBank
+from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.errors import (
@@ -25,6 +26,7 @@ from tocom_export.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+from tocom_export.image_size import resize_for
 from tocom_export.loading import is_installed, load_model, load_spec
 from tocom_export.model.catalogue import (
     REFERENCE,
@@ -156,11 +158,6 @@ def test_a_file_of_another_model(checkpoint: Callable[..., Path], spec: VitSpec)
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (
-            {"image_size": 64},
-            "`image_size` 64x64, but {} says it is 56x56; leave `image_size` out.",
-        ),
-        ({"image_size": (28, 112)}, "`image_size` 28x112, but {} says it is 56x56"),
         ({"pool": "avg"}, "`pool` avg, but {} says it is token; leave `pool` out."),
     ],
 )
@@ -181,10 +178,52 @@ def test_a_file_of_a_listed_model_in_another_form(checkpoint: Callable[..., Path
     assert load_model(TINY, file).spec == replace(spec, classes=3)
     assert load_model(TINY, file, image_size=96, pool="avg").spec == replace(spec, classes=3)
     assert load_model(TINY, file, image_size=(48, 192)).spec.grid == (3, 12)
-    with pytest.raises(InputError, match=r"`image_size` 224x224 .*images of 96x96"):
-        load_model(TINY, file, image_size=224)
+    resized = load_model(TINY, file, image_size=224)
+    assert resized.spec.image_size == (224, 224)
+    assert "positions are resampled from 6×6 to 14×14 patches" in resized.resampled
+    assert load_model(TINY, file, image_size=(48, 192)).resampled == ""
     with pytest.raises(InputError, match="`weights_key` names an entry of a `checkpoint`"):
         load_model(TINY, weights_key="model")
+
+
+@pytest.mark.parametrize("size", [64, (24, 112), (8, 8)])
+def test_images_of_another_size(
+    checkpoint: Callable[..., Path], spec: VitSpec, make_spec: Callable[..., VitSpec], size: Any
+):
+    file = checkpoint(spec=spec)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    loaded = load_model(checkpoint=file, image_size=size)
+    assert loaded.spec == replace(spec, image_size=(height, width))
+    assert loaded.checkpoint.info.spec == loaded.spec
+    assert loaded.checkpoint.tensors["pos_embed"].shape == (1, 1 + height * width // 64, 64)
+    assert loaded.resampled == (
+        f"{file}: positions are resampled from 7×7 to {height // 8}×{width // 8} patches; accuracy "
+        "at another size than trained may differ; finetune adapts."
+    )
+    assert load_model(checkpoint=file, image_size=56).resampled == ""
+
+
+def test_weights_that_can_t_take_a_bundle_s_place(
+    checkpoint: Callable[..., Path], spec: VitSpec, make_spec: Callable[..., VitSpec]
+):
+    """They are left to the check that says so."""
+    opened = Checkpoint.open(checkpoint(spec=spec))
+    for changes in ({"image_size": [60, 70]}, {"patch_size": [7, 7]}, {"image_size": [56, 56]}):
+        assert resize_for(make_spec(depth=1, **changes), opened) == (opened, "")
+    resized, told = resize_for(make_spec(depth=1, image_size=[64, 64]), opened)
+    assert resized.info.spec == make_spec(depth=1, image_size=[64, 64])
+    assert "from 7×7 to 8×8 patches" in told
+
+
+def test_positions_that_are_computed(
+    checkpoint: Callable[..., Path], make_spec: Callable[..., VitSpec]
+):
+    spec = make_spec(
+        depth=1, positions=False, family="relpos", relative="mlp", relative_width=8,
+        class_token=False, pool="avg",
+    )  # fmt: skip
+    loaded = load_model(checkpoint=checkpoint(spec, spec=spec), image_size=64)
+    assert "positions are computed for 8×8 patches, and the weights are of 7×7" in loaded.resampled
 
 
 def test_where_statistics_are_from(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tocom_export.compression.rules import list_degrees
 from tocom_export.compression.schedule import MAX_DEGREE, Schedule
-from tocom_export.compression.seldom import Every, list_degrees
+from tocom_export.compression.seldom import Every
 from tocom_export.errors import DegreeError
 from tocom_export.model.spec import VitSpec
 

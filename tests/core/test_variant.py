@@ -63,7 +63,8 @@ def test_defaults(spec: VitSpec):
 
 
 @pytest.mark.parametrize(
-    ("degree", "name"), [([8] * 4, "r08"), ([20] * 4, "r20"), ((99,) * 4, "r99"), ([0] * 4, "r00")]
+    ("degree", "name"),
+    [([8] * 4, "r08"), ([20] * 4, "r20"), ((99,) * 4, "r99"), ([100] * 4, "r100")],
 )
 def test_a_list_of_one_degree_needs_no_name(spec: VitSpec, degree: Any, name: str):
     variant = Variant.of(spec, degree)
@@ -71,7 +72,7 @@ def test_a_list_of_one_degree_needs_no_name(spec: VitSpec, degree: Any, name: st
     assert variant.targets == (min(degree[0], 16),) * 4
 
 
-@pytest.mark.parametrize("degree", [[8, 8, 8, 7], [100] * 4])
+@pytest.mark.parametrize("degree", [[8, 8, 8, 7], [100, 100, 100, 99]])
 def test_other_lists_need_one(spec: VitSpec, degree: list[int]):
     with pytest.raises(InputError, match="needs a name"):
         Variant.of(spec, degree)
@@ -101,7 +102,7 @@ def test_baked_where_there_is_a_gap_to_add(
 
 @pytest.mark.parametrize(
     "name",
-    ["a", "A", "fast", "r8", "r008", "r08-a", "R08", "x_1", "a" * 64, "weightsy", "none"],
+    ["a", "A", "fast", "r8", "r008", "r0100", "r08-a", "R08", "x_1", "a" * 64, "weightsy", "none"],
 )
 def test_names(spec: VitSpec, name: str):
     assert Variant.of(spec, [20, 17, 11, 6], name).name == name
@@ -135,7 +136,7 @@ def test_names_that_no_file_can_have(spec: VitSpec, name: str):
     assert str(caught.value).startswith(f"{name!r} can't name a variant: a letter first")
 
 
-@pytest.mark.parametrize("name", ["r08", "r00", "r16", "r99"])
+@pytest.mark.parametrize("name", ["r08", "r00", "r16", "r99", "r100", "r1000000"])
 def test_a_name_that_says_another_degree(spec: VitSpec, name: str):
     for degree in (7, [8, 8, 8, 7], [20, 17, 11, 6]):
         with pytest.raises(InputError) as caught:
@@ -143,10 +144,29 @@ def test_a_name_that_says_another_degree(spec: VitSpec, name: str):
         assert f"{name} is the name of degree {int(name[1:])} in each layer" in str(caught.value)
 
 
-@pytest.mark.parametrize("degree", [17, -1, 1000])
-def test_degrees_out_of_range(spec: VitSpec, degree: int):
-    with pytest.raises(DegreeError, match=f"degree {degree}"):
+@pytest.mark.parametrize("degree", [-1, 1_000_001])
+@pytest.mark.parametrize("compensated", [True, False])
+def test_degrees_out_of_range(spec: VitSpec, degree: int, compensated: bool):
+    with pytest.raises(DegreeError, match=f"degree {degree}: 0 to 1000000 is expected"):
+        Variant.of(spec, degree, compensated=compensated)
+
+
+@pytest.mark.parametrize("degree", [17, 23, 1000])
+def test_degrees_that_no_bank_spans(spec: VitSpec, degree: int):
+    with pytest.raises(DegreeError) as caught:
         Variant.of(spec, degree)
+    assert str(caught.value) == (
+        f"degree {degree}: a bank compensates degrees 0..16; go without one (`bank` none), or list "
+        f"it for each layer (`schedules` NAME={degree},{degree},…), which is compensated as for 16."
+    )
+    plain = Variant.of(spec, degree, compensated=False)
+    assert (plain.name, plain.degrees) == (f"r{degree}", (degree,) * 4)
+    assert plain.targets == (16,) * 4
+    assert not plain.baked
+    assert Variant.of(spec, [degree] * 4).name == plain.name
+    assert decode(Variant, json.loads(json.dumps(encode(plain)))) == plain
+    plain.check(spec)
+    assert find_variant({plain.name: plain}, str(degree), "it") is plain
 
 
 @pytest.mark.parametrize("degree", [[8] * 3, [8] * 5, []])
@@ -181,7 +201,14 @@ def test_a_target_for_each_layer(targets: tuple[int, ...]):
 
 @pytest.mark.parametrize(
     ("listed", "name"),
-    [((8, 8), "r08"), ((16,), "r16"), ((99,), "r99"), ((100,), None), ((8, 7), None)],
+    [
+        ((8, 8), "r08"),
+        ((16,), "r16"),
+        ((99,), "r99"),
+        ((100,), "r100"),
+        ((1_000_000,), "r1000000"),
+        ((8, 7), None),
+    ],
 )
 def test_constant_name(listed: tuple[int, ...], name: str | None):
     assert constant_name(listed) == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tocom_export.errors import CheckpointError, InputError, UnsupportedModelErr
 from tocom_export.loading import load_model
 from tocom_export.model.huggingface.folder import name_model
 from tocom_export.model.preprocess import Preprocess
+from tocom_export.model.resampling import resample_positions
 
 C, M, L, P = 16, 24, 2, 16  # width, MLP width, layers, patches of 4 by 4 in 16 by 16 pixels
 Shapes = dict[str, tuple[int, ...]]
@@ -284,6 +286,25 @@ def test_half_precision_and_positions_that_are_integers(write: Write):
 )
 def test_classes(write: Write, labels: Config, expected: tuple[str, ...] | None):
     assert Checkpoint.open(write(id2label=labels)).info.classes == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "prefix"),
+    [("vit", 1), ("dinov2 with registers", 0), ("clip bare", 1), ("siglip bare", 0), ("dinov3", 0)],
+)
+def test_images_of_another_size(write: Write, case: str, prefix: int):
+    """The config says what the weights are for; the bundle, what it was resampled to."""
+    folder = write(case)
+    own, wide = load_model(checkpoint=folder), load_model(checkpoint=folder, image_size=(24, 40))
+    assert wide.spec == replace(own.spec, image_size=(24, 40))
+    found, before = (m.checkpoint.tensors.get("pos_embed") for m in (wide, own))
+    done = "computed for 6×10 patches, and the weights are of 4×4"
+    if before is not None:
+        np.testing.assert_array_equal(found, resample_positions(before, prefix, (4, 4), (6, 10)))
+        done = "resampled from 4×4 to 6×10 patches"
+    assert wide.resampled.startswith(f"{folder}: positions are {done}; accuracy at another size")
+    with pytest.raises(InputError, match="patches of 4×4, which must fill them; 16×20 would do"):
+        load_model(checkpoint=folder, image_size=(17, 20))
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

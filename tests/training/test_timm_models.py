@@ -3,17 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import pytest
 import timm
 import torch
 
-from tocom_export.errors import InputError, UnknownModelError, UnsupportedModelError
+from tocom_export.errors import UnknownModelError, UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
 from tocom_export.model.spec import VitSpec
 from tocom_export.training.building import vit_from_spec
-from tocom_export.training.timm_models import resize_positions, spec_of_name
+from tocom_export.training.timm_models import spec_of_name
 
 NO_CLASS = {"class_token": False, "pool": "avg"}
 
@@ -133,93 +131,3 @@ def test_adapters_of_a_spec_have_no_scale(make_spec: Callable[..., VitSpec]):
     vit: Any = vit_from_spec(make_spec(adapter_width=8))
     assert [block.mlp.scale for block in vit.blocks] == [1.0] * 4
     assert not any(module.training for module in vit.modules())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"distilled": True},
-        {"registers": 4},
-        {"prefix_positions": False},
-        {"class_token": False, "pool": "avg"},
-        {"image_size": [40, 64]},
-        {"patch_size": [8, 14]},
-        {"adapter_width": 8},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("grid", [(14, 7), (1, 2), (7, 21)], ids=str)
-def test_another_image_size_is_timms(
-    make_spec: Callable[..., VitSpec], make_weights: Callable, changes: dict, grid: Any
-):
-    spec = make_spec(depth=1, **changes)
-    image_size = (grid[0] * spec.patch_size[0], grid[1] * spec.patch_size[1])
-    weights = make_weights(spec)
-    resized, found = resize_positions(spec, weights, image_size)
-    assert resized == make_spec(depth=1, **{**changes, "image_size": list(image_size)})
-    assert {name: array.shape for name, array in found.items()} == resized.weights()
-    assert all(found[name] is weights[name] for name in weights if name != "pos_embed")
-
-    vit: Any = vit_from_spec(spec)
-    vit.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    vit.set_input_size(img_size=image_size)
-    np.testing.assert_array_equal(found["pos_embed"], vit.pos_embed.detach().numpy())
-
-
-def test_another_image_size_of_a_model_of_timm():
-    name, small = "deit_tiny_patch16_224", {"depth": 1, "num_classes": 10}
-    vit = timm.create_model(name, **small)
-    with torch.no_grad():
-        vit.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
-    state = vit.state_dict()
-    overlay = {"state_dict": state, "num_classes": 10}
-    wanted = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay=overlay, img_size=(96, 320), **small
-    ).state_dict()
-    arrays = {key: tensor.numpy() for key, tensor in state.items()}
-    spec, found = resize_positions(spec_from_timm(vit, name), arrays, (96, 320))
-    assert spec.tokens == 1 + 6 * 20
-    assert found.keys() == wanted.keys()
-    for key, array in found.items():
-        np.testing.assert_array_equal(array, wanted[key].numpy(), err_msg=key)
-
-
-def test_the_same_image_size_changes_nothing(
-    make_spec: Callable[..., VitSpec], make_weights: Callable
-):
-    spec = make_spec(image_size=[60, 56])  # four pixels belong to no patch
-    weights = make_weights(spec)
-    resized, found = resize_positions(spec, weights, (60, 56))
-    assert resized == spec
-    assert found.keys() == weights.keys()
-    assert all(found[name] is weights[name] for name in weights)
-
-
-def test_another_image_size_without_weights(make_spec: Callable[..., VitSpec]):
-    assert resize_positions(make_spec(), {}, (64, 32)) == (make_spec(image_size=[64, 32]), {})
-
-
-def test_positions_of_half_precision_are_resized(
-    make_spec: Callable[..., VitSpec], make_weights: Callable
-):
-    spec = make_spec(depth=1)
-    weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in make_weights(spec).items()}
-    _, found = resize_positions(spec, weights, (64, 64))
-    assert found["pos_embed"].dtype == np.float32
-    assert np.isfinite(found["pos_embed"]).all()
-
-
-@pytest.mark.parametrize(
-    ("image_size", "near"),
-    [((7, 56), "8×56"), ((0, 0), "8×8"), ((56, 61), "56×64"), ((100, 50), "96×48")],
-    ids=str,
-)
-def test_an_image_that_patches_dont_fill(
-    make_spec: Callable[..., VitSpec], make_weights: Callable, image_size: Any, near: str
-):
-    spec = make_spec(depth=1)
-    with pytest.raises(InputError) as caught:
-        resize_positions(spec, make_weights(spec), image_size)
-    assert f"`image_size` {image_size[0]}×{image_size[1]}: small" in str(caught.value)
-    assert f"patches of 8×8, which must fill them; {near} would do" in str(caught.value)

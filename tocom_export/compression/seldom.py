@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import DegreeError
@@ -104,12 +103,3 @@ class Every:
             f"layers {spec.model} has {least / 1e6:.1f} M MACs at the least, and "
             f"{wanted / 1e6:.1f} M at degree {self.degree} in each; choose {advice}."
         )
-
-
-def list_degrees(spec: VitSpec, schedule: Sequence[int] | str) -> Sequence[int]:
-    """A schedule's degrees, one a layer; a text is a rule such as ``every:3`` (:class:`Every`).
-
-    Raises:
-        DegreeError: the text is no rule, or the model can't be run so cheaply by it.
-    """
-    return Every.parse(schedule).list_degrees(spec) if isinstance(schedule, str) else schedule

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError
+from .resizing import list_positions
 from .spec import Pool, VitSpec
 
 _POOLS = {"map": "attention", "token_avg": "class token and average, side by side"}
@@ -28,13 +29,37 @@ def fit_spec(
 
     Args:
         shapes: of the checkpoint's tensors.
-        image_size: height and width, pixels; default: square, by the number of positions.
+        image_size: see :func:`find_image_size`; the weights may be of another.
         pool: default: ``avg`` where there is an ``fc_norm`` in place of ``norm``.
 
     Raises:
-        InputError: the tensors are of another image size, or don't say what they are of.
+        InputError: the tensors don't say what they are of.
     """
-    return _fit_pool(_fit_size(spec, shapes, image_size), shapes, pool)
+    size = find_image_size(spec, shapes, image_size)
+    if size is None:
+        raise InputError(_explain_size(spec, shapes, image_size))
+    return _fit_pool(replace(spec, image_size=size), shapes, pool)
+
+
+def find_image_size(
+    spec: VitSpec, shapes: Shapes, asked: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """The images that a checkpoint's positions are for; None where nothing says that.
+
+    Those of the named model where it has as many positions, as in timm; else those that are asked
+    for; else a square.
+
+    Args:
+        asked: height and width, pixels, of the images that the model is to run on.
+    """
+    found: tuple[int, int] | None = spec.image_size
+    if (name := _name_positions(spec, shapes)) is not None:
+        sizes = (spec.image_size, asked, _find_square(spec, name, shapes[name]))
+        fits = (s for s in sizes if s and _shape_at(spec, name, s) == shapes[name])
+        found = next(fits, None)
+    if asked and found and _grid_of(spec, asked) == _grid_of(spec, found):
+        return asked  # but for an edge that no patch fills
+    return found
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -42,33 +67,54 @@ def format_size(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
 
 
-def _fit_size(spec: VitSpec, shapes: Shapes, given: tuple[int, int] | None) -> VitSpec:
-    resized = spec if given is None else replace(spec, image_size=given)
-    patches = _count_patches(spec, shapes)
-    if patches in (None, resized.patches):
-        return resized
-    side = math.isqrt(patches)
-    square = (side * spec.patch_size[0], side * spec.patch_size[1])
-    of = f"the weights have positions for {patches} patches"
-    if given is not None:
-        fits = f", images of {format_size(square)}" if side * side == patches else ""
-        raise InputError(
-            f"`image_size` {format_size(given)} is {resized.patches} patches, but {of}{fits}. "
-            "They are not resampled here; finetune does that."
-        )
-    if side * side != patches:
-        raise InputError(f"{of}, which are no square: `image_size` HxW says of which images.")
-    return replace(spec, image_size=square)
-
-
-def _count_patches(spec: VitSpec, shapes: Shapes) -> int | None:
-    """How many patches the positions are for; None where the tensors are of another model."""
+def _name_positions(spec: VitSpec, shapes: Shapes) -> str | None:
+    """A tensor that says the number of patches; None where it is of another model, or none does."""
     tokens = {"cls_token": spec.class_token, "dist_token": spec.distilled,
               "reg_token": bool(spec.registers)}  # fmt: skip
-    positions = shapes.get("pos_embed", ())
-    if len(positions) != 3 or any((name in shapes) != has for name, has in tokens.items()):
+    name = next(iter(list_positions(spec)), "")
+    found, wanted = shapes.get(name, ()), spec.weights().get(name, ())
+    same = len(found) == len(wanted) > 0 and found[-1] == wanted[-1]
+    if not same or any((token in shapes) != has for token, has in tokens.items()):
         return None
-    return positions[1] - (spec.prefix if spec.prefix_positions else 0)
+    return name
+
+
+def _grid_of(spec: VitSpec, size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // spec.patch_size[0], size[1] // spec.patch_size[1]
+
+
+def _shape_at(spec: VitSpec, name: str, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of a tensor at another image size; empty where no patch fits into it."""
+    if min(_grid_of(spec, size)) < 1:
+        return ()
+    return replace(spec, image_size=size).weights()[name]
+
+
+def _count(spec: VitSpec, name: str, shape: tuple[int, ...]) -> int:
+    """Patches, or distances of two patches, that a tensor is for."""
+    if name == "pos_embed":
+        return shape[1] - (spec.prefix if spec.prefix_positions else 0)
+    return shape[0] - 3 * bool(spec.prefix)
+
+
+def _find_square(spec: VitSpec, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    side = math.isqrt(max(_count(spec, name, shape), 0))
+    side = side if name == "pos_embed" else (side + 1) // 2
+    return side * spec.patch_size[0], side * spec.patch_size[1]
+
+
+def _explain_size(spec: VitSpec, shapes: Shapes, asked: tuple[int, int] | None) -> str:
+    """Why nothing says what images the weights are of, and what to do."""
+    name = list_positions(spec)[0]
+    count = _count(spec, name, shapes[name])
+    what = f"{count} patches" if name == "pos_embed" else f"{count} distances of two patches"
+    of = f"the weights have positions for {what}, which are no square"
+    if asked is None:
+        return f"{of}: `image_size` HxW says of which images."
+    return (
+        f"{of}, nor images of {format_size(asked)}: `image_size` HxW says of which images. To "
+        "resample them, build at that size, then again of the bundle's weights.safetensors."
+    )
 
 
 def _fit_pool(spec: VitSpec, shapes: Shapes, given: Pool | None) -> VitSpec:
