@@ -50,12 +50,12 @@ model_options = add_options(
     click.option(
         "--model",
         metavar="NAME",
-        help="A timm model name, or 'reference' (the default: "
-        "the model that ships inside the package).",
+        help="A timm model name, also hf-hub:OWNER/NAME or local-dir:PATH, or 'reference' (the "
+        "default: the model that ships inside the package).",
     ),
     checkpoint_options(
-        ".safetensors, .pth, .bin or .tar with the model's weights, or a Hugging Face folder; "
-        "default: timm's pretrained weights."
+        ".safetensors, .pth, .bin or .tar with the model's weights, or a folder of Hugging Face's "
+        "or timm's; default: timm's pretrained weights."
     ),
     form_options,
     click.option(

@@ -1,7 +1,8 @@
 """Random models of each kind in transformers, saved, read by us, and run by both.
 
-Every parameter is drawn anew, so that none is at a value that hides a mistake (a zero bias, a norm
-of ones). Needs transformers, which the package doesn't:
+Then our engine is refitted from other weights, in a file without a config beside it. Every
+parameter is drawn anew, so that none is at a value that hides a mistake (a zero bias, a norm of
+ones). Needs transformers, which the package doesn't:
 
     pip install transformers && python scripts/check_huggingface.py [KIND ...]
 """
@@ -19,7 +20,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from tocom_export import export
+from tocom_export import export, refit
 from tocom_export.loading import load_model
 from tocom_export.training.building import vit_from_spec
 from tocom_export.training.model import CompressedVit
@@ -33,6 +34,10 @@ RATIO = {**SIZES, "mlp_ratio": 2}
 TEXT = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
     "vocab_size": 50,
+}  # fmt: skip
+RELATIVE = {
+    "use_relative_position_bias": True, "use_absolute_position_embeddings": True,
+    "use_mean_pooling": False,
 }  # fmt: skip
 CLIP = {"vision_config": SIZES, "text_config": TEXT, "projection_dim": 24}
 SIGLIP = {"vision_config": SIZES, "text_config": TEXT}
@@ -85,6 +90,28 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Read]] = {
     "siglip": ("SiglipForImageClassification", "SiglipConfig", SIGLIP, logits),
     "siglip-whole": ("SiglipModel", "SiglipConfig", SIGLIP, features),
     "siglip-bare": ("SiglipVisionModel", "SiglipVisionConfig", SIZES, pooled),
+    "beit": ("BeitForImageClassification", "BeitConfig", {**SIZES, **RELATIVE}, logits),
+    "beit-bare": (
+        "BeitModel", "BeitConfig",
+        {**SIZES, "use_relative_position_bias": True, "use_mask_token": True}, pooled,
+    ),
+    "beit-shared": (
+        "BeitForImageClassification", "BeitConfig",
+        {**SIZES, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0},
+        logits,
+    ),
+    "beit-both": (
+        "BeitModel", "BeitConfig",
+        {**SIZES, **RELATIVE, "use_shared_relative_position_bias": True}, pooled,
+    ),
+    "beit-absolute": (
+        "BeitForImageClassification", "BeitConfig",
+        {**SIZES, "use_absolute_position_embeddings": True}, logits,
+    ),
+    "data2vec": (
+        "Data2VecVisionForImageClassification", "Data2VecVisionConfig",
+        {**SIZES, "use_relative_position_bias": True}, logits,
+    ),
     "vit-mae": (
         "ViTMAEForPreTraining", "ViTMAEConfig",
         {**SIZES, "mask_ratio": 0.0, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
@@ -142,10 +169,19 @@ def check(case: str) -> list[str]:
         )
         engine = bundle.engine("r00")
         found.append(("ONNX", torch.from_numpy(np.array(engine.run(images.numpy())))))
+        perturb(model)
+        model.save_pretrained(Path(place, "other"))
+        bare = Path(place, "weights.safetensors")
+        Path(place, "other", "model.safetensors").rename(bare)
+        again = refit(bundle, checkpoint=bare, verify=False).bundle.engine("r00")
+        after = read(model, images)
+        assert float((after - expected).abs().max() / expected.abs().max()) > 1e-2, "not perturbed"
+        refitted = torch.from_numpy(np.array(again.run(images.numpy())))
     lines = []
-    for name, got in found:
-        assert got.shape == expected.shape, (case, name, got.shape, expected.shape)
-        far = float((got - expected).abs().max() / expected.abs().max())
+    compared = [(name, got, expected) for name, got in found] + [("refitted", refitted, after)]
+    for name, got, wanted in compared:
+        assert got.shape == wanted.shape, (case, name, got.shape, wanted.shape)
+        far = float((got - wanted).abs().max() / wanted.abs().max())
         lines.append(f"{name} {far:.1e}" + ("" if far <= TOLERANCE else " FAILS"))
     return lines
 

@@ -63,8 +63,9 @@ def export(
         model: a timm model name, ``reference``, or a live timm model; default: what the
             checkpoint's metadata say, else ``reference``.
         out: the bundle's folder; default: ``<model>-source<source>``.
-        checkpoint: .safetensors, .pth, .pt, .bin or .tar, or a Hugging Face folder; default:
-            timm's pretrained weights, those of the live model, or those inside the package.
+        checkpoint: .safetensors, .pth, .pt, .bin or .tar, or a folder of Hugging Face's or
+            timm's; default: timm's pretrained weights, those of the live model, or those inside
+            the package.
         weights_key: the entry of a pickled checkpoint that is taken; default: as timm, averaged
             (EMA) weights where there are any.
         image_size: pixels, one number, or height and width, to which positions are resampled;

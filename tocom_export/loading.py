@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import numpy as np
 
 from .compression.checkpoint import Checkpoint
 from .compression.metadata import ModelInfo
-from .errors import InputError
+from .errors import CheckpointError, InputError, UnknownModelError, UnsupportedModelError
 from .image_size import resize
 from .model.catalogue import REFERENCE, REFERENCE_CHECKPOINT, is_known, known_model
 from .model.from_tensors import fit_spec
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
+from .model.hub import find_folder
 from .model.huggingface.files import CONFIG
 from .model.preprocess import Preprocess
 from .model.spec import Pool, VitSpec
@@ -52,6 +53,9 @@ def is_installed(*packages: str) -> bool:
 def load_spec(model: str) -> tuple[VitSpec, Preprocess]:
     """Spec and image statistics of a model name; asks timm for one that we don't list.
 
+    Args:
+        model: also ``local-dir:PATH`` and ``hf-hub:OWNER/NAME``, as timm calls models in folders.
+
     Raises:
         UnknownModelError, UnsupportedModelError: no such model, or one that can't be expressed.
     """
@@ -60,6 +64,9 @@ def load_spec(model: str) -> tuple[VitSpec, Preprocess]:
         if info.spec is None or info.preprocess is None:
             raise InputError(f"{REFERENCE_CHECKPOINT} has lost its metadata; install again.")
         return info.spec, info.preprocess
+    if folder := find_folder(model):
+        found = load_model(checkpoint=folder)
+        return found.spec, found.preprocess
     if not is_known(model) and is_installed("torch", "timm"):
         from tocom_export.training.timm_models import preprocess_of_name, spec_of_name
 
@@ -78,11 +85,12 @@ def load_model(
     """A model and its weights, checked against each other.
 
     Args:
-        model: a timm model name, ``reference``, or a live timm model; default: what the
-            checkpoint's metadata say, else ``reference``.
-        checkpoint: a .safetensors, .pth, .pt, .bin or .tar file, or a Hugging Face folder;
-            default: timm's pretrained weights, those of the live model, or those inside the
-            package.
+        model: a timm model name, also ``local-dir:PATH`` and ``hf-hub:OWNER/NAME``,
+            ``reference``, or a live timm model; default: what the checkpoint's metadata say, else
+            ``reference``.
+        checkpoint: a .safetensors, .pth, .pt, .bin or .tar file, or a folder of Hugging Face's or
+            timm's; default: timm's pretrained weights, those of the live model, or those inside
+            the package.
         weights_key: see :meth:`Checkpoint.open`.
         image_size: height and width, or one number for both, to which the positions of weights
             for another size are resampled; default: what the weights are for.
@@ -95,14 +103,20 @@ def load_model(
     if model is not None and not isinstance(model, str):
         given = {"checkpoint": checkpoint, "image_size": size, "pool": pool}
         return _load_live(model, {**given, "weights_key": weights_key})
+    named = None
+    if model is not None and (folder := find_folder(model)):
+        if checkpoint is not None:
+            raise InputError(f"`model` {model} brings its weights along; leave `checkpoint` out.")
+        named, model, checkpoint = model, None, folder
     if checkpoint is None and weights_key is not None:
         raise InputError("`weights_key` names an entry of a `checkpoint`; give that, too.")
     if checkpoint is None and model not in (None, REFERENCE):
         return _load_pretrained(model, size, pool)
-    opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key)
+    opened = _ask_timm(Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key))
     info, origin = opened.info, f"by the metadata of {opened.file.name}"
     if opened.config is not None:
-        origin = f"by the preprocessor of {opened.config.parent.absolute().name}"
+        file = CONFIG if opened.timm else "preprocessor"
+        origin = f"by the {file} of {named or opened.config.parent.absolute().name}"
     if info.spec is None:
         advice = "Does `model` say which model it is?"
         spec, preprocess = load_spec(model or REFERENCE)
@@ -119,6 +133,24 @@ def load_model(
                 preprocess, origin = known_model(spec.model)[1], f"timm's for {spec.model}"
     spec, opened, told = resize(spec, opened, size)
     return Model(opened.check(spec, advice), opened, info.preprocess or preprocess, origin, told)
+
+
+def _ask_timm(opened: Checkpoint) -> Checkpoint:
+    """With the spec of an architecture that we don't list, in a folder of timm's."""
+    found = opened.timm
+    if found is None or opened.info.spec is not None:
+        return opened
+    try:
+        known = load_spec(found.architecture)[0]
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{found.folder} ({found.architecture})", error.part) from None
+    except UnknownModelError:
+        which = "a newer timm" if is_installed("torch", "timm") else "timm, where it is installed,"
+        raise CheckpointError(
+            f"{found.folder / CONFIG}: no architecture {found.architecture!r} is known; {which} "
+            "may know it."
+        ) from None
+    return replace(opened, info=replace(opened.info, spec=found.make_spec(known)))
 
 
 def _list_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

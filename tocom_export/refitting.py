@@ -166,7 +166,7 @@ def prepare_refit(
         BankError, CheckpointError: one is missing, broken, or of another model.
         DegreeError, InputError: source or scale is out of range.
     """
-    opened, resampled = Checkpoint.open(checkpoint or own, weights_key), ""
+    opened, resampled = Checkpoint.open(checkpoint or own, weights_key, now.spec), ""
     if opened.note:
         tell(opened.note)
     if checkpoint is None:

@@ -135,7 +135,9 @@ class EnginePool:
             _ = self.serving  # it may be closed
             found = {n: serving.variant for n, serving in self._servings.items()}
             present = [found.get(name, self.bundle.variants[name]) for name in self.variants]
-            opened = None if checkpoint is None else Checkpoint.open(checkpoint, weights_key)
+            opened = None
+            if checkpoint is not None:
+                opened = Checkpoint.open(checkpoint, weights_key, self.spec)
             self._exchange(self._loaded.replace_weights(present, opened, bank, source, scale))
 
     def reload(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from tocom_export import export, load, refit
+from tocom_export import EnginePool, export, load, refit
 from tocom_export.cli.main import cli
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.method import Method
@@ -121,6 +121,28 @@ def tower(prefix: str, clip: bool) -> Shapes:
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 
+def beit(prefix: str, own: bool = True, **more: tuple[int, ...]) -> Shapes:
+    shapes = vit(prefix, **more)
+    for i in range(L):
+        layer = f"{prefix}encoder.layer.{i}"
+        del shapes[f"{layer}.attention.attention.key.bias"]
+        shapes |= {f"{layer}.lambda_{which}": (C,) for which in (1, 2)}
+        if own:
+            place = f"{layer}.attention.attention.relative_position_bias"
+            shapes[f"{place}.relative_position_bias_table"] = (52, 2)
+    if not own:
+        shapes[f"{prefix}encoder.relative_position_bias.relative_position_bias_table"] = (52, 2)
+    del shapes[f"{prefix}embeddings.position_embeddings"]
+    return shapes
+
+
+def average(shapes: Shapes, prefix: str) -> Shapes:
+    """With a norm behind the pooling in place of the one before it."""
+    for leaf in ("weight", "bias"):
+        shapes[f"{prefix}pooler.layernorm.{leaf}"] = shapes.pop(f"{prefix}layernorm.{leaf}")
+    return shapes
+
+
 HEAD, WIDE = linear("classifier", 5, C), linear("classifier", 5, 2 * C)
 TEXT: Shapes = {
     "text_model.final_layer_norm.weight": (8,), "text_projection.weight": (8, 8), "logit_scale": (),
@@ -192,6 +214,21 @@ CASES: dict[str, tuple[Config, Shapes, dict[str, Any]]] = {
         {**SIZES, "model_type": "siglip_vision_model"}, tower("", False),
         {"pool": "map", "pool_heads": 2, "pool_mlp_width": M, "activation": "gelu_tanh"},
     ),
+    "beit": (
+        {**SIZES, "model_type": "beit", "use_relative_position_bias": True},
+        {**average(beit("beit.", mask_token=(1, 1, C)), "beit."), **HEAD},
+        {"family": "beit", "relative": "table", "k_bias": False, "pool": "avg",
+         "final_norm": "fc_norm", "positions": False, "layer_scale": True},
+    ),
+    "beit bare": (
+        {**SIZES, "model_type": "beit", "use_mean_pooling": False,
+         "use_shared_relative_position_bias": True},
+        beit("", own=False), {"pool": "token", "final_norm": "norm", "relative": "table"},
+    ),
+    "data2vec-vision": (
+        {**SIZES, "model_type": "data2vec-vision", "use_relative_position_bias": True},
+        {**average(beit("data2vec_vision."), "data2vec_vision."), **HEAD}, {"family": "beit"},
+    ),
     "vit_mae": (
         {**SIZES, "model_type": "vit_mae"},
         {**vit(), "decoder.mask_token": (1, 1, 8), "decoder.decoder_pred.weight": (48, 8)},
@@ -261,6 +298,14 @@ def test_attention_pooling_is_split(write: Write):
     whole = stored["head.attention.in_proj_weight"]
     assert np.array_equal(tensors["attn_pool.q.weight"], whole[:C])
     assert np.array_equal(tensors["attn_pool.kv.weight"], whole[C:])
+
+
+def test_shared_biases_are_each_layers(write: Write):
+    stored, tensors = draw(CASES["beit bare"][1]), Checkpoint.open(write("beit bare")).tensors
+    shared = stored["encoder.relative_position_bias.relative_position_bias_table"]
+    for layer in range(L):
+        own = tensors[f"blocks.{layer}.attn.relative_position_bias_table"]
+        assert np.array_equal(own, shared)
 
 
 def test_a_masked_autoencoder_isnt_proportional(write: Write):
@@ -339,6 +384,13 @@ def test_image_statistics_beside_a_texts(write: Write):
     files = {"processor_config.json": {"image_processor": {**EDGE, **IMAGENET}}}
     opened = load_model(checkpoint=write("clip bare", files))
     assert opened.preprocess == Preprocess(crop_pct=0.8)
+
+
+def test_beit_resizes_both_sides(write: Write):
+    """Where its file is of the time before sizes had names, also if it crops then."""
+    said = {"size": 20, "do_center_crop": True, "crop_size": 16}
+    opened = load_model(checkpoint=write("beit", {"preprocessor_config.json": said}))
+    assert opened.preprocess == Preprocess(*HALF, 0.8, "bicubic", "squash")
 
 
 def test_no_image_statistics(write: Write):
@@ -420,10 +472,10 @@ def test_shards_that_are_missing_or_lack_a_tensor(write: Write):
         ({"model_type": "bert"}, r"model_type 'bert' \(known are vit, deit, .*\) is not supported"),
         ({"model_type": "clip_text_model"}, "a text model is not supported"),
         ({"model_type": "siglip2"}, r"siglip2\): images of varying size \(NaFlex\) is not"),
-        ({"model_type": "beit"}, "relative positions"),
+        ({"model_type": "beit"}, "a model without positions"),
         ({"quantization_config": {"bits": 8}}, "quantized weights"),
         ({"hidden_act": "mish"}, "activation 'mish'"),
-        ({"model_type": None, "architecture": "vit_tiny"}, "It is timm's: give its weights file"),
+        ({"model_type": None}, "config.json has no model_type, nor timm's architecture"),
         ({"image_size": 32}, "17 positions, but images of 32x32, as .* need 65"),
         ({"hidden_size": "many"}, "config.json: width: expected `?int"),
         ({"num_hidden_layers": 0}, "config.json: depth: expected `?int`? >= 1"),
@@ -446,6 +498,7 @@ def test_configs_that_are_refused(write: Write, config: Config, says: str):
         ("dinov3", {"mlp_bias": False}, "biases on some"),
         ("dinov3", {"use_gated_mlp": True}, "another gate than SiLU"),
         ("siglip bare", {"vision_use_head": False}, "SigLIP without its attention pooling"),
+        ("beit", {"image_size": [16, 32]}, "relative positions in images that are no square"),
         ("dinov2", {"mlp_ratio": "two"}, "config.json: a number is missing or none"),
     ],
 )
@@ -473,10 +526,7 @@ def test_folders_that_lack_files(write: Write, tmp_path: Path):
         Checkpoint.open(tmp_path)
     folder = write()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has no model.safetensors.$"):
-        Checkpoint.open(folder)
-    (folder / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"Save it anew with transformers"):
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors, nor pytorch_model.bin.$"):
         Checkpoint.open(folder)
     (folder / "config.json").write_text(" " * 20_000_001)
     with pytest.raises(CheckpointError, match="more than 20000000 bytes"):
@@ -581,3 +631,76 @@ def test_a_pool_that_isnt_the_weights(write: Write, case: str):
     pool = load_model(checkpoint=folder).spec.pool
     with pytest.raises(InputError, match=f"it is {pool}; leave `pool` out"):
         load_model(checkpoint=folder, pool="token")
+
+
+def bare(tmp_path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """A file without a config beside it."""
+    (tmp_path / "elsewhere").mkdir()
+    save_file(tensors, tmp_path / "elsewhere" / "weights.safetensors")
+    return tmp_path / "elsewhere" / "weights.safetensors"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_spec_names_a_bare_files_tensors(write: Write, tmp_path: Path, case: str):
+    folder = load_model(checkpoint=write(case))
+    file = bare(tmp_path, draw(CASES[case][1]))
+    found = Checkpoint.open(file, spec=folder.spec).tensors
+    assert found.keys() == folder.checkpoint.tensors.keys()
+    for name, tensor in folder.checkpoint.tensors.items():
+        assert np.array_equal(found[name], tensor)
+
+
+def test_a_bare_file_refits_a_bundle_and_a_pool(
+    write: Write, tmp_path: Path, make_images: Callable[..., Any]
+):
+    folder = write("clip")
+    bundle = export(checkpoint=folder, bank="none", targets=[2], out=tmp_path / "b", verify=False)
+    images = make_images(bundle.spec)
+    before = bundle.engine("r02").run(images)
+    tensors = draw(CASES["clip"][1])
+    tensors["classifier.bias"] = tensors["classifier.bias"] + np.float32(1)
+    file = bare(tmp_path, tensors)
+    with EnginePool(bundle.path, threads=1) as pool:
+        pool.refit(checkpoint=file)
+        assert np.allclose(pool.run(images), before + 1, atol=1e-4)
+    refit(bundle, checkpoint=file, verify=False)
+    assert np.allclose(load(bundle.path).engine("r02").run(images), before + 1, atol=1e-4)
+
+
+def test_a_bare_file_of_another_model(write: Write, tmp_path: Path):
+    spec = load_model(checkpoint=write("vit")).spec
+    file = bare(tmp_path, draw(CASES["siglip bare"][1]))
+    with pytest.raises(CheckpointError, match=r"weights.safetensors: \d+ of \d+ tensors of my-mod"):
+        Checkpoint.open(file, spec=spec).check(spec)
+
+
+def test_names_of_a_parallel_model(write: Write, tmp_path: Path):
+    spec = load_model(checkpoint=write("vit")).spec
+    tensors = draw(CASES["vit"][1])
+    file = bare(tmp_path, {f"module.{name}": tensor for name, tensor in tensors.items()})
+    assert Checkpoint.open(file, spec=spec).check(spec) == spec
+    save_file({**tensors, "module.vit.layernorm.bias": np.ones(C, np.float32)}, file)
+    with pytest.raises(CheckpointError, match=r"two tensors are layernorm.bias"):
+        Checkpoint.open(file, spec=spec)
+
+
+@pytest.mark.parametrize("case", ["clip", "beit"])
+def test_pickled_weights(write: Write, tmp_path: Path, case: str):
+    torch = pytest.importorskip("torch")
+    folder = write(case)
+    expected = {name: np.array(t) for name, t in Checkpoint.open(folder).tensors.items()}
+    spec = load_model(checkpoint=folder).spec
+    state = {name: torch.from_numpy(tensor) for name, tensor in draw(CASES[case][1]).items()}
+    for name in ("vision_model.embeddings.position_ids", "beit.x.relative_position_index"):
+        state[name] = torch.arange(17)  # older versions wrote them
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    torch.save(state, tmp_path / "alone.bin")
+    for opened in (
+        Checkpoint.open(folder), Checkpoint.open(folder / "pytorch_model.bin"),
+        Checkpoint.open(tmp_path / "alone.bin", spec=spec),
+    ):  # fmt: skip
+        assert opened.check(spec) == spec
+        assert all(np.array_equal(opened.tensors[name], expected[name]) for name in expected)
+    with pytest.raises(CheckpointError, match=r"alone.bin has the names .* config.json"):
+        Checkpoint.open(tmp_path / "alone.bin")

@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, InputError
-from ..io.pickles import AVERAGED, SUFFIXES, clean_names, load_pickle
+from ..io.pickles import AVERAGED, SUFFIXES, StateDict, clean_names, load_pickle
 from ..io.tensors import NUMPY_TYPES, is_finite, map_tensors, read_header
-from ..model.huggingface.files import CONFIG
-from ..model.huggingface.folder import is_huggingface, open_folder
+from ..model.catalogue import is_known, known_model
+from ..model.huggingface.files import CONFIG, read_record, read_weights
+from ..model.huggingface.folder import open_folder
+from ..model.huggingface.names import is_huggingface, list_needed, strip_names, to_timm
 from ..model.spec import VitSpec
+from ..model.timm_folder import TimmModel, is_timm, is_timm_folder, open_timm_folder
 from .bank import holds_bank
 from .metadata import ModelInfo, from_metadata
 from .method import Method
@@ -36,18 +39,25 @@ class Checkpoint:
     note: str = ""
     """What a person should know of which weights these are; empty where there is no choice."""
     config: Path | None = None
-    """Of a Hugging Face model what ``info`` is from."""
+    """Of a folder, or a file in one, what ``info`` is from."""
+    timm: TimmModel | None = None
+    """What a folder of timm's says, from which ``info`` has no spec where the package doesn't list
+    the architecture."""
 
     @classmethod
-    def open(cls, file: Path | str, weights_key: str | None = None) -> Checkpoint:
+    def open(
+        cls, file: Path | str, weights_key: str | None = None, spec: VitSpec | None = None
+    ) -> Checkpoint:
         """Open a .safetensors, .pth, .pt, .bin or .tar file (the latter four need torch).
 
         Names lose the prefixes that parallel and compiled models give them. A folder, or a file
-        with a ``config.json`` beside it, may be Hugging Face's; it gets timm's names.
+        with a ``config.json`` beside it, may be Hugging Face's or timm's; it gets timm's names.
 
         Args:
             weights_key: the entry of a pickled file that holds the weights; default: as timm, the
                 averaged (EMA) ones where there are any, which ``note`` then says.
+            spec: the model that the weights are for, where that is known; with it a file of
+                Hugging Face's needs no ``config.json``.
 
         Raises:
             CheckpointError: the file is missing, truncated or of another format.
@@ -57,20 +67,18 @@ class Checkpoint:
         file = Path(file)
         if file.is_dir():
             _refuse_key(file, weights_key)
-            return cls._from_huggingface(file)
+            read_record(file / CONFIG)  # tells of folders that are none of these
+            return cls._from_folder(file, file, read_weights(file))
         if file.suffix in SUFFIXES:
-            return cls._unpickle(file, weights_key)
+            state = load_pickle(file, weights_key, choose=list_needed)
+            note = _tell_averaged(state, file, weights_key)
+            return cls._name(file, state.tensors, ModelInfo(), note, spec)
         stored, metadata = read_header(file)
         _refuse_key(file, weights_key)
         if holds_bank(stored):
             raise CheckpointError(f"{file} is a ToCom bank, not a model's weights.")
         if is_huggingface(stored):
-            if not (file.parent / CONFIG).exists():
-                raise CheckpointError(
-                    f"{file} has the names of Hugging Face's transformers, which need the "
-                    f"{CONFIG} that it was saved with beside it."
-                )
-            return cls._from_huggingface(file.parent, file)
+            return cls._name(file, read_weights(file.parent, file), ModelInfo(), "", spec)
         for name, tensor in stored.items():
             if tensor.dtype not in NUMPY_TYPES:
                 raise CheckpointError(
@@ -81,30 +89,50 @@ class Checkpoint:
         except InputError as error:
             raise CheckpointError(f"{file}: {error}") from None
         names, tensors = clean_names(stored, file), map_tensors(stored)
-        return cls(file, {names[name]: tensor for name, tensor in tensors.items()}, info)
+        cleaned = {names[name]: tensor for name, tensor in tensors.items()}
+        return cls._name(file, cleaned, info, "", spec)
 
     @classmethod
-    def _from_huggingface(cls, folder: Path, file: Path | None = None) -> Checkpoint:
-        found = open_folder(folder, file)
+    def _name(
+        cls,
+        file: Path,
+        tensors: Mapping[str, Array],
+        info: ModelInfo,
+        note: str,
+        spec: VitSpec | None,
+    ) -> Checkpoint:
+        """Of a file's tensors what its folder, or the spec, makes of them."""
+        folder = file.parent
+        if is_huggingface(tensors):
+            if (folder / CONFIG).exists():
+                return cls._from_folder(folder, file, tensors, note)
+            if spec is None:
+                raise CheckpointError(
+                    f"{file} has the names of Hugging Face's transformers, which need the "
+                    f"{CONFIG} that it was saved with beside it."
+                )
+            tensors = to_timm(strip_names(tensors, file), spec, file)
+        elif info == ModelInfo() and is_timm_folder(folder):
+            return cls._from_folder(folder, file, tensors, note)
+        return cls(file, tensors, info, note)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, file: Path, weights: Mapping[str, Array], note: str = ""
+    ) -> Checkpoint:
+        config = folder / CONFIG
+        if is_timm(read_record(config)):
+            timm, spec = open_timm_folder(folder, weights), None
+            if is_known(timm.architecture):
+                spec = timm.make_spec(known_model(timm.architecture)[0])
+            info = ModelInfo(spec, classes=timm.classes, preprocess=timm.preprocess)
+            return cls(file, timm.tensors, info, note, config, timm)
+        found = open_folder(folder, weights)
         method = Method("tome", proportional=False) if found.masked else None
         info = ModelInfo(
             found.spec, method=method, classes=found.classes, preprocess=found.preprocess
         )
-        return cls(file or folder, found.tensors, info, config=folder / CONFIG)
-
-    @classmethod
-    def _unpickle(cls, file: Path, key: str | None) -> Checkpoint:
-        state, note = load_pickle(file, key), ""
-        others = ", ".join(state.others)
-        if not state.tensors and others:
-            raise CheckpointError(
-                f"{file} has no weights where they are looked for; `weights_key` says in which of "
-                f"its entries they are: {others}."
-            )
-        if key is None and state.key in AVERAGED:
-            note = f"{file}: the averaged weights are taken, {state.key}."
-            note += f" `weights_key` chooses others: {others}." if others else ""
-        return cls(file, state.tensors, ModelInfo(), note)
+        return cls(file, found.tensors, info, note, config)
 
     def check(self, spec: VitSpec, advice: str = "Is it of another model?") -> VitSpec:
         """The spec with this checkpoint's number of classes, once every tensor fits it.
@@ -187,6 +215,24 @@ class Checkpoint:
                 "leave `source` out."
             )
         return next(source for source in (given, known, default) if source is not None)
+
+
+def _tell_averaged(state: StateDict, file: Path, key: str | None) -> str:
+    """What a person should know of the entry that was taken.
+
+    Raises:
+        CheckpointError: there are weights elsewhere alone.
+    """
+    others = ", ".join(state.others)
+    if not state.tensors and others:
+        raise CheckpointError(
+            f"{file} has no weights where they are looked for; `weights_key` says in which of "
+            f"its entries they are: {others}."
+        )
+    if key is not None or state.key not in AVERAGED:
+        return ""
+    note = f"{file}: the averaged weights are taken, {state.key}."
+    return note + (f" `weights_key` chooses others: {others}." if others else "")
 
 
 def _refuse_key(file: Path, key: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,13 @@ class StateDict:
     """Other entries that hold weights."""
 
 
-def load_pickle(file: Path, key: str | None = None, *, averaged: bool = True) -> StateDict:
+def load_pickle(
+    file: Path,
+    key: str | None = None,
+    *,
+    averaged: bool = True,
+    choose: Callable[[Iterable[str]], Iterable[str]] = list,
+) -> StateDict:
     """The tensors of a state dict, unwrapped from ``{"model": ...}`` and the like.
 
     Unpickles with ``weights_only=True``: a file that wants to run code is refused. bfloat16
@@ -42,12 +48,15 @@ def load_pickle(file: Path, key: str | None = None, *, averaged: bool = True) ->
         key: the entry to read; default: as timm, the averaged (EMA) weights where there are any,
             else ``state_dict`` or ``model``, else the file itself.
         averaged: whether the default may be averaged weights.
+        choose: which of the tensors' names are taken.
 
     Raises:
         CheckpointError: not such a file, one that holds more than tensors, or without the entry.
         MissingPackageError: torch is not installed.
     """
     content = _unpickle(file)
+    import torch  # it is installed, then
+
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a state dict.")
     found = [name for name, value in content.items() if isinstance(value, dict) and value]
@@ -61,7 +70,9 @@ def load_pickle(file: Path, key: str | None = None, *, averaged: bool = True) ->
     for _ in _PLAIN:  # one in another
         state = next((state[n] for n in _PLAIN if isinstance(state.get(n), dict)), state)
     others = (name for name in found if name != key and _holds_tensors(content[name]))
-    return StateDict(_to_arrays(state, file), key, tuple(map(str, others)))
+    tensors = {str(name): t for name, t in state.items() if isinstance(t, torch.Tensor)}
+    chosen = {name: tensors[name] for name in choose(tensors)}
+    return StateDict(_to_arrays(chosen, file), key, tuple(map(str, others)))
 
 
 def clean_names(names: Iterable[str], file: Path) -> dict[str, str]:
@@ -114,11 +125,10 @@ def _holds_tensors(state: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, torch.Tensor) for value in state.values())
 
 
-def _to_arrays(state: Mapping[Any, Any], file: Path) -> dict[str, npt.NDArray[Any]]:
+def _to_arrays(found: Mapping[str, Any], file: Path) -> dict[str, npt.NDArray[Any]]:
     import torch
 
     known = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    found = {str(name): t for name, t in state.items() if isinstance(t, torch.Tensor)}
     tensors = {}
     for name, short in clean_names(found, file).items():
         tensor = found[name]

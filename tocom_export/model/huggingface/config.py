@@ -17,8 +17,6 @@ _ACTIVATIONS = {
     "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 _REFUSED = {
-    "beit": "relative positions of BEiT as transformers names them",
-    "data2vec-vision": "relative positions of BEiT as transformers names them",
     "siglip2": "images of varying size (NaFlex)",
     "siglip2_vision_model": "images of varying size (NaFlex)",
     "clip_text_model": "a text model",
@@ -29,9 +27,13 @@ _BASE: dict[str, Any] = {
     "intermediate_size": 3072, "image_size": 224, "patch_size": 16, "hidden_act": "gelu",
     "num_channels": 3, "layer_norm_eps": 1e-12, "qkv_bias": True,
 }  # fmt: skip
+_BEIT = {
+    "use_mean_pooling": True, "use_absolute_position_embeddings": False,
+    "use_relative_position_bias": False, "use_shared_relative_position_bias": False,
+}  # fmt: skip
 _DINOV2 = {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "use_swiglu_ffn": False}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "vit": {}, "deit": {}, "vit_mae": {},
+    "vit": {}, "deit": {}, "vit_mae": {}, "beit": _BEIT, "data2vec-vision": _BEIT,
     "dinov2": _DINOV2,
     "dinov2_with_registers": {**_DINOV2, "num_register_tokens": 4},
     "dinov3_vit": {
@@ -60,8 +62,6 @@ class Description:
     """Of a VitSpec."""
     heads: tuple[str, ...] = ("classifier.weight", "cls_classifier.weight")
     """Tensors of which one, where it is there, has a row for each class."""
-    unused: tuple[str, ...] = ()
-    """Beginnings of names of tensors that this model has and doesn't use."""
 
     @property
     def embeds(self) -> bool:
@@ -72,10 +72,6 @@ class Description:
     def masked(self) -> bool:
         """Whether it was trained as a masked autoencoder."""
         return self.kind == "vit_mae"
-
-    def leaves_out(self, name: str) -> bool:
-        """Whether a tensor is there and isn't used."""
-        return name.startswith(self.unused)
 
     def make_spec(self, classes: int) -> VitSpec:
         """The spec with so many classes.
@@ -116,7 +112,8 @@ def describe(config: Mapping[str, Any], folder: Path, name: str, tensors: Set[st
         "activation": _ACTIVATIONS[c["hidden_act"]], "qkv_bias": c["qkv_bias"],
     }  # fmt: skip
     more = {"deit": _deit, "dinov2": _dinov2, "dinov2_with_registers": _dinov2,
-            "dinov3_vit": _dinov3, "clip": _clip, "siglip": _siglip}  # fmt: skip
+            "dinov3_vit": _dinov3, "clip": _clip, "siglip": _siglip, "beit": _beit,
+            "data2vec-vision": _beit}  # fmt: skip
     try:
         changes, rest = more[kind](c, tensors, need) if kind in more else ({}, {})
     except (TypeError, ValueError, OverflowError):
@@ -127,8 +124,7 @@ def describe(config: Mapping[str, Any], folder: Path, name: str, tensors: Set[st
 def _read_kind(config: Mapping[str, Any], folder: Path) -> str:
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        timm = " It is timm's: give its weights file, and the `model`." * ("architecture" in config)
-        raise CheckpointError(f"{folder / CONFIG} has no model_type.{timm}")
+        raise CheckpointError(f"{folder / CONFIG} has no model_type, nor timm's architecture.")
     if kind in _REFUSED:
         raise UnsupportedModelError(f"{folder} ({kind})", _REFUSED[kind])
     if kind not in SUPPORTED:
@@ -165,6 +161,24 @@ def _deit(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
     return {"registers": 1}, {}  # its distillation token is there, and nobody reads it
 
 
+def _beit(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
+    need("lm_head.weight" not in tensors, "a head that fills in masked patches")
+    own, shared = c["use_relative_position_bias"], c["use_shared_relative_position_bias"]
+    absolute = bool(c["use_absolute_position_embeddings"])
+    need(bool(own or shared or absolute), "a model without positions")
+    # transformers takes a table's rows for its columns there, and scales the one to the other.
+    square = len(set(c["image_size"])) == len(set(c["patch_size"])) == 1
+    need(square or not (own or shared), "relative positions in images that are no square")
+    fields: dict[str, Any] = {
+        "family": "beit", "qkv_bias": True, "k_bias": False, "positions": absolute,
+        "relative": "table" if own or shared else None,
+        "layer_scale": any(name.endswith(".lambda_1") for name in tensors),
+    }  # fmt: skip
+    if c["use_mean_pooling"]:
+        fields |= {"pool": "avg", "final_norm": "fc_norm"}
+    return fields, {}
+
+
 def _dinov2(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
     hidden = int(c["hidden_size"] * c["mlp_ratio"])
     fields: dict[str, Any] = {"layer_scale": True, "mlp_width": hidden}
@@ -198,8 +212,7 @@ def _dinov3(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
 def _clip(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
     fields: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "qkv_bias": True}
     if "classifier.weight" in tensors:  # of the average, which it doesn't normalise
-        fields |= {"pool": "avg", "final_norm": None}
-        return fields, {"unused": ("post_layernorm.", "visual_projection.")}
+        return {**fields, "pool": "avg", "final_norm": None}, {}
     if "visual_projection.weight" in tensors:
         fields["head_bias"] = False
         return fields, {"heads": ("visual_projection.weight",)}
@@ -209,7 +222,7 @@ def _clip(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
 def _siglip(c: Mapping[str, Any], tensors: Set[str], need: _Need) -> Parts:
     fields: dict[str, Any] = {"class_token": False, "qkv_bias": True}
     if "classifier.weight" in tensors:
-        return {**fields, "pool": "avg"}, {"unused": ("head.",)}
+        return {**fields, "pool": "avg"}, {}
     need(bool(c["vision_use_head"]), "SigLIP without its attention pooling and without a head")
     pool = {"pool_heads": c["num_attention_heads"], "pool_mlp_width": c["intermediate_size"]}
     return {**fields, "pool": "map", **pool}, {}

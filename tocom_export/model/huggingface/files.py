@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder: JSON records, and weights in one file or in shards."""
+"""The files of a folder of the hub: JSON records, and weights in one file or in shards."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 from ...errors import CheckpointError, InputError
 from ...io.json_codec import decode, read_json
-from ...io.tensors import StoredTensor, read_header
+from ...io.pickles import SUFFIXES, load_pickle
+from ...io.tensors import Array, StoredTensor, map_tensors, read_header
+from .names import list_needed
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+"""Weights as they were saved before safetensors; torch is needed to read them."""
 _LARGEST = 20_000_000  # bytes; names of 20,000 classes, twice, are one million
 
 
@@ -25,8 +29,8 @@ def read_record(file: Path) -> dict[str, Any]:
         return decode(dict[str, Any], read_json(file, _LARGEST))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{file.parent} has no {file.name}, so it is no folder that transformers saved; "
-            "`checkpoint` is such a folder, or a file."
+            f"{file.parent} has no {file.name}, so it is no folder that transformers or timm "
+            "saved; `checkpoint` is such a folder, or a file."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read: {error.strerror}.") from None
@@ -34,25 +38,38 @@ def read_record(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def read_stored(folder: Path, file: Path | None = None) -> dict[str, StoredTensor]:
-    """Where each tensor lies.
+def read_weights(folder: Path, file: Path | None = None) -> dict[str, Array]:
+    """The tensors that a model may need, safetensors mapped.
 
     Args:
         file: the one to read, unless it is one of several shards; default: what transformers
-            would read.
+            and timm would read.
 
     Raises:
         CheckpointError: a file is missing or broken, or an index leads astray.
+        MissingPackageError: the weights are pickled, and torch isn't installed.
     """
+    if file is None and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        file = folder / PICKLED if (folder / PICKLED).exists() else None
+    if file is not None and file.suffix in SUFFIXES:
+        return dict(load_pickle(file, choose=list_needed).tensors)
+    stored = _read_stored(folder, file)
+    kept = {name: stored[name] for name in list_needed(stored)}
+    tensors: dict[str, Array] = {}
+    for each in sorted({tensor.file for tensor in kept.values()}):
+        tensors |= map_tensors({name: t for name, t in kept.items() if t.file == each})
+    return tensors
+
+
+def _read_stored(folder: Path, file: Path | None) -> dict[str, StoredTensor]:
+    """Where each tensor lies."""
     shards = _read_index(folder / INDEX) if (folder / INDEX).exists() else {}
     if file is not None and file.name not in shards.values():
         return read_header(file)[0]
     if (folder / WEIGHTS).exists() and file is None:  # as in transformers, before the shards
         return read_header(folder / WEIGHTS)[0]
     if not shards:
-        pickled = " Save it anew with transformers, which writes it by default."
-        found = (folder / "pytorch_model.bin").exists()
-        raise CheckpointError(f"{folder} has no {WEIGHTS}.{pickled if found else ''}")
+        raise CheckpointError(f"{folder} has no {WEIGHTS}, nor {PICKLED}.")
     return _read_shards(folder, shards)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...io.tensors import Array, map_tensors
+from ...io.tensors import Array
 from ..preprocess import Preprocess
 from ..spec import VitSpec
 from .config import describe
-from .files import CONFIG, read_record, read_stored
-from .names import is_needed, strip_prefix, to_timm
+from .files import CONFIG, read_record
+from .names import strip_names, to_timm
 from .preprocessor import read_preprocess
 
 _HUB = re.compile(r"models--.*?--(.+)")
@@ -35,38 +35,26 @@ class HuggingFaceModel:
     """Trained as a masked autoencoder, whose attention isn't proportional when tokens merge."""
 
 
-def is_huggingface(names: Iterable[str]) -> bool:
-    """Whether tensors have the names that transformers gives them."""
-    return any(re.search(r"(^|\.)embeddings\.patch_embeddings?\.", name) for name in names)
-
-
 def is_folder(folder: Path) -> bool:
-    """Whether a folder is such a one, and no bundle."""
+    """Whether a folder is of the hub's form, transformers' or timm's, and no bundle."""
     return (folder / CONFIG).exists() and not (folder / "manifest.json").exists()
 
 
-def open_folder(folder: Path, file: Path | None = None) -> HuggingFaceModel:
+def open_folder(folder: Path, weights: Mapping[str, Array]) -> HuggingFaceModel:
     """Read a model that transformers saved.
 
     Args:
-        file: a weights file in the folder; default: ``model.safetensors``, or the shards.
+        weights: transformers' name → array.
 
     Raises:
         CheckpointError: a file is missing or broken, or files contradict each other.
         UnsupportedModelError: it has a part that we don't read.
     """
     config = read_record(folder / CONFIG)
-    stored = read_stored(folder, file)
-    short = {name: strip_prefix(name) for name in stored if is_needed(strip_prefix(name))}
-    description = describe(config, folder, name_model(folder), set(short.values()))
-    heads = [name for name in short if short[name] in description.heads]
-    shape = stored[heads[0]].shape if heads else ()
-    spec = description.make_spec(shape[0] if len(shape) == 2 else 0)
-    kept = {name: stored[name] for name in short if not description.leaves_out(short[name])}
-    tensors: dict[str, Array] = {}
-    for each in sorted({tensor.file for tensor in kept.values()}):
-        mapped = map_tensors({name: t for name, t in kept.items() if t.file == each})
-        tensors |= {short[name]: array for name, array in mapped.items()}
+    tensors = strip_names(weights, folder)
+    description = describe(config, folder, name_model(folder), tensors.keys())
+    heads = [tensors[name] for name in description.heads if name in tensors]
+    spec = description.make_spec(heads[0].shape[0] if heads and heads[0].ndim == 2 else 0)
     converted = to_timm(tensors, spec, folder)
     _check_positions(converted, spec, folder)
     classes = None if description.embeds else _read_classes(config, spec, folder)

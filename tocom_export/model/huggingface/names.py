@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,24 @@ import numpy as np
 from ...errors import CheckpointError
 from ...io.tensors import Array
 from ..spec import VitSpec
-from ..weight_names import layer_scale_name
+from ..weight_names import layer_scale_name, relative_name
 
 _PREFIX = re.compile(
-    r"(?:(?:vit|deit|dinov2|dinov2_with_registers|dinov3_vit|vision_model|model)\.)*"
+    r"(?:(?:_orig_mod|module|vit|deit|dinov2|dinov2_with_registers|dinov3_vit|beit|data2vec_vision"
+    r"|vision_model|model)\.)*"
 )
 _UNNEEDED = re.compile(
-    r"(?:embeddings\.(?:mask_token|position_ids)$|pooler\.|decoder\.|text_model\.|text_projection\."
-    r"|logit_(?:scale|bias)$|rope_embeddings\.)"
+    r"(?:embeddings\.(?:mask_token|position_ids)$|pooler\.(?!layernorm\.)|decoder\.|text_model\."
+    r"|text_projection\.|logit_(?:scale|bias)$|rope_embeddings\.|.*\brelative_position_index$)"
 )
-"""Of pre-training, of text, and tanh poolers, which no head of ours reads."""
+"""Of pre-training, of text, tanh poolers, which no head of ours reads, and what is computed."""
 _LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
+_SCALE = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.lambda_([12])")
+_TABLE = re.compile(
+    r"(?:encoder\.)?(?:layers?\.(\d+)\.(?:attention\.attention\.)?)?"
+    r"(?:relative|shared)_position_bias\.(relative_position_bias_table)"
+)
+"""Of one layer, or of all (without a number)."""
 _IN_LAYER = {
     "layernorm_before": "norm1", "layer_norm1": "norm1", "norm1": "norm1",
     "layernorm_after": "norm2", "layer_norm2": "norm2", "norm2": "norm2",
@@ -47,6 +54,7 @@ _MODULES = {
     "embeddings.patch_embeddings": "patch_embed.proj",
     "embeddings.patch_embedding": "patch_embed.proj",
     "pre_layrnorm": "norm_pre", "layernorm": "norm", "post_layernorm": "norm", "norm": "norm",
+    "pooler.layernorm": "fc_norm",
     "classifier": "head", "cls_classifier": "head", "visual_projection": "head",
     "distillation_classifier": "head_dist",
     "head.attention.out_proj": "attn_pool.proj", "head.layernorm": "attn_pool.norm",
@@ -54,27 +62,53 @@ _MODULES = {
 }  # fmt: skip
 
 
-def strip_prefix(name: str) -> str:
-    """A tensor's name within the model that holds the layers."""
-    return _PREFIX.sub("", name, count=1)
+def is_huggingface(names: Iterable[str]) -> bool:
+    """Whether tensors have the names that transformers gives them."""
+    return any(re.search(r"(^|\.)embeddings\.patch_embeddings?\.", name) for name in names)
 
 
-def is_needed(name: str) -> bool:
-    """Whether a tensor may be of the encoder or its head; by its name without a prefix."""
-    return not _UNNEEDED.match(name)
+def list_needed(names: Iterable[str]) -> list[str]:
+    """The tensors that may be of an encoder or its head: transformers' have more in one file."""
+    named = list(names)
+    if is_huggingface(named):
+        return [name for name in named if not _UNNEEDED.match(_strip(name))]
+    return [name for name in named if not name.endswith(".relative_position_index")]  # integers
 
 
-def to_timm(tensors: Mapping[str, Array], spec: VitSpec, folder: Path) -> dict[str, Array]:
+def strip_names(tensors: Mapping[str, Array], place: Path) -> dict[str, Array]:
+    """Those that are needed, by their names within the model that holds the layers.
+
+    Raises:
+        CheckpointError: two would have one name.
+    """
+    found: dict[str, Array] = {}
+    for name in list_needed(tensors):
+        if (short := _strip(name)) in found:
+            raise CheckpointError(f"{place}: two tensors are {short}; {name} is one of them.")
+        found[short] = tensors[name]
+    return found
+
+
+def to_timm(tensors: Mapping[str, Array], spec: VitSpec, place: Path) -> dict[str, Array]:
     """The same weights as timm has them; a name that we don't know stays as it is.
+
+    What stands beside a head that doesn't read it is left out.
+
+    Args:
+        tensors: as :func:`strip_names` names them.
+        place: the file or folder that they are from.
 
     Raises:
         CheckpointError: two tensors are the same weight.
     """
     found: dict[str, Array] = {}
+    unused = _list_unused(tensors, spec)
     for name, tensor in tensors.items():
+        if name.startswith(unused):
+            continue
         new = _rename(name, spec)
         if new in found:
-            raise CheckpointError(f"{folder}: two tensors are {new}; {name} is one of them.")
+            raise CheckpointError(f"{place}: two tensors are {new}; {name} is one of them.")
         found[new] = tensor
     found = {name: array for name, array in found.items() if array.size or name != "reg_token"}
     for name, rank in {"cls_token": 3, "pos_embed": 3}.items():
@@ -83,7 +117,20 @@ def to_timm(tensors: Mapping[str, Array], spec: VitSpec, folder: Path) -> dict[s
     _join_qkv(found, spec)
     _split_pooling(found, spec)
     _fold_position(found, spec)
+    _spread_table(found, spec)
     return found
+
+
+def _strip(name: str) -> str:
+    return _PREFIX.sub("", name, count=1)
+
+
+def _list_unused(names: Iterable[str], spec: VitSpec) -> tuple[str, ...]:
+    """Beginnings of names that a model with a classifier has and doesn't use (CLIP, SigLIP)."""
+    if "classifier.weight" not in names:
+        return ()
+    norm, pool = spec.final_norm is None, spec.pool != "map"
+    return ("visual_projection.", *["post_layernorm."] * norm, *["head."] * pool)
 
 
 def _rename(name: str, spec: VitSpec) -> str:
@@ -95,6 +142,10 @@ def _rename(name: str, spec: VitSpec) -> str:
             new = "mlp.fc1_x" if spec.mlp == "gated" and module == "mlp.up_proj" else None
             return f"blocks.{layer}.{new or _IN_LAYER[module]}.{leaf}"
         return name
+    if match := _SCALE.fullmatch(name):
+        return layer_scale_name(spec, int(match[1]), int(match[2]))
+    if match := _TABLE.fullmatch(name):
+        return f"{relative_name(spec, int(match[1]))}.{match[2]}" if match[1] else match[2]
     if name == "embeddings.distillation_token":
         return "dist_token" if spec.distilled else "reg_token"
     module, _, leaf = name.rpartition(".")
@@ -138,3 +189,16 @@ def _fold_position(found: dict[str, Array], spec: VitSpec) -> None:
             if token.shape == first.shape:
                 found["cls_token"] = token.astype(np.float32) + first.astype(np.float32)
             found["pos_embed"] = positions[:, 1:]
+
+
+def _spread_table(found: dict[str, Array], spec: VitSpec) -> None:
+    """Biases that layers share into each layer's own, to which they are added (BEiT)."""
+    shared = found.pop(table := "relative_position_bias_table", None)
+    if shared is None:
+        return
+    for layer in range(spec.depth):
+        own = found.get(name := f"{relative_name(spec, layer)}.{table}")
+        if own is None or own.shape != shared.shape:
+            found[name] = shared
+        else:
+            found[name] = own.astype(np.float32) + shared.astype(np.float32)

@@ -17,6 +17,7 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNSAID: dict[str, tuple[tuple[float, ...], tuple[float, ...], int]] = {
     "vit": (_HALF, _HALF, 2), "siglip": (_HALF, _HALF, 3), "clip": (_CLIP_MEAN, _CLIP_STD, 3),
+    "beit": (_HALF, _HALF, 3), "data2vec-vision": (_HALF, _HALF, 3),
     "dinov3_vit": (IMAGENET_MEAN, IMAGENET_STD, 2),
 }  # fmt: skip
 """model_type → mean, std and resample where the file doesn't say."""
@@ -80,7 +81,7 @@ def _read_crop(said: Mapping[str, Any], kind: str) -> tuple[str, float]:
     if isinstance(crop, dict):
         crop = crop.get("height") or crop.get("shortest_edge")
     if isinstance(size, int):  # written before sizes had names
-        square = crop is None or kind == "deit"
+        square = crop is None or kind in ("deit", "beit", "data2vec-vision")
         size = {"height": size} if square else {"shortest_edge": size}
     size = size or {}
     side = size.get("height") or size.get("shortest_edge")
