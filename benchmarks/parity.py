@@ -29,6 +29,7 @@ from tocom_export.io.tensors import read_header
 from tocom_export.training.lora import TrainableBank
 from tocom_export.training.matching import Matching, match
 from tocom_export.training.model import CompressedVit, SidePaths
+from tocom_export.training.pruning import prune
 from tocom_export.training.timm_models import spec_of_name
 from tocom_export.training.torch_engine import load_model, make_runner
 from tocom_export.variant import Variant
@@ -124,10 +125,11 @@ def open_cases(model: str, degrees: Iterable[int], folder: Path) -> Iterator[Cas
 
 @torch.inference_mode()
 def measure_margin(case: Case, images: Tensor) -> float:
-    """How close one image's merges come to a tie, in float64.
+    """How close one image's merges, or what is pruned, come to a tie, in float64.
 
-    The smallest difference between two similarities of which one decides a merge. Float32 knows a
-    similarity to about 1e-7: below that, two runtimes may merge different tokens.
+    The smallest difference between two similarities, or two shares of the class token's attention,
+    of which one decides. Float32 knows a similarity to about 1e-7: below that, two runtimes may
+    merge different tokens.
     """
     smallest = [math.inf]
 
@@ -142,8 +144,17 @@ def measure_margin(case: Case, images: Tensor) -> float:
             smallest.append(float((best[:, remove - 1] - best[:, remove]).min()))
         return match(metric, remove, prefix)
 
+    def watch_pruning(x: Tensor, scores: Tensor, remove: int, prefix: int) -> tuple[Tensor, Tensor]:
+        ranked = scores[:, prefix:].sort(dim=1).values
+        if remove < ranked.shape[1]:
+            smallest.append(float((ranked[:, remove] - ranked[:, remove - 1]).min()))
+        return prune(x, scores, remove, prefix)
+
     model, bank = copy.deepcopy(case.model).double(), copy.deepcopy(case.bank).double()
-    with patch.object(CompressedVit, "match", staticmethod(watch)):
+    with (
+        patch.object(CompressedVit, "match", staticmethod(watch)),
+        patch("tocom_export.training.model.prune", watch_pruning),
+    ):
         model(images.double(), case.variant.degrees, case.side(bank))
     return min(smallest)
 

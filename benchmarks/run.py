@@ -1,7 +1,7 @@
 """Run benchmarks and print a Markdown table.
 
-python benchmarks/run.py [starting] [accepting] [parity] [running] [building] [distilling]
-                         [serving] [peers]
+python benchmarks/run.py [starting] [accepting] [parity] [kinds] [running] [building]
+                         [distilling] [serving] [peers]
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import sys
 
 from common import describe_machine
 
-ALL = ("starting", "accepting", "parity", "running", "building", "distilling", "serving", "peers")
+ALL = (
+    "starting", "accepting", "parity", "kinds", "running", "building", "distilling", "serving",
+    "peers",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -73,6 +73,7 @@ def _build_vit(spec: VitSpec, drop_path: float) -> nn.Module:
         pre_norm=spec.pre_norm,
         final_norm=spec.final_norm is not None,
         fc_norm=spec.final_norm == "fc_norm",
+        pool_include_prefix=spec.pool_prefix,
         embed_norm_layer=_norm_layer(spec) if spec.patch_norm else None,
         block_fn=ResPostBlock if spec.post_norm else Block,
         act_layer=get_act_layer(spec.activation),
@@ -91,7 +92,10 @@ def _build_eva(spec: VitSpec, drop_path: float) -> nn.Module:
             "rope_grid_offset": spec.rotary.offset,
             "ref_feat_shape": spec.rotary.reference,
         }
+    # Said where it is needed alone: older versions of timm don't know it.
+    scales: dict[str, Any] = {} if spec.mlp_scale else {"attn_only_layer_scale": True}
     return Eva(
+        **scales,
         **_shared(spec, drop_path),
         mlp_ratio=_ratio(spec.mlp_width, spec),
         swiglu_mlp=spec.mlp != "plain",

@@ -125,7 +125,7 @@ class CompressedVit(nn.Module):
         """What a branch (B, N, C) adds to the tokens: scaled, or normed, or as it is."""
         if self.spec.post_norm:
             branch = getattr(block, f"norm{which}")(branch)
-        elif self.spec.layer_scale:
+        elif which in self.spec.scaled:
             scale = layer_scale_name(self.spec, 0, which).removeprefix("blocks.0.")
             scaled = getattr(block, scale.removesuffix(".gamma"))
             branch = scaled(branch) if scale.endswith(".gamma") else scaled * branch

@@ -148,6 +148,24 @@ def test_a_missing_file_is_missing_without_torch_too(
     assert "torch" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("naflexvit_base_patch16_siglip", "NaFlexVit (images of varying size)"),
+        ("samvit_base_patch16", "VisionTransformerSAM (windows, relative positions)"),
+        ("vit_small_r26_s32_224", "HybridEmbed (convolutions)"),
+        ("swinv2_tiny_window8_256", "SwinTransformerV2"),
+    ],
+)
+def test_a_vit_of_another_kind_is_refused_by_its_part_on_a_base_install(
+    fails: Run, monkeypatch: pytest.MonkeyPatch, model: str, part: str
+):
+    for module in ("timm", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    options = ("--model", model, "--bank", "none", "--targets", "8")
+    fails("build", *options, says=(f"{model}: ", part, "is not supported."))
+
+
 def test_a_pickle_without_torch(fails: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     file = tmp_path / "mine.pth"
     file.touch()

@@ -63,9 +63,9 @@ def test_json_keeps_every_field():
         final_norm=None, family="relpos", norms="rms", positions=False,
         rotary=Rotary("cat", 100.0, True, "xy", 1.0, (4, 6)), relative="mlp", relative_width=8,
         patch_norm=True, post_norm=True, k_bias=False, split_qkv=True, attention_norm=True,
-        mlp="gated", mlp_norm=True, head_bias=False,
+        mlp="gated", mlp_norm=True, head_bias=False, mlp_scale=False,
     )  # fmt: skip
-    left_out = {"distilled", "adapter_width", "pool_heads", "pool_mlp_width"}
+    left_out = {"distilled", "adapter_width", "pool_heads", "pool_mlp_width", "pool_prefix"}
     assert encode(spec, defaults=False).keys() == {f.name for f in fields(spec)} - left_out
     assert encode(spec).keys() == {f.name for f in fields(spec)} - left_out | {
         "distilled", "adapter_width",
@@ -167,6 +167,21 @@ def test_image_smaller_than_a_patch():
 def test_token_pool_needs_a_class_token():
     with pytest.raises(InputError, match="class token"):
         decode(VitSpec, {**BASE, "class_token": False})
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "token_avg"])
+def test_only_attention_pooling_reads_the_prefix_beside_it(pool: str):
+    with pytest.raises(InputError, match=f"pool '{pool}' reads no prefix"):
+        decode(VitSpec, {**BASE, "pool": pool, "pool_prefix": True})
+
+
+def test_the_branches_that_are_scaled():
+    def scaled(**changes: bool) -> tuple[int, ...]:
+        return decode(VitSpec, {**BASE, **changes}).scaled
+
+    assert scaled() == scaled(mlp_scale=False) == ()
+    assert scaled(layer_scale=True) == (1, 2)
+    assert scaled(layer_scale=True, mlp_scale=False) == (1,)
 
 
 @pytest.mark.parametrize(

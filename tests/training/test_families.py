@@ -40,6 +40,8 @@ NAMES = (
     "vit_relpos_base_patch16_cls_224",  # an MLP of relative positions, a class token
     "vit_srelpos_small_patch16_224",  # one for all layers
     "vit_relpos_small_patch16_rpn_224",
+    "vit_base_patch16_sapiens2",  # layer scale of attention alone
+    "test_vit3",  # attention pooling that reads the registers
 )
 DEGREES: dict[str, Any] = {"r00": 0, "r04": 4, "mixed": [5, 0, 3]}
 

@@ -23,7 +23,7 @@ def add_residual(
         which: 1 after attention, 2 after the MLP.
     """
     with builder.scope(f"blocks.{layer}.residual{which}"):
-        if spec.layer_scale:
+        if which in spec.scaled:
             scale = builder.weight(layer_scale_name(spec, layer, which))
             branch = builder.op("Mul", branch, scale)
         branch = builder.to_stream(branch)

@@ -42,8 +42,11 @@ def _table() -> dict[str, dict[str, Any]]:
 @cache
 def _unsupported() -> dict[str, str]:
     """A timm model's name → the part of it that a spec can't express."""
-    parts: dict[str, list[str]] = parse_json((ASSETS / "unsupported_models.json").read_bytes())
-    return {name: part for part, names in parts.items() for name in names}
+    known = parse_json((ASSETS / "unsupported_models.json").read_bytes())
+    classes: dict[str, dict[str, dict[str, int]]] = known["classes"]  # part → name → weights of it
+    return {
+        name: part for parts in classes.values() for part, names in parts.items() for name in names
+    }
 
 
 def is_known(name: str) -> bool:

@@ -141,9 +141,9 @@ def _describe_relative(vit: Any, family: str, need: Need) -> dict[str, Any]:
 def _describe_pool(name: str, vit: Any, need: Need) -> dict[str, Any]:
     """What the head reads, as a spec has it."""
     need(vit.global_pool in ("token", "avg", "map", "token_avg"), f"pooling {vit.global_pool!r}")
-    whole = getattr(vit, "pool_include_prefix", False)
-    need(not whole, "pooling that includes the prefix tokens")
+    whole = bool(getattr(vit, "pool_include_prefix", False))
     if vit.global_pool != "map":
+        need(not whole, "pooling that includes the prefix tokens")
         return {"pool": vit.global_pool}
     pool = vit.attn_pool
     need(kind(pool) == "AttentionPoolLatent", f"attention pooling {kind(pool)}")
@@ -157,7 +157,8 @@ def _describe_pool(name: str, vit: Any, need: Need) -> dict[str, Any]:
     same = activation == wanted and (kind(vit) == "Eva" or not gated)
     need(same, "attention pooling of another activation")
     hidden = pool.mlp.fc1.out_features
-    return {"pool": "map", "pool_heads": pool.num_heads, "pool_mlp_width": hidden}
+    sizes = {"pool_heads": pool.num_heads, "pool_mlp_width": hidden}
+    return {"pool": "map", "pool_prefix": whole, **sizes}
 
 
 def preprocess_from_cfg(cfg: Mapping[str, Any]) -> Preprocess:

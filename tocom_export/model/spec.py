@@ -99,6 +99,10 @@ class VitSpec:
     pool_heads: Count = field(default=0, metadata=LATER)
     """Heads of attention pooling."""
     head_bias: bool = field(default=True, metadata=LATER)
+    pool_prefix: bool = field(default=False, metadata=LATER)
+    """Whether attention pooling of a plain ViT reads the prefix tokens, too."""
+    mlp_scale: bool = field(default=True, metadata=LATER)
+    """Whether LayerScale, where there is one, scales the MLP's branch beside attention's."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.model, re.ASCII):  # it becomes a folder's name
@@ -115,6 +119,8 @@ class VitSpec:
             raise InputError(f"model spec: pool {self.pool!r} needs a class token.")
         if {self.pool == "map"} != {bool(self.pool_mlp_width), bool(self.pool_heads)}:
             raise InputError("model spec: pool 'map', its heads and its MLP need one another.")
+        if self.pool_prefix and self.pool != "map":
+            raise InputError(f"model spec: pool {self.pool!r} reads no prefix tokens beside it.")
         if self.pool_heads and self.width % self.pool_heads:
             raise InputError(
                 f"model spec: {self.pool_heads} heads can't share {self.width} channels."
@@ -164,6 +170,11 @@ class VitSpec:
         return self.rotary is not None or self.relative is not None
 
     @property
+    def scaled(self) -> tuple[int, ...]:
+        """The branches that LayerScale scales: 1 of attention, 2 of the MLP."""
+        return ((1, 2) if self.mlp_scale else (1,)) if self.layer_scale else ()
+
+    @property
     def outputs(self) -> int:
         """Numbers per image: classes, or features where there is no head."""
         return self.classes or self.features
@@ -171,7 +182,7 @@ class VitSpec:
     @property
     def pooled_from(self) -> int:
         """The first token that attention pooling reads: timm's Eva reads its prefix, too."""
-        return 0 if self.family == "eva" else self.prefix
+        return 0 if self.family == "eva" or self.pool_prefix else self.prefix
 
     @property
     def pool_activation(self) -> Activation:

@@ -56,11 +56,13 @@ def _describe(name: str, block: Any, width: int, need: Need) -> dict[str, Any]:
         known = ("NoneType", "Identity", "LayerScale")
         need(kind(scale) in known, f"layer scale {kind(scale)}")
     scales = [_has_scale(block, which) for which in (1, 2)]
-    need(scales[0] == scales[1], "layer scale on one of two branches")
+    attention_only = kind(block) == "EvaBlock" and scales == [True, False]
+    need(scales[0] == scales[1] or attention_only, "layer scale on one of two branches")
     return {
         **fields,
         "linear_bias": biases == {False},
         "layer_scale": scales[0],
+        "mlp_scale": not attention_only,
         "post_norm": kind(block) in _POST_NORM,
         "adapter_width": _adapter_width(mlp),
     }

@@ -14,6 +14,7 @@ Need = Callable[[bool, str], None]
 _WORDS = {
     "VisionTransformerSAM": "windows, relative positions",
     "HybridEmbed": "convolutions",
+    "NaFlexVit": "images of varying size",
 }
 """What some classes of timm have that a spec can't express; the names of others say it."""
 

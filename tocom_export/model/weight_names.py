@@ -102,9 +102,8 @@ def _layer(shapes: Shapes, spec: VitSpec, layer: int) -> None:
     if spec.adapter_width:
         _linear(shapes, f"{block}.mlp.adapter_down", spec.adapter_width, c, True)
         _linear(shapes, f"{block}.mlp.adapter_up", c, spec.adapter_width, True)
-    if spec.layer_scale:
-        for which in (1, 2):
-            shapes[layer_scale_name(spec, layer, which)] = (c,)
+    for which in spec.scaled:
+        shapes[layer_scale_name(spec, layer, which)] = (c,)
 
 
 def _relative(shapes: Shapes, spec: VitSpec, name: str) -> None:

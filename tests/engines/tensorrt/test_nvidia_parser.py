@@ -40,7 +40,7 @@ FAMILIES = (
     "eva02_tiny_patch14_224", "eva02_base_patch14_224", "vit_small_patch16_rope_mixed_224",
     "vit_pe_core_tiny_patch16_384", "beit3_base_patch16_224", "aimv2_large_patch14_224",
     "beit_base_patch16_224", "vit_relpos_base_patch16_cls_224", "vit_srelpos_small_patch16_224",
-    "vit_relpos_small_patch16_rpn_224",
+    "vit_relpos_small_patch16_rpn_224", "vit_base_patch16_sapiens2", "test_vit3",
 )  # fmt: skip
 PER_LAYER = (40, 0, 20, 17, 1, 3, 0, 0, 5, 2, 0, 9)
 """A degree of its own for each of the twelve layers."""
