@@ -23,8 +23,8 @@ from common import describe_machine
 from PIL import Image
 
 from tocom_export.bundle.writing import Blueprint
+from tocom_export.engines.accuracy import AccuracyCheck
 from tocom_export.engines.opening import Backend, open_engine
-from tocom_export.engines.verify import AccuracyCheck
 from tocom_export.errors import DeviceError, MissingPackageError
 from tocom_export.exporting import write
 from tocom_export.graph.precision import Precision

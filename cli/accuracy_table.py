@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .output import Output
 
 if TYPE_CHECKING:
-    from tocom_export.engines.verify import AccuracyCheck
+    from tocom_export.engines.accuracy import AccuracyCheck
 
 
 def show_checks(checks: Sequence[tuple[str, AccuracyCheck]], data: str, output: Output) -> None:
@@ -17,7 +17,7 @@ def show_checks(checks: Sequence[tuple[str, AccuracyCheck]], data: str, output: 
     Args:
         data: what was run.
     """
-    from tocom_export.engines.verify import ALLOWED_LOSS
+    from tocom_export.engines.accuracy import ALLOWED_LOSS
     from tocom_export.study.accuracy import format_accuracy
 
     rows = []

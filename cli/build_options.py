@@ -78,6 +78,17 @@ model_options = add_options(
         help="Type of the weights and of the arithmetic; int8 wants --calibrate.",
     ),
     click.option(
+        "--output",
+        "outputs",
+        type=click.Choice(["logits", "embedding"]),
+        multiple=True,
+        help="What engines give: logits, embedding (what the head reads), or both, in the order "
+        "given; repeatable; default: logits where the model has classes, else the embedding.",
+    ),
+    click.option(
+        "--l2-norm", "unit_embedding", is_flag=True, help="Divide each embedding by its length."
+    ),
+    click.option(
         "--classes",
         type=FILE,
         metavar="FILE",

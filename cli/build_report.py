@@ -34,6 +34,7 @@ def report_build(
             "model": bundle.spec.model,
             "precision": bundle.precision,
             "method": bundle.method.name,
+            "outputs": list(bundle.outputs),
             "bytes": bundle.size(),
             "seconds": round(seconds, 3),
             "variants": rows,
@@ -48,7 +49,7 @@ def report_build(
             )
     if checks and all(check.max_difference is None for check in checks.values()):
         output.note(
-            "Engines run, logits are finite; without torch there is nothing to compare them with."
+            "Engines run, outputs are finite; without torch there is nothing to compare them with."
         )
     if times:
         output.note("ms: a quick look at single images on this machine; bench measures.")
@@ -99,11 +100,17 @@ def _show(bundle: Bundle, rows: list[dict[str, Any]], output: Output) -> None:
         "ms": [_format(row["quick_look_ms"], ".2f") for row in rows],
         "accuracy": [_format(row["accuracy"], ".2f", " %") for row in rows],
         "max |Δ|": [_format((row["check"] or {}).get("max_difference"), ".1e") for row in rows],
+        "worst output": [_name_worst(bundle, row["check"]) for row in rows],
         "same top-1": [_format((row["check"] or {}).get("agreement"), ".0f", " %") for row in rows],
     }
     known = {head: cells for head, cells in columns.items() if {*cells} != {"-"}}
     table = [list(row) for row in zip(*known.values(), strict=True)]
     output.table(list(known), table, _make_title(bundle, variants))
+
+
+def _name_worst(bundle: Bundle, check: dict[str, Any] | None) -> str:
+    """Which output the difference is of, where there are several."""
+    return str(check["output"]) if check and len(bundle.outputs) > 1 else "-"
 
 
 def _make_title(bundle: Bundle, variants: list[Variant]) -> str:

@@ -68,6 +68,15 @@ evaluate_options = add_options(
     click.option(
         "--held-out", metavar="DATA", help="Images, not of the test split, for --scale auto."
     ),
+    click.option(
+        "--knn",
+        metavar="DATA",
+        help="Training images with labels: the embedding is measured, each test image taking the "
+        "class that its nearest among them vote for. It needs no head.",
+    ),
+    click.option(
+        "--neighbours", type=click.IntRange(1), help="How many vote in --knn; default: 20."
+    ),
     click.option("--batch", type=click.IntRange(1), default=128, help="Images."),
     click.option("--workers", type=click.IntRange(0), default=0, help="Loading processes."),
     click.option(
@@ -132,7 +141,7 @@ evaluate_options = add_options(
 def check_usage(paths: Sequence[Path], options: Mapping[str, Any]) -> None:
     """Raise InputError where options don't go together, or not with what is evaluated."""
     if not paths:
-        if not options["out"] or any(options[name] for name in ("data", "check", "record")):
+        if not options["out"] or any(options[n] for n in ("data", "knn", "check", "record")):
             raise InputError(
                 "name a checkpoint or a bundle, or `out` alone to show its results anew."
             )
@@ -141,6 +150,8 @@ def check_usage(paths: Sequence[Path], options: Mapping[str, Any]) -> None:
         raise InputError("`data`: name the test images.")
     if (options["scale"] == "auto") != (options["held_out"] is not None):
         raise InputError("`scale` auto and `held_out` DATA need each other.")
+    if options["neighbours"] and options["knn"] is None:
+        raise InputError("`neighbours` is for `knn`: name the images that vote.")
     for name, what in _FOR_BUNDLES.items():
         if options[name] and not any(map(is_bundle, paths)):
             raise InputError(f"`{name}` {what}; name a bundle.")

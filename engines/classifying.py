@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,9 +13,10 @@ import numpy as np
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import CheckFailed, ImageError
+from tocom_export.model.outputs import pluralise
 from tocom_export.model.preprocess import find_images
 
-from .engine import Engine, Logits
+from .engine import Engine, Logits, name_unusable
 
 STDIN = Path("-")
 _BATCH = 16
@@ -26,12 +27,13 @@ class Answer:
     """What an engine says of one image."""
 
     file: str
-    logits: Logits
-    """(classes,) float32; pooled features (width,) of a model without a head."""
+    outputs: Mapping[str, Logits]
+    """By their names, float32: logits (classes,), an embedding (features,)."""
 
     def rank(self, count: int) -> list[tuple[int, float]]:
         """The likeliest classes, and the probability of each, by softmax."""
-        weights = np.exp(self.logits.astype(np.float64) - self.logits.max())
+        logits = self.outputs["logits"].astype(np.float64)
+        weights = np.exp(logits - logits.max())
         shares = weights / weights.sum()
         return [(int(index), float(shares[index])) for index in shares.argsort()[::-1][:count]]
 
@@ -53,17 +55,19 @@ def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator
 
     Raises:
         ImageError: a file is missing or can't be read as an image.
-        CheckFailed: logits are NaN or Inf.
+        CheckFailed: an output is NaN or Inf.
     """
     size, load = bundle.spec.image_size, bundle.preprocess.load
     most = min(_BATCH, engine.largest or _BATCH)
     for begin in range(0, len(files), most):
         part = files[begin : begin + most]
         images = np.stack([load(_open(file), size) for file in part])
-        logits = engine.run(images)
-        if not np.isfinite(logits).all():
-            raise CheckFailed(f"{bundle.graph(engine.variant.name)}: logits are NaN or Inf.")
-        yield from (Answer(str(f), row) for f, row in zip(part, logits, strict=True))
+        found = engine.run_all(images)
+        if name := name_unusable(found):
+            graph = bundle.graph(engine.variant.name)
+            raise CheckFailed(f"{graph}: {pluralise(name)} are NaN or Inf.")
+        for number, file in enumerate(part):
+            yield Answer(str(file), {name: rows[number] for name, rows in found.items()})
 
 
 def _open(file: Path) -> Path | BinaryIO:

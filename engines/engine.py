@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from tocom_export.errors import BundleError, ImageError
 from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
+from tocom_export.model.outputs import Form, pluralise
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
 
@@ -17,7 +19,11 @@ Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Images = npt.NDArray[np.float32]
 """Normalised images (B, C, H, W)."""
 Logits = npt.NDArray[np.float32]
-"""(B, classes); pooled features (B, width) of a model without a head."""
+"""(B, classes); where a bundle gives something else first, that: an embedding (B, features)."""
+Outputs = dict[str, npt.NDArray[Any]]
+"""All that a bundle's engines give, by name, in the manifest's order."""
+Forms = Mapping[str, Form]
+"""What each of them has to be, of one image."""
 
 
 class Engine(Protocol):
@@ -43,10 +49,13 @@ class Engine(Protocol):
         """Images in a batch at the most; None is any number."""
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
+        """The first output, logits (B, classes) as a rule, of images; as of :meth:`run_all`."""
+
+    def run_all(self, images: Images) -> Outputs:
+        """Every output, float32, of normalised images (B, C, H, W) float32, of one run.
 
         Raises:
-            ImageError: as :func:`check_images` and :func:`check_pixels` say.
+            ImageError: as :func:`check_images` and :func:`check_outputs` say.
         """
 
     def refit(self, weights: Tensors) -> None:
@@ -86,38 +95,47 @@ def check_finite(images: Images, precision: Precision) -> None:
         _name_bad_pixels(images)
 
 
-def check_pixels(logits: Logits, images: Images, spec: VitSpec) -> Logits:
-    """The logits of an engine, once they are of the model's shape, and of images of numbers.
+def check_outputs(found: Outputs, images: Images, forms: Forms) -> Outputs:
+    """What an engine gave, once it is of the model's shapes, and of images of numbers.
 
-    A NaN or infinite value reaches its image's logits in floats, so pixels are looked at where
-    these aren't finite; for int8 see :func:`check_finite`.
+    A NaN or infinite value reaches what its image gives in floats, so pixels are looked at where
+    that isn't finite; for int8 see :func:`check_finite`.
 
     Raises:
         ImageError: an image has such a value.
-        BundleError: they are of another shape: the graph is damaged.
+        BundleError: an output is of another shape: the graph is damaged.
     """
-    expected = (len(images), spec.outputs)
-    if logits.shape != expected:
-        raise BundleError(
-            f"the engine gave logits of shape {logits.shape} where {expected} is expected: its "
-            "graph is damaged; build the bundle again."
-        )
-    _refuse_bad_pixels(logits, images)
-    return logits
-
-
-def check_logits(logits: Logits, images: Images) -> None:
-    """Raise ImageError where logits are NaN or infinite, whatever made them so."""
-    _refuse_bad_pixels(logits, images)
-    if not np.isfinite(logits).all():
-        raise ImageError(
-            "logits are NaN or Inf, though all pixels are finite; are the images normalised?"
-        )
-
-
-def _refuse_bad_pixels(logits: Logits, images: Images) -> None:
-    if not np.isfinite(logits).all():
+    for name, form in forms.items():
+        shape, expected = found[name].shape, (len(images), *form.shape)
+        if shape != expected:
+            raise BundleError(
+                f"the engine gave {name} of shape {shape} where {expected} is expected: its graph "
+                "is damaged; build the bundle again."
+            )
+    if name_unusable(found):
         _name_bad_pixels(images)
+    return found
+
+
+def check_usable(found: Outputs, images: Images) -> None:
+    """Raise ImageError where an output is NaN or infinite, whatever made it so."""
+    if name := name_unusable(found):
+        _name_bad_pixels(images)
+        raise ImageError(
+            f"{pluralise(name)} are NaN or Inf, though all pixels are finite; are the images "
+            "normalised?"
+        )
+
+
+def name_unusable(found: Outputs) -> str:
+    """The first output that holds a NaN or an infinite value; empty where none does."""
+    return next((name for name, array in found.items() if not np.isfinite(array).all()), "")
+
+
+def take_first(found: Outputs) -> Logits:
+    """The first of an engine's outputs."""
+    first: Logits = next(iter(found.values()))
+    return first
 
 
 def _name_bad_pixels(images: Images) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
+from tocom_export.model.outputs import OutputName
 from tocom_export.study.accuracy import Run
 from tocom_export.study.subject import Oracle, Subject
 from tocom_export.variant import Variant
@@ -24,17 +25,20 @@ def make_subject(
     oracle: Oracle | None = None,
     *,
     backend: Backend = "onnx",
+    output: OutputName = "logits",
 ) -> Subject:
     """The engines of a bundle on one backend.
 
     Args:
         variants: names or bare degrees; default: all of the bundle.
         oracle: the PyTorch model; None has nothing to check with.
+        output: what accuracy is measured by: logits, or the embedding.
 
     Raises:
         DegreeError: the bundle has no such variant.
-        InputError: a variant was refitted.
+        InputError: the bundle has no such output, or a variant was refitted.
     """
+    name = bundle.find_output(output)
     chosen = tuple(map(bundle.variant, bundle.variants if variants is None else variants))
     for variant in chosen:
         if variant.name in bundle.refitted:
@@ -48,16 +52,16 @@ def make_subject(
         precision = find_precision(open_engine(bundle, chosen[0], backend=backend), precision)
     return Subject(
         bundle.path, bundle.spec, bundle.preprocess, bundle.classes, bundle.method, chosen,
-        runner=lambda variant: _open_run(bundle, variant, backend), backend=backend,
+        runner=lambda variant: _open_run(bundle, variant, backend, name), backend=backend,
         precision=precision, baked=True, oracle=oracle, files=bundle.files,
     )  # fmt: skip
 
 
-def _open_run(bundle: Bundle, variant: Variant, backend: Backend) -> Run:
+def _open_run(bundle: Bundle, variant: Variant, backend: Backend, output: OutputName) -> Run:
     """One variant's run, with the weights that all share where it is not to be compensated."""
     options: dict[str, Any] = {}
     if backend in ("onnx", "openvino"):
         options["compensated"] = variant.compensated
     elif not variant.compensated and bundle.variants[variant.name].baked:
         options["weights"] = read_weights(bundle, WEIGHTS)  # a refit of the plan in memory
-    return run_in_parts(open_engine(bundle, variant, backend=backend, **options))
+    return run_in_parts(open_engine(bundle, variant, backend=backend, **options), output)

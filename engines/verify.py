@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,52 +13,50 @@ import numpy as np
 
 from tocom_export.bundle.manifest import graph_name, plan_name
 from tocom_export.bundle.opening import Bundle
-from tocom_export.errors import CheckFailed
+from tocom_export.errors import CheckFailed, InputError
 from tocom_export.graph.precision import Precision
+from tocom_export.model.outputs import pluralise
 from tocom_export.model.spec import VitSpec
-from tocom_export.study.accuracy import Difference, Score
-from tocom_export.study.evaluate import Measured
 from tocom_export.variant import Variant
 
-from .engine import Backend, Engine, Images, Logits
+from .engine import Backend, Engine, Images, Logits, Outputs
 from .opening import open_engine
 
-Run = Callable[[Images], Logits]
-Oracle = Callable[[Variant, Images], Logits]
-"""A variant and images → the logits that its engines should give."""
+Run = Callable[[Images], Logits | Mapping[str, Logits]]
+"""Images → each output by its name; the array itself where there is one alone."""
+Oracle = Callable[[Variant, Images], Logits | Mapping[str, Logits]]
+"""A variant and images → what its engines should give, in the same form."""
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
-"""What |Δ| of a logit may be, over the largest logit: some five times what rounding alone gives."""
-ALLOWED_LOSS = 0.3
-"""Points of accuracy that an engine may be shown to lose against the model."""
-ALLOWED_DIFFERENCE = 0.1
-"""Points between an fp32 engine and the model, where its logits are not judged beside them."""
+"""What |Δ| of a value may be, over its output's largest: some five times what rounding gives."""
 _BATCH = 16
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one engine's logits compare with the oracle's on the same images."""
+    """How an engine's output compares with the oracle's on some images; the worst of several."""
 
     engine: str
     """Its file: ``r08.onnx``."""
     variant: str
     images: int
     max_difference: float | None
-    """Largest |Δ| of a logit; None where there was no oracle to compare with."""
+    """Largest |Δ| of a value; None where there was no oracle to compare with."""
     tolerance: float | None
     """What |Δ| may be."""
     beyond: int
     """Images with a |Δ| beyond the tolerance."""
     agreement: float | None
-    """Share of images with the oracle's top-1 class, percent."""
+    """Share of images with the oracle's top-1 class, percent; None without logits."""
     finite: bool
-    """Whether no logit is NaN or Inf."""
+    """Whether no value is NaN or Inf."""
     strict: bool
     """Whether the tolerance was given, and so holds for every image."""
     precision: Precision = "fp32"
     backend: Backend = "onnx"
     judged: bool = True
     """Whether |Δ| decides; else the accuracy does, and |Δ| is for finding what is wrong."""
+    output: str = "logits"
+    """Which one this is of."""
 
     @property
     def passed(self) -> bool:
@@ -72,10 +70,15 @@ class Comparison:
         within = self.beyond <= (0 if self.strict else allowed)
         return self.finite and (within or not self.judged)
 
+    @property
+    def share(self) -> float:
+        """|Δ| as a share of what it may be; 0 where there was nothing to compare with."""
+        return (self.max_difference or 0.0) / (self.tolerance or math.inf)
+
     def leave_to_accuracy(self) -> Comparison:
         """The same where labelled images were run, too.
 
-        |Δ| then decides in fp32 alone, where nothing but a tie moves a logit, and where its
+        |Δ| then decides in fp32 alone, where nothing but a tie moves a value, and where its
         tolerance was given.
         """
         return dataclasses.replace(self, judged=self.precision == "fp32" or self.strict)
@@ -85,10 +88,12 @@ class Comparison:
         if self.passed:
             return
         if not self.finite:
-            raise CheckFailed(f"{self.engine} gives logits that are NaN or Inf; {advice}")
+            what = pluralise(self.output)
+            raise CheckFailed(f"{self.engine} gives {what} that are NaN or Inf; {advice}")
+        of = "" if self.output == "logits" else f" of {pluralise(self.output)}"
         raise CheckFailed(
             f"{self.engine} differs from {oracle} on {self.beyond} of {self.images} images (max "
-            f"|Δ| {self.max_difference:.1e}, {self.tolerance:.1e} allowed); {advice}"
+            f"|Δ|{of} {self.max_difference:.1e}, {self.tolerance:.1e} allowed); {advice}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -112,9 +117,10 @@ def verify(
     """Run a bundle's engines of one backend on images (B, C, H, W), one comparison each.
 
     Args:
-        oracle: gives the model's logits; None checks for NaN and Inf alone.
+        oracle: gives what the model does; None checks for NaN and Inf alone.
         variants: names; default: all of the bundle.
-        atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times max |logit|.
+        atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times an output's largest
+            value.
         options: of :func:`~tocom_export.engines.opening.open_engine`. OpenVINO computes float32 in
             float32 unless ``inference_precision`` says otherwise: a CPU's bf16 would hide bugs.
 
@@ -130,8 +136,8 @@ def verify(
         judge = None if oracle is None else partial(oracle, variant)
         precision = find_precision(engine, bundle.precision)
         yield compare(
-            engine.run, images, judge, file_name(variant.name), variant.name, precision,
-            atol=atol, batch=engine.largest or _BATCH, backend=backend,
+            engine.run_all, images, judge, file_name(variant.name), variant.name, precision,
+            atol=atol, batch=engine.largest or _BATCH, backend=backend, outputs=bundle.outputs,
         )  # fmt: skip
 
 
@@ -146,116 +152,70 @@ def compare(
     atol: float | None = None,
     batch: int = _BATCH,
     backend: Backend = "onnx",
+    outputs: Sequence[str] = ("logits",),
 ) -> Comparison:
-    """One engine on images (B, C, H, W), ``batch`` at a time; see :func:`verify`."""
+    """One engine on images (B, C, H, W), ``batch`` at a time; see :func:`verify`.
+
+    Each output is held against its own largest value, and the worst is told.
+
+    Args:
+        outputs: the names of what both give.
+    """
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
-    got = np.concatenate([run(part) for part in batches])
-    finite = bool(np.isfinite(got).all())
-    found = Comparison(
-        engine, variant, len(images), None, None, 0, None, finite, False, precision, backend
+    got = _run_all(run, batches, outputs)
+    wanted = _run_all(oracle, batches, outputs) if oracle else {}
+    first = Comparison(
+        engine, variant, len(images), None, None, 0, None, True, False, precision, backend
     )
-    if oracle is None:
-        return found
-    wanted = np.concatenate([oracle(part) for part in batches])
-    difference = np.abs(got - wanted).max(axis=1)
-    tolerance = TOLERANCES[precision] * float(np.abs(wanted).max()) if atol is None else atol
+    if "logits" in wanted:
+        same = got["logits"].argmax(axis=1) == wanted["logits"].argmax(axis=1)
+        first = dataclasses.replace(first, agreement=100 * float(same.mean()))
+    each = [
+        _judge(dataclasses.replace(first, output=name), got[name], wanted.get(name), atol)
+        for name in outputs
+    ]
+    return max(each, key=_rank)
+
+
+def _judge(blank: Comparison, got: Logits, wanted: Logits | None, atol: float | None) -> Comparison:
+    """The comparison of one output (B, ...)."""
+    blank = dataclasses.replace(blank, finite=bool(np.isfinite(got).all()))
+    if wanted is None:
+        return blank
+    difference = np.abs(got - wanted).reshape(len(got), -1).max(axis=1)
+    share = TOLERANCES[blank.precision]
+    tolerance = share * float(np.abs(wanted).max()) if atol is None else atol
     return dataclasses.replace(
-        found,
+        blank,
         max_difference=float(difference.max()),
         tolerance=tolerance,
         beyond=int((~(difference <= tolerance)).sum()),
-        agreement=100 * float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
         strict=atol is not None,
     )
 
 
-@dataclass(frozen=True)
-class AccuracyCheck:
-    """How right an engine is beside the model, on the same labelled images."""
-
-    variant: str
-    precision: Precision
-    backend: str
-    engine: Score
-    pytorch: Score
-    stored_as: Precision
-    """What the model's weights were rounded to."""
-    alone: bool = False
-    """Whether no logits are judged beside the accuracy; in fp32 that must then be the model's."""
-
-    @property
-    def difference(self) -> Difference:
-        """Accuracy of the engine less the model's."""
-        return self.engine.compare(self.pytorch)
-
-    @property
-    def agreement(self) -> float:
-        """Share of images with the model's top-1 class, percent."""
-        differ = self.engine.count_differences(self.pytorch)
-        return 100 * (self.engine.total - differ) / self.engine.total
-
-    @property
-    def failure(self) -> str:
-        """What is wrong with the engine; empty where it passed.
-
-        A precision costs what it costs: an engine fails where more than :data:`ALLOWED_LOSS` is
-        lost beyond doubt, by the whole of the difference's interval.
-        """
-        if self.engine.unusable:
-            return f"logits are NaN or Inf on {self.engine.unusable} of {self.engine.total} images"
-        points, (_, high) = self.difference.points, self.difference.interval
-        # Rounded: 80.3 - 80.2 is a tenth of a point.
-        if self.alone and self.precision == "fp32" and round(abs(points), 9) > ALLOWED_DIFFERENCE:
-            return f"accuracy is {points:+.2f} points off PyTorch's, ±{ALLOWED_DIFFERENCE} allowed"
-        if high < -ALLOWED_LOSS:
-            return f"accuracy is {-high:.2f} points or more below PyTorch's, {ALLOWED_LOSS} allowed"
-        return ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is shown to be wrong."""
-        return not self.failure
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether it passed and yet may lose more than is allowed: more images would tell.
-
-        Not in fp32, where rounding is no reason to lose any.
-        """
-        low = self.difference.interval[0]
-        return self.passed and self.precision != "fp32" and low < -ALLOWED_LOSS
-
-    def to_json(self) -> dict[str, Any]:
-        """One row: accuracies and differences in percent."""
-        low, high = self.engine.interval
-        least, most = self.difference.interval
-        return {
-            "variant": self.variant,
-            "precision": self.precision,
-            "backend": self.backend,
-            "accuracy": self.engine.accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "images": self.engine.total,
-            "pytorch": self.pytorch.accuracy,
-            "pytorch_weights": self.stored_as,
-            "difference": self.difference.points,
-            "difference_low": least,
-            "difference_high": most,
-            "agreement": self.agreement,
-            "finite": not self.engine.unusable,
-            "passed": self.passed,
-        }
+def _rank(found: Comparison) -> tuple[bool, bool, int, float]:
+    """How bad it is; of two that are as bad otherwise, by |Δ| as a share of what it may be."""
+    return not found.finite, not found.passed, found.beyond, found.share
 
 
-def check_accuracy(found: Measured) -> AccuracyCheck:
-    """What a study measured of an engine beside its oracle, to be judged by that alone."""
-    of, variant, oracle = found.subject, found.variant, found.oracle
-    assert of.oracle is not None and oracle is not None
-    return AccuracyCheck(
-        variant.name, of.precision, of.backend, found.served, oracle, of.oracle.stored_as(variant),
-        alone=True,
-    )  # fmt: skip
+def _run_all(run: Run, batches: Sequence[Images], names: Sequence[str]) -> Outputs:
+    """Each output of all batches.
+
+    Raises:
+        InputError: one array is given for several outputs.
+    """
+    found: list[Mapping[str, Logits]] = []
+    for part in batches:
+        given = run(part)
+        if isinstance(given, np.ndarray):
+            if len(names) > 1:
+                raise InputError(
+                    f"`oracle` gives one array; {', '.join(names)} are wanted, each by its name."
+                )
+            given = {names[0]: given}
+        found.append(given)
+    return {name: np.concatenate([part[name] for part in found]) for name in names}
 
 
 def find_precision(engine: Engine, stored: Precision) -> Precision:

@@ -45,7 +45,7 @@ def check(
     """Run every engine once in each backend; against the PyTorch model where that can be had.
 
     Raises:
-        CheckFailed: an engine differs from the model, or its logits are NaN or Inf.
+        CheckFailed: an engine differs from the model, or gives what is NaN or Inf.
     """
     if wanted is False:
         return
@@ -58,8 +58,8 @@ def check(
     if is_installed("torch", "timm"):
         from tocom_export.training.torch_engine import make_oracle
 
-        oracle = make_oracle(bundle, blueprint.weights.bank)
-    # Whether logits are finite one image shows as well as twenty, which agreement takes.
+        oracle = make_oracle(bundle, blueprint.weights.bank).run_all
+    # Whether outputs are finite one image shows as well as twenty, which agreement takes.
     images = sample_images(bundle.spec) if oracle else sample_images(bundle.spec, 1)
     comparisons: list[Comparison] = []
     with progress("checking", len(backends) * len(bundle.variants)) as advance:
@@ -99,7 +99,7 @@ def add_plans(
     if images is not None and oracle:
         tell(f"The plans were run, and agree with {name}.")
     elif images is not None:
-        tell("The plans were run, and their logits are finite; there was nothing to compare them "
+        tell("The plans were run, and what they give is finite; there was nothing to compare them "
              "with: neither torch and timm nor onnxruntime is installed.")  # fmt: skip
     else:
         tell(f"The plans were not run: {'verify is off' if gpu else 'there is no GPU here'}.")
@@ -113,9 +113,9 @@ def _choose_oracle(bundle: Bundle) -> tuple[str, Oracle | None]:
     if is_installed("torch", "timm"):
         from tocom_export.training.torch_engine import make_oracle
 
-        return "the PyTorch model", make_oracle(bundle)
+        return "the PyTorch model", make_oracle(bundle).run_all
     if is_installed("onnxruntime"):
         return "ONNX Runtime on the same graph", lambda variant, images: bundle.engine(
             variant.name
-        ).run(images)
+        ).run_all(images)
     return "", None

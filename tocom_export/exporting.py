@@ -53,6 +53,8 @@ def export(
     crop_pct: float | None = None,
     interpolation: str | None = None,
     calibrate: Path | str | None = None,
+    outputs: Sequence[str] = (),
+    unit_embedding: bool = False,
     backends: Sequence[str] = ("onnx",),
     verify: bool | None = None,
     force: bool = False,
@@ -85,6 +87,9 @@ def export(
         mean, std, crop_pct, interpolation: image statistics, in place of the model's.
         calibrate: for int8, a folder of images like those that it will see; ``none`` finds the
             ranges at each run, which ONNX Runtime alone is fast at.
+        outputs: what engines give, ``logits``, ``embedding`` (what the head reads), or both;
+            default: logits where the model has classes, else the embedding.
+        unit_embedding: divide each embedding by its length, in the graph.
         backends: what the engines are checked in: ``onnx``, ``openvino``.
         verify: run the engines against the PyTorch model; default where torch is installed.
         force: replace an existing bundle.
@@ -95,7 +100,8 @@ def export(
     blueprint = prepare(
         model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision,
         weights_key=weights_key, image_size=image_size, pool=pool, classes=classes, mean=mean,
-        std=std, crop_pct=crop_pct, interpolation=interpolation,
+        std=std, crop_pct=crop_pct, interpolation=interpolation, outputs=outputs,
+        unit_embedding=unit_embedding,
     )  # fmt: skip
     out = Path(out) if out else default_out(blueprint)
     return write(blueprint, out, calibrate=calibrate, backends=backends, verify=verify, force=force)

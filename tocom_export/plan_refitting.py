@@ -55,13 +55,13 @@ def refit_plan(
         checkpoint: default: the weights of the bundle that the plan lies in.
         host_code: let a version-compatible plan run the code that it brings along.
         verify: compare it with the PyTorch model; default where torch is installed. It is run
-            anyway, and must give finite logits.
+            anyway, and must give finite numbers.
         weights_key, bank, source, scale, wait, tell: as :func:`refit` has them.
 
     Raises:
         PlanError: no plan, or one that can't be refitted, or not with these weights.
         BankError, BusyError, CheckpointError, DegreeError, InputError, OutputError: as `refit`.
-        CheckFailed: it differs from the model, or its logits are NaN or Inf; nothing is written.
+        CheckFailed: it differs from the model, or gives what is NaN or Inf; nothing is written.
     """
     from tocom_export.engines.tensorrt.plan import open_plan
     from tocom_export.engines.tensorrt.refit import refit_plan as exchange
@@ -88,8 +88,9 @@ def refit_plan(
         def check(opened: TensorRtEngine) -> None:
             oracle = make_oracle(record, new) if verify is not False else None
             found = compare(
-                opened.run, sample_images(record.spec), oracle and partial(oracle, variant),
+                opened.run_all, sample_images(record.spec), oracle and partial(oracle, variant),
                 plan.name, variant.name, record.precision, batch=opened.largest or 16,
+                outputs=record.outputs,
             )  # fmt: skip
             found.require("the PyTorch model", "it was left as it was.")
             checks.append(found)

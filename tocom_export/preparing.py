@@ -19,6 +19,7 @@ from .graph.precision import TYPES, Precision
 from .loading import load_model
 from .model.catalogue import REFERENCE_ACCURACY, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from .model.class_names import read_classes
+from .model.outputs import choose_outputs
 from .model.spec import Pool
 from .model.statistics import choose_statistics
 from .variant import Variant
@@ -42,6 +43,8 @@ def prepare(
     image_size: tuple[int, int] | int | None = None,
     pool: Pool | None = None,
     classes: Sequence[str] | Path | str | None = None,
+    outputs: Iterable[str] = (),
+    unit_embedding: bool = False,
     tell: Tell = lambda _: None,
     **statistics: Any,
 ) -> Blueprint:
@@ -56,6 +59,9 @@ def prepare(
     form: dict[str, Any] = {"image_size": image_size, "pool": pool}
     loaded = load_model(model, checkpoint, weights_key=weights_key, **form)
     spec, info, origin = loaded.spec, loaded.checkpoint.info, loaded.preprocess_from
+    given = choose_outputs(spec, outputs)
+    if unit_embedding and "embedding" not in given:
+        raise InputError("`unit_embedding` is of embeddings; ask for that among the `outputs`.")
     preprocess, told = choose_statistics(loaded.preprocess, origin, spec.channels, **statistics)
     names = info.classes if classes is None else read_classes(classes, spec.classes)
     trained = loaded.checkpoint.choose_source(source)
@@ -80,9 +86,10 @@ def prepare(
     own_bank = bank in (None, REFERENCE_BANKS[chosen.name])
     shipped = loaded.checkpoint.file == REFERENCE_CHECKPOINT and own_bank
     same = (preprocess, names) == (loaded.preprocess, info.classes)
-    known = shipped and same and precision == "fp32" and not loaded.resampled
+    known = shipped and same and precision == "fp32" and "logits" in given
+    known = known and not loaded.resampled
     accuracy = _look_up_accuracy(variants.values(), chosen) if known else {}
-    return Blueprint(weights, chosen, variants, preprocess, names, accuracy)
+    return Blueprint(weights, chosen, variants, preprocess, names, accuracy, given, unit_embedding)
 
 
 def _look_up_accuracy(variants: Iterable[Variant], method: Method) -> dict[str, float]:

@@ -24,6 +24,7 @@ from .graph.precision import Precision
 from .image_size import resize_for
 from .io.locking import hear_nothing
 from .loading import is_installed
+from .model.outputs import OutputName
 from .model.spec import VitSpec
 from .variant import Variant
 
@@ -46,6 +47,14 @@ class Refittable(Protocol):
     @property
     def precision(self) -> Precision:
         """Of its weights."""
+
+    @property
+    def outputs(self) -> tuple[OutputName, ...]:
+        """What its engines give."""
+
+    @property
+    def unit_embedding(self) -> bool:
+        """Whether embeddings are of length 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +101,7 @@ def refit(
         scale: what the bank's gap is multiplied by; default: as before.
         verify: run the new engines against the PyTorch model before anything is kept; default
             where torch is installed. Unless it is off they are run anyway, and must give finite
-            logits, where a runtime is installed.
+            numbers, where a runtime is installed.
         wait: for another that writes the bundle.
         tell: called with a line that a person would want to know.
 
@@ -100,7 +109,7 @@ def refit(
         BundleError: no bundle, or a variant has no weights of its own to be exchanged.
         BankError, CheckpointError, DegreeError, InputError: as :func:`prepare_refit` says.
         BusyError, OutputError: another is writing the bundle, or it can't be written.
-        CheckFailed: an engine differs from the model, or its logits are NaN or Inf; the bundle is
+        CheckFailed: an engine differs from the model, or gives what is NaN or Inf; the bundle is
             left as it was.
     """
     backend = _choose_backend(verify)
@@ -215,7 +224,8 @@ def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:
         return None
     from tocom_export.training.torch_engine import BankOracle, load_model
 
-    return BankOracle(load_model(now.spec, weights.checkpoint.tensors, now.method), weights.bank)
+    model = load_model(now.spec, weights.checkpoint.tensors, now.method)
+    return BankOracle(model, weights.bank, now.outputs, now.unit_embedding).run_all
 
 
 def _choose_backend(verify: bool | None) -> Backend | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from tocom_export.compression.method import Method
 from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.outputs import OutputName
 from tocom_export.model.spec import VitSpec
 from tocom_export.model.weight_names import layer_scale_name
 
@@ -59,6 +60,22 @@ class CompressedVit(nn.Module):
     def pooled(self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None) -> Tensor:
         """What the head reads (B, C): the features of a backbone without one."""
         return self.head(*self.features(images, degree, side), pre_logits=True)
+
+    def give(
+        self,
+        images: Tensor,
+        names: Iterable[OutputName],
+        degree: Degrees = 0,
+        side: SidePaths | None = None,
+        *,
+        unit_embedding: bool = False,
+    ) -> dict[OutputName, Tensor]:
+        """What a bundle's engines give of images (B, C, H, W), float32, by name; of one forward."""
+        x, size = self.features(images, degree, side)
+        found = {name: self.head(x, size, name == "embedding").float() for name in names}
+        if unit_embedding and "embedding" in found:
+            found["embedding"] = nn.functional.normalize(found["embedding"], dim=-1)
+        return found
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimizers leave without weight decay: tokens and positions."""

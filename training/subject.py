@@ -14,6 +14,7 @@ from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.rules import list_degrees
 from tocom_export.errors import CheckpointError
 from tocom_export.loading import load_model
+from tocom_export.model.outputs import OutputName
 from tocom_export.preparing import TARGETS
 from tocom_export.study.subject import Subject
 from tocom_export.variant import Variant
@@ -30,6 +31,7 @@ def open_subject(
     method: str | None = None,
     device: torch.device | None = None,
     weights_key: str | None = None,
+    output: OutputName = "logits",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Subject:
     """A checkpoint that says which model it is, with the bank beside its weights.
@@ -40,6 +42,7 @@ def open_subject(
             (``every:3``, ``keep:0.5``).
         bank, method: see :func:`~tocom_export.loading.load_compensation`.
         weights_key: see :meth:`Checkpoint.open`.
+        output: what accuracy is measured by: logits, or the embedding.
         tell: called with a line that a person would want to know.
 
     Raises:
@@ -64,5 +67,5 @@ def open_subject(
     network = torch_engine.load_model(spec, model.checkpoint.tensors, chosen).to(device)
     return Subject(
         path, spec, model.preprocess, info.classes, chosen, variants,
-        runner=torch_engine.BankOracle(network, opened).runner, backend="torch",
+        runner=torch_engine.BankOracle(network, opened, (output,)).runner, backend="torch",
     )  # fmt: skip

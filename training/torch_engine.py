@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,13 +26,14 @@ from tocom_export.errors import BankError
 from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import dequantize
 from tocom_export.io.tensors import Tensors, map_tensors, read_header
+from tocom_export.model.outputs import OutputName
 from tocom_export.model.spec import VitSpec
 from tocom_export.study.accuracy import Run, measure_accuracy
 from tocom_export.variant import Variant
 
 from .building import vit_from_spec
 from .lora import TrainableBank
-from .model import CompressedVit, Degrees
+from .model import CompressedVit, Degrees, SidePaths
 
 Images = npt.NDArray[np.float32]
 
@@ -75,49 +78,104 @@ def make_runner(model: nn.Module, *arguments: Any) -> Run:
     return run
 
 
-class BankOracle:
-    """The logits that variants of a checkpoint should have, compensated by a bank, if any.
+@dataclass(frozen=True)
+class _Give:
+    """What a model's engines give, of images (B, C, H, W): each output by name, as arrays."""
+
+    model: CompressedVit
+    names: Sequence[OutputName]
+    unit_embedding: bool
+    degrees: Degrees
+    side: SidePaths | None = None
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> dict[str, Images]:
+        weight = next(self.model.parameters())
+        pixels = torch.from_numpy(images).to(weight.device, weight.dtype)
+        found = self.model.give(
+            pixels, self.names, self.degrees, self.side, unit_embedding=self.unit_embedding
+        )
+        return {name: output.cpu().numpy() for name, output in found.items()}
+
+
+class _Oracle(ABC):
+    """What engines are held against.
+
+    Args:
+        outputs, unit_embedding: of the engines, as a bundle has them.
+    """
+
+    def __init__(self, outputs: Sequence[OutputName], unit_embedding: bool) -> None:
+        self.outputs, self.unit_embedding = tuple(outputs), unit_embedding
+
+    def runner(self, variant: Variant, output: OutputName | None = None) -> Run:
+        """One variant's run, of one output; default: the first."""
+        name = output or self.outputs[0]
+        give = self._open(variant, (name,))
+        return lambda images: give(images)[name]
+
+    def __call__(self, variant: Variant, images: Images) -> Images:
+        """The first output of normalised images (B, C, H, W)."""
+        return self.run_all(variant, images)[self.outputs[0]]
+
+    def run_all(self, variant: Variant, images: Images) -> dict[str, Images]:
+        """Each output by name."""
+        return self._open(variant, self.outputs)(images)
+
+    @abstractmethod
+    def _open(self, variant: Variant, names: Sequence[OutputName]) -> _Give:
+        """Some outputs of one variant."""
+
+
+class BankOracle(_Oracle):
+    """What variants of a checkpoint should give, compensated by a bank, if any.
 
     The gap is added as low-rank side paths, so that engines held against it show whether the
     baking is right, too.
     """
 
-    def __init__(self, model: CompressedVit, bank: ToComBank | None) -> None:
+    def __init__(
+        self,
+        model: CompressedVit,
+        bank: ToComBank | None,
+        outputs: Sequence[OutputName] = ("logits",),
+        unit_embedding: bool = False,
+    ) -> None:
+        super().__init__(outputs, unit_embedding)
         self.model = model
         device = next(model.parameters()).device
         self._bank = TrainableBank.from_bank(bank, model.spec).to(device) if bank else None
 
-    def runner(self, variant: Variant) -> Run:
-        """One variant's run."""
+    def _open(self, variant: Variant, names: Sequence[OutputName]) -> _Give:
         side = None
         if self._bank is not None and variant.baked:
             side = self._bank.side(variant.source, variant.targets, variant.scale)
-        return make_runner(self.model, variant.degrees, side)
-
-    def __call__(self, variant: Variant, images: Images) -> Images:
-        """Logits (B, classes) of normalised images (B, C, H, W)."""
-        return self.runner(variant)(images)
+        return _Give(self.model.eval(), names, self.unit_embedding, variant.degrees, side)
 
 
-class StoredOracle:
-    """The logits that a bundle's own weights should give; int8 is what it stands for."""
+class StoredOracle(_Oracle):
+    """What a bundle's own weights should give; int8 is what it stands for."""
 
     def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle.outputs, bundle.unit_embedding)
         self._bundle = bundle
-        self._runs: dict[str, Run] = {}
+        self._opened: dict[str, CompressedVit] = {}
 
-    def runner(self, variant: Variant) -> Run:
-        """One variant's run; it keeps the weights, so that several can take turns."""
+    def run_all(self, variant: Variant, images: Images) -> dict[str, Images]:
+        """Each output by name; one variant's weights are kept at a time."""
+        if variant.name not in self._opened:
+            self._opened.clear()
+            self._opened[variant.name] = self._load(variant)
+        model = self._opened[variant.name]
+        return _Give(model, self.outputs, self.unit_embedding, variant.degrees)(images)
+
+    def _open(self, variant: Variant, names: Sequence[OutputName]) -> _Give:
+        """It keeps the weights, so that several can take turns."""
+        return _Give(self._load(variant), names, self.unit_embedding, variant.degrees)
+
+    def _load(self, variant: Variant) -> CompressedVit:
         tensors = dequantize(self._bundle.tensors(variant.name))
-        model = load_model(self._bundle.spec, tensors, self._bundle.method)
-        return make_runner(model, variant.degrees)
-
-    def __call__(self, variant: Variant, images: Images) -> Images:
-        """Logits (B, classes) of normalised images (B, C, H, W)."""
-        if variant.name not in self._runs:
-            self._runs.clear()  # one variant's weights at a time
-            self._runs[variant.name] = self.runner(variant)
-        return self._runs[variant.name](images)
+        return load_model(self._bundle.spec, tensors, self._bundle.method)
 
 
 class Float32Oracle:
@@ -125,10 +183,13 @@ class Float32Oracle:
 
     A bundle's own weights are rounded to its precision, and what that costs is to be seen. Where
     the others aren't at hand, which only the model inside the package always is, these do.
+
+    Args:
+        output: what accuracy is measured by, as the bundle calls it.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle, self._stored = bundle, StoredOracle(bundle)
+    def __init__(self, bundle: Bundle, output: OutputName = "logits") -> None:
+        self._bundle, self._stored, self._output = bundle, StoredOracle(bundle), output
         own = Checkpoint.open(bundle.path / WEIGHTS)
         checkpoint = recover_checkpoint(own, bundle.spec, bundle.precision)
         self._weights: ModelWeights | None = None
@@ -153,7 +214,7 @@ class Float32Oracle:
     def runner(self, variant: Variant) -> Run:
         """One variant's run."""
         oracle = self._whole if self._is_known(variant) else self._stored
-        return oracle.runner(variant)
+        return oracle.runner(variant, self._output)
 
     def _is_known(self, variant: Variant) -> bool:
         """Whether the bundle's weights are the rounded ones of a checkpoint and a bank at hand."""
@@ -175,7 +236,9 @@ def make_oracle(bundle: Bundle, bank: ToComBank | None = None) -> StoredOracle |
         bank: added as side paths to the weights that the variants share; None takes each
             variant's own weights as they are stored.
     """
-    return StoredOracle(bundle) if bank is None else BankOracle(load_shared(bundle), bank)
+    if bank is None:
+        return StoredOracle(bundle)
+    return BankOracle(load_shared(bundle), bank, bundle.outputs, bundle.unit_embedding)
 
 
 def evaluate_model(

@@ -75,6 +75,7 @@ def build_command(
     Example:
       tocom-export build --source 0 --targets 4,8,12,16
       tocom-export build --schedule fast=20,17,11,6,1,3 --schedule seldom=every:2:12
+      tocom-export build --output logits --output embedding --l2-norm
       tocom-export build --model deit_base_patch16_224 \\
           --checkpoint mine.safetensors --bank bank.safetensors
     """
@@ -113,7 +114,7 @@ def build_command(
 
     def keep_worst(found: Comparison) -> None:
         both = (found, checks.get(found.variant, found))
-        checks[found.variant] = max(both, key=lambda check: check.max_difference or 0)
+        checks[found.variant] = max(both, key=lambda check: check.share)
 
     bundle = write(
         blueprint,

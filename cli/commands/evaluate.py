@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tocom_export.errors import CheckFailed
+from tocom_export.errors import CheckFailed, InputError
 
 from ..accuracy_table import show_checks
 from ..evaluate_options import check_usage, evaluate_options, is_bundle
@@ -17,7 +17,7 @@ from ..output import Command, Output
 from ..training_options import require_torch
 
 if TYPE_CHECKING:
-    from tocom_export.engines.verify import AccuracyCheck
+    from tocom_export.engines.accuracy import AccuracyCheck
     from tocom_export.study.evaluate import Measured
     from tocom_export.study.results import Row
     from tocom_export.study.subject import Subject
@@ -40,11 +40,17 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
     certainty in another precision, by the images that one of the two gets right and the other
     wrong. PyTorch has float32 weights where these are at hand, else the bundle's own.
 
+    --knn TRAIN measures embeddings, with or without a head, as DINO does: the 20 images of TRAIN
+    of the largest cosine similarity vote, each with exp(similarity / 0.07); both sets are embedded
+    by the same variant. A bundle needs an embedding for it (build --output embedding).
+
     \b
     Examples:
       tocom-export evaluate r00.safetensors r16.safetensors --bank bank.safetensors \\
         --data cifar10/test --scale auto --held-out cifar10/held-out --out results
       tocom-export evaluate reference-source0 --data cifar10/test --check --record
+      tocom-export evaluate backbone.safetensors --bank none --knn cifar10/train \\
+        --data cifar10/test
       tocom-export evaluate --out results
     """
     from tocom_export.study.publish import open_results, publish
@@ -82,7 +88,7 @@ def evaluate_command(paths: tuple[Path, ...], **options: Any) -> None:
 
 def _check(measured: Sequence[Measured]) -> list[tuple[Path, AccuracyCheck]]:
     """The judgement of each engine that PyTorch was run beside, with its bundle."""
-    from tocom_export.engines.verify import check_accuracy
+    from tocom_export.engines.accuracy import check_accuracy
 
     return [(found.subject.path, check_accuracy(found)) for found in measured if found.oracle]
 
@@ -98,6 +104,7 @@ def _measure(
 ) -> tuple[list[Measured], list[Row]]:
     require_torch()
     from tocom_export.study.evaluate import measure
+    from tocom_export.study.neighbours import NEIGHBOURS, Neighbours
     from tocom_export.study.rows import check_conflicts, make_rows
     from tocom_export.study.subject import check_subjects
     from tocom_export.training.data.evaluation import EvalData, open_test_data
@@ -106,14 +113,18 @@ def _measure(
 
     scale, held_out = options["scale"], options["held_out"]
     names = (options["name"] or name_data(options["data"]), options["bank_name"], options["seed"])
+    knn = options["knn"]
+    count = (options["neighbours"] or NEIGHBOURS) if knn else None
     subjects = _open_subjects(paths, options, output)
-    check_conflicts(subjects, *names, known)
-    check_subjects(subjects, options["data"], held_out, scaled=scale is not None)
+    check_conflicts(subjects, *names, known, count)
+    check_subjects(subjects, options["data"], held_out, scaled=scale is not None, heads=knn is None)
 
-    def open_batches(place: str) -> EvalData:
+    def open_batches(place: str, split: str = "test") -> EvalData:
         first = subjects[0]  # the others take the same images
         given = {n: options[n] for n in ("batch", "workers", "data_root", "download")}
-        return open_test_data(place, first.spec, first.preprocess, warn=output.note, **given)
+        return open_test_data(
+            place, first.spec, first.preprocess, warn=output.note, split=split, **given
+        )
 
     used = f"`batch` {options['batch']}"
     with explain_out_of_memory(used, "lower it, or evaluate fewer models at a time"):
@@ -124,8 +135,9 @@ def _measure(
             scale=None if scale == "auto" else scale,
             check=options["check"],
             progress=output.progress,
+            neighbours=Neighbours(open_batches(knn, "train"), count) if knn and count else None,
         )
-    return measured, make_rows(measured, *names)
+    return measured, make_rows(measured, *names, count)
 
 
 def _open_subjects(
@@ -141,18 +153,25 @@ def _open_subjects(
 
     device, schedules = choose_device(options["device"]), options["schedules"]
     targets = options["targets"] or (() if schedules else TARGETS)
+    output_name: Any = "embedding" if options["knn"] else "logits"
     subjects = []
     for path in paths:
         if is_bundle(path):
             bundle = Bundle.open(path)
-            oracle = Float32Oracle(bundle) if options["check"] else None
+            if options["knn"] and options["record"] and bundle.has_logits:
+                raise InputError(
+                    f"`record`: {path} gives logits, and what is recorded of it is their accuracy; "
+                    "leave `knn` or `record` out."
+                )
+            given = bundle.find_output(output_name)
+            oracle = Float32Oracle(bundle, given) if options["check"] else None
             backend: Any = options["backend"] or "onnx"
-            found = make_subject(bundle, options["variants"], oracle, backend=backend)
+            found = make_subject(bundle, options["variants"], oracle, backend=backend, output=given)
         else:
             found = open_subject(
                 path, targets=targets, schedules=schedules, bank=options["bank"],
                 method=options["method"], device=device, weights_key=options["weights_key"],
-                tell=output.note,
+                output=output_name, tell=output.note,
             )  # fmt: skip
         subjects.append(found)
     return subjects
@@ -181,7 +200,9 @@ def _show(
         for found, row in zip(measured, rows, strict=True)
     ]
     columns = ["", "degrees", "reduced", "with ToCom", "gain", "trained there", "scale", "images/s"]
-    output.table(columns, table, f"{rows[0].dataset}, {rows[0].images} images, {rows[0].method}")
+    first = rows[0]
+    near = f", {first.neighbours} nearest neighbours" if first.neighbours else ""
+    output.table(columns, table, f"{first.dataset}, {first.images} images, {first.method}{near}")
     if unusable := sum(found.served.unusable for found in measured):
         output.note(f"{unusable} outputs hold values that are no numbers; they count as wrong.")
     if checks:

@@ -94,6 +94,7 @@ def _inspect(path: Path, layers: bool) -> Finding:
 def _inspect_bundle(path: Path, layers: bool) -> Finding:
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.tensorrt.plan import open_plan
+    from tocom_export.model.outputs import format_outputs
 
     bundle = Bundle.open(path, hashes=True)
     for name in bundle.plans:
@@ -105,6 +106,7 @@ def _inspect_bundle(path: Path, layers: bool) -> Finding:
         "layers": spec.depth,
         "tokens": f"{spec.tokens} of width {spec.width}, {spec.heads} heads",
         "classes": spec.classes,
+        "outputs": format_outputs(bundle.forms, bundle.unit_embedding),
         "method": bundle.method.name,
         "precision": bundle.precision,
         "plans": ", ".join(bundle.plan(name).name for name in bundle.plans) or None,
@@ -199,6 +201,7 @@ def _find_refitted(path: Path) -> Variant | None:
 
 def _inspect_plan(path: Path, layers: bool) -> Finding:
     from tocom_export.engines.tensorrt.plan import open_plan
+    from tocom_export.model.outputs import format_outputs
 
     content, record = open_plan(path)
     (smallest, optimal, largest), variant = record.batch, record.variant
@@ -211,6 +214,7 @@ def _inspect_plan(path: Path, layers: bool) -> Finding:
         "source degree": variant.source,
         "compensated": f"yes, scale {variant.scale}" if variant.baked else "no",
         "method": record.method.name,
+        "outputs": format_outputs(record.forms, record.unit_embedding),
         "precision": record.precision,
         "batches": f"{smallest} to {largest}, made for {optimal}",
         "refit": f"{record.refit}: {len(record.refittable)} weights",

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "--verify/--no-verify",
     default=None,
     help="Compare it with PyTorch before anything is kept; default where torch is installed. It is "
-    "run anyway, and must give finite logits.",
+    "run anyway, and must give finite numbers.",
 )
 @wait_option
 @common_options

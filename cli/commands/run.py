@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(1), default=5, help="Classes.")
 @click.option(
     "--output",
-    "array",
-    type=(click.Choice(["logits"]), FILE),
-    metavar="logits FILE",
-    help="Also write them to FILE.npy, (images, classes) float32, in the order of the images.",
+    "arrays",
+    type=(click.Choice(["logits", "embedding"]), FILE),
+    multiple=True,
+    metavar="logits|embedding FILE",
+    help="Also write them to FILE.npy, (images, classes or channels) float32, in the order of the "
+    "images; repeatable.",
 )
 @click.option("--check-hashes", is_flag=True, help="Refuse a bundle of which any file was changed.")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE|DIR|-...")
@@ -35,12 +37,14 @@ def run_command(
     bundle: Path,
     variant: str | None,
     top_k: int,
-    array: tuple[str, Path] | None,
+    arrays: tuple[tuple[Any, Path], ...],
     check_hashes: bool,
     images: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Classify image files with one engine of a bundle: the likeliest classes.
+
+    Of a bundle without logits, the length of each embedding.
 
     Of a DIR, all images under it; - reads one from stdin.
 
@@ -48,6 +52,7 @@ def run_command(
     Examples:
       tocom-export run reference-source0 --variant r08 cat.jpg dog.png
       tocom-export run reference-source0 photos --output logits photos.npy --json
+      tocom-export run backbone photos --output embedding photos.npy
       curl -s https://example.org/cat.jpg | tocom-export run reference-source0 -
       tocom-export run reference-source0 --backend openvino --inference-precision f32 cat.jpg
     """
@@ -58,6 +63,7 @@ def run_command(
     opened = Bundle.open(bundle, hashes=check_hashes)
     # A wrong one is told before the images are read.
     chosen = opened.variant(variant or opened.by_cost()[0])
+    wanted = [(opened.find_output(name), file) for name, file in arrays]
     files = list_images(images)
     engine = opened.engine(chosen.name, **options)
     answers = []
@@ -65,18 +71,19 @@ def run_command(
         for answer in run_files(opened, engine, files):
             advance(answer.file)
             answers.append(answer)
-    if array:
-        _write(array[1], answers, output)
+    for name, file in wanted:
+        _write(file, [answer.outputs[name] for answer in answers], output)
     documents = [_describe(opened, chosen.name, answer, top_k) for answer in answers]
     output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
     title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
-    _show(documents, title, output)
+    _show(documents, title, opened, output)
 
 
 def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[str, Any]:
     document: dict[str, Any] = {"file": answer.file, "variant": variant}
-    if not bundle.spec.classes:
-        return {**document, "features": [float(value) for value in answer.logits]}
+    if not bundle.has_logits:
+        features = answer.outputs[bundle.find_output("embedding")]
+        return {**document, "features": [float(value) for value in features]}
     names = bundle.classes
     classes = [
         {"name": names[i] if names else f"class {i}", "index": i, "probability": share}
@@ -85,7 +92,7 @@ def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[
     return {**document, "classes": classes}
 
 
-def _show(documents: list[dict[str, Any]], title: str, output: Output) -> None:
+def _show(documents: list[dict[str, Any]], title: str, bundle: Bundle, output: Output) -> None:
     rows: list[list[str]] = []
     for document in documents:
         name = document["file"]
@@ -97,18 +104,19 @@ def _show(documents: list[dict[str, Any]], title: str, output: Output) -> None:
             rows.append([name if place == 0 else "", found["name"], share])
     if documents and "features" in documents[0]:
         output.table(["image", "features", "length"], rows, title)
-        output.note("The model has no head: it gives features; --output logits FILE writes them.")
+        why = "The bundle gives no logits" if bundle.spec.classes else "The model has no head"
+        output.note(f"{why}: it gives features; --output embedding FILE writes them.")
     else:
         output.table(["image", "class", "probability"], rows, title)
 
 
-def _write(file: Path, answers: list[Answer], output: Output) -> None:
+def _write(file: Path, rows: list[Any], output: Output) -> None:
     import numpy as np
 
     from tocom_export.io.atomic import replace_file
 
     file = file if file.suffix == ".npy" else file.with_name(f"{file.name}.npy")
-    array = np.stack([answer.logits for answer in answers])
+    array = np.stack(rows)
     with replace_file(file) as beside, beside.open("wb") as stream:
         np.save(stream, array)
     output.note(f"Wrote {file}: {' × '.join(map(str, array.shape))} {array.dtype}.")

@@ -18,7 +18,8 @@ from ..output import Command, Output
 
 if TYPE_CHECKING:
     from tocom_export.bundle.opening import Bundle
-    from tocom_export.engines.verify import AccuracyCheck, Comparison
+    from tocom_export.engines.accuracy import AccuracyCheck
+    from tocom_export.engines.verify import Comparison
 
 GRAPHS, PLANS = ("onnx", "openvino"), ("tensorrt", "tensorrt-rtx")
 _BATCH = 64
@@ -29,7 +30,7 @@ _BATCH = 64
 @click.option(
     "--atol",
     type=FiniteFloat(0),
-    help="What |Δ| of a logit may be, on each image; default: by precision, as above.",
+    help="What |Δ| may be, on each image; default: by precision, as above.",
 )
 @click.option(
     "--images",
@@ -54,12 +55,13 @@ def verify_command(
 ) -> None:
     """Hold every engine of a bundle against the PyTorch model.
 
-    Checks the files' hashes, then max |Δ| of the logits, top-1 agreement, and that no logit is
-    NaN or Inf; of TensorRT plans, too, where they can be run here. The model has the bundle's own
-    weights: what rounding them costs is not seen (--data sees it). OpenVINO is held to float32.
+    Checks the files' hashes, then max |Δ| of each output (the worst is told), top-1 agreement, and
+    that nothing is NaN or Inf; of TensorRT plans, too, where they can be run here. The model has
+    the bundle's own weights: what rounding them costs is not seen (--data sees it). OpenVINO is
+    held to float32.
 
-    Exit status 1 where an engine fails: where a logit is beyond --atol on any image or, without
-    it, beyond a share of the largest logit on more than one image in twenty in fp32 (0.0001), on
+    Exit status 1 where an engine fails: where a value is beyond --atol on any image or, without
+    it, beyond a share of its output's largest on more than one image in twenty in fp32 (0.0001), on
     more than half of them in fp16 (0.002), bf16 (0.02) and int8 (0.1). Two pairs of tokens can
     be equally similar to within rounding, and either may be merged.
 
@@ -97,7 +99,7 @@ def verify_command(
         batch = sample_images(opened.spec)
     checks: list[Comparison] = []
     skipped: dict[str, str] = {}
-    oracle = make_oracle(opened)
+    oracle = make_oracle(opened).run_all
     with output.progress("checking", len(opened.variants) + len(opened.plans)) as advance:
         if backend not in PLANS:
             for check in verify(opened, batch, oracle, backend=backend or "onnx", atol=atol):
@@ -140,6 +142,7 @@ def _report(
     }
     rows = [accuracy.to_json() for accuracy in accuracies]
     output.document({**document, "rows": rows} if rows else document)
+    told = bundle.outputs != ("logits",)
     table = [
         [
             c.engine,
@@ -147,9 +150,10 @@ def _report(
             f"{c.max_difference:.2e}",
             f"{c.tolerance:.2e}",
             f"{c.beyond} of {c.images}",
-            f"{c.agreement:.1f} %",
+            "-" if c.agreement is None else f"{c.agreement:.1f} %",
             "yes" if c.finite else "NO",
             ("passed" if c.judged else "not judged") if c.passed else "FAILED",
+            *([c.output] if told else []),
         ]
         for c in checks
     ]
@@ -162,6 +166,7 @@ def _report(
         "same top-1",
         "finite",
         "",
+        *(["worst output"] if told else []),
     ]
     output.table(columns, table, f"{bundle.path} against PyTorch, {images} images")
     for name, why in skipped.items():

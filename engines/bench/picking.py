@@ -10,6 +10,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import InputError
 from tocom_export.study.accuracy import Score, measure_accuracy
 
+from ..accuracy import run_in_parts
 from ..opening import open_engine
 from ..picking import Choice, check_can_keep, keep_pick
 from .report import Report
@@ -112,7 +113,9 @@ def _score(
     if data is None:
         return [{} for _ in choices]
     pairs = [(choice, name) for choice in choices for name in names]
-    runs = [open_engine(bundle, bundle.variant(n), **c.options).run for c, n in pairs]
+    bundle.find_output("logits")
+    engines = [open_engine(bundle, bundle.variant(n), **c.options) for c, n in pairs]
+    runs = [run_in_parts(engine, "logits") for engine in engines]
     found = iter(measure_accuracy(runs, data, advance))
     return [{name: next(found) for name in names} for _ in choices]
 

@@ -9,7 +9,15 @@ from tocom_export.errors import BundleError, brief
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_finite, check_images, check_pixels
+from ..engine import (
+    Images,
+    Logits,
+    Outputs,
+    check_finite,
+    check_images,
+    check_outputs,
+    take_first,
+)
 from ..weights import map_plain
 from .session import Device, open_session
 
@@ -65,18 +73,23 @@ class OnnxEngine:
         return f"ONNX Runtime {onnxruntime.__version__}, {provider}, {self.precision}"
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
+        """The first output of normalised images (B, C, H, W) float32; else ImageError."""
+        return take_first(self.run_all(images))
+
+    def run_all(self, images: Images) -> Outputs:
+        """Each output of normalised images (B, C, H, W) float32 by name; else ImageError."""
         check_images(images, self.spec)
         check_finite(images, self._bundle.precision)
+        names = list(forms := self._bundle.forms)
         session, _held = self._opened  # both, for a refit may come while this one runs
         try:
-            (logits,) = session.run(None, {"images": images})
+            found = session.run(names, {"images": images})
         except Exception as error:  # of many types, as in opening one
             raise BundleError(
                 f"{self._bundle.graph(self.variant.name)}: ONNX Runtime can't run it "
                 f"({brief(error)}); inspect tells whether it is damaged."
             ) from error
-        return check_pixels(logits, images, self.spec)
+        return check_outputs(dict(zip(names, found, strict=True)), images, forms)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

@@ -59,7 +59,8 @@ def open_session(
     widen = bundle.precision == "bf16" and device == "cpu"
     if widen:  # optimised, the roundings between two operators might be taken for superfluous
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    held = _hold(options, weights, device) if weights else []
+    read = {name: tensor for name, tensor in (weights or {}).items() if bundle.reads(name)}
+    held = _hold(options, read, device) if read else []
     given = {"use_tf32": "0"} if device == "cuda" else {}  # else float32 products are rounded
 
     def make() -> Any:

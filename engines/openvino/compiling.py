@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, DeviceError
 from tocom_export.io.tensors import Array, Tensors
 
-from ..engine import Images, Logits
+from ..engine import Images, Outputs
 from . import cache
 from .library import Settings, explain, open_core
 
@@ -40,12 +40,12 @@ class Compiled:
         yield request
         self._idle.append(request)
 
-    def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of images (B, C, H, W)."""
+    def run(self, images: Images, names: Iterable[str]) -> Outputs:
+        """Some outputs of images (B, C, H, W)."""
         with self._borrow() as request:
             found = request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
-            logits: Logits = np.array(found[0])  # the request's own memory is written again
-            return logits
+            # Copied: the request's own memory is written again.
+            return {name: np.array(found[name]) for name in names}
 
     @property
     def precision(self) -> str:
@@ -81,8 +81,8 @@ def compile_variant(
     if weights is None and place and (found := cache.load(place, settings)):
         return Compiled(found)
     core, file = open_core(), bundle.graph(variant)
-    read = [file, *bundle.weight_files(variant)] if weights is None else [file]
-    _check_files(bundle, read)
+    files = [file, *bundle.weight_files(variant)] if weights is None else [file]
+    _check_files(bundle, files)
     try:
         model = core.read_model(str(file))
         if batch is not None:
@@ -91,14 +91,15 @@ def compile_variant(
     except RuntimeError as error:
         raise BundleError(f"{file}: OpenVINO can't open it ({explain(error)}).") from error
     if weights:
-        replace_weights(model, weights, file)
+        read = {name: tensor for name, tensor in weights.items() if bundle.reads(name)}
+        replace_weights(model, read, file)
     try:
         compiled = core.compile_model(model, settings.device, settings.to_config())
     except RuntimeError as error:
         reason = explain(error)
         raise DeviceError(f"`device` {settings.device}: can't run {file} ({reason}).") from error
     if weights is None and place:
-        _check_files(bundle, read)  # else another's weights would be kept under these hashes
+        _check_files(bundle, files)  # else another's weights would be kept under these hashes
         cache.keep(compiled, place)
     return Compiled(compiled)
 

@@ -11,7 +11,15 @@ from tocom_export.graph.precision import Precision
 from tocom_export.io.tensors import Tensors
 from tocom_export.variant import Variant
 
-from ..engine import Images, Logits, check_finite, check_images, check_pixels
+from ..engine import (
+    Images,
+    Logits,
+    Outputs,
+    check_finite,
+    check_images,
+    check_outputs,
+    take_first,
+)
 from ..weights import map_plain
 from .compiling import Compiled, compile_variant
 from .library import Settings, check_device, explain, get_version
@@ -93,19 +101,24 @@ class OpenVinoEngine:
         return next(iter(self._opened.values())).precision
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of normalised images (B, C, H, W), both float32; else ImageError."""
+        """The first output of normalised images (B, C, H, W) float32; else ImageError."""
+        return take_first(self.run_all(images))
+
+    def run_all(self, images: Images) -> Outputs:
+        """Each output of normalised images (B, C, H, W) float32 by name; else ImageError."""
         check_images(images, self.spec)
         check_finite(images, self._bundle.precision)
+        forms = self._bundle.forms
         opened = self._opened  # a refit may exchange it meanwhile
         compiled = opened.get(len(images)) or opened.get(None) or self._compile_any()
         try:
-            logits = compiled.run(images)
+            found = compiled.run(images, forms)
         except RuntimeError as error:
             raise BundleError(
                 f"{self._bundle.graph(self.variant.name)}: OpenVINO can't run it "
                 f"({explain(error)}); inspect tells whether it is damaged."
             ) from error
-        return check_pixels(logits, images, self.spec)
+        return check_outputs(found, images, forms)
 
     def refit(self, weights: Tensors | None = None) -> None:
         """Exchange the weights; None reads the bundle's files again, after a refit of theirs.

@@ -25,7 +25,7 @@ from tocom_export.model.weight_names import qkv_weights
 from tocom_export.refitting import choose_bank
 from tocom_export.variant import Variant
 
-from ..engine import Backend, Engine, Images, Logits, check_logits
+from ..engine import Backend, Engine, Images, Logits, Outputs, check_usable, take_first
 from ..opening import check_backend, open_engine, read_weights
 from ..picking import resolve
 
@@ -44,14 +44,18 @@ class Serving:
         return self.engine.variant
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) of normalised images (B, C, H, W), both float32.
+        """The first output of images, logits as a rule; as of :meth:`run_all`."""
+        return take_first(self.run_all(images))
+
+    def run_all(self, images: Images) -> Outputs:
+        """Each output of normalised images (B, C, H, W) float32, by name.
 
         Raises:
             ImageError: the images are of another form, or hold a NaN or an infinite value.
         """
-        logits = self.engine.run(images)
-        check_logits(logits, images)
-        return logits
+        found = self.engine.run_all(images)
+        check_usable(found, images)
+        return found
 
 
 @dataclass(frozen=True)

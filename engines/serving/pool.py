@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from tocom_export.bundle.manifest import WEIGHTS
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import BundleError, CheckFailed, InputError, PoolError
 from tocom_export.io.memory import release_memory
+from tocom_export.model.outputs import pluralise
 from tocom_export.variant import find_variant
 
-from ..engine import Backend, Images, Logits
+from ..engine import Backend, Images, Logits, Outputs, name_unusable, take_first
 from ..verify import sample_images
 from .loaded import Loaded, Serving
 
@@ -82,7 +81,11 @@ class EnginePool:
         return now
 
     def run(self, images: Images, variant: str | int | None = None) -> Logits:
-        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
+        """The first output of images, logits (B, classes) as a rule; as of :meth:`run_all`."""
+        return take_first(self.run_all(images, variant))
+
+    def run_all(self, images: Images, variant: str | int | None = None) -> Outputs:
+        """Each output of normalised images (B, C, H, W) float32, by name.
 
         Args:
             variant: to run on, by name or bare degree; default: the one that serves.
@@ -91,7 +94,7 @@ class EnginePool:
             ImageError: the images are of another form, or a value is NaN or infinite.
             TocomError: as :meth:`switch`; the pool is closed.
         """
-        return (self.serving if variant is None else self._open(variant)).run(images)
+        return (self.serving if variant is None else self._open(variant)).run_all(images)
 
     def switch(self, variant: str | int) -> Serving:
         """Serve another variant from now on.
@@ -129,7 +132,7 @@ class EnginePool:
             DegreeError, InputError: source or scale is out of range.
             PlanError: a plan that doesn't let go of what would have to change.
             PoolError: the variants differ in what stays as before, or the pool is closed.
-            CheckFailed: with these weights an engine's logits are NaN or Inf.
+            CheckFailed: with these weights an engine gives what is NaN or Inf.
         """
         with self._changing:
             _ = self.serving  # it may be closed
@@ -146,7 +149,8 @@ class EnginePool:
         Whatever fails, the pool goes on as it was.
 
         Raises:
-            BundleError: it is of another model now, or lacks the variant that serves.
+            BundleError: it is of another model now, gives other outputs, or lacks the variant that
+                serves.
             TocomError: what opening a bundle and its engines raises.
         """
         with self._changing:
@@ -155,6 +159,9 @@ class EnginePool:
             loaded = Loaded.of(Bundle.open(path), self._chosen, now.backend, now.options)
             if loaded.bundle.spec != self.spec:
                 raise BundleError(f"{path} is of another model now; open a pool of it.")
+            if loaded.bundle.outputs != now.bundle.outputs:
+                given = ", ".join(loaded.bundle.outputs)
+                raise BundleError(f"{path} gives other outputs now ({given}); open a pool of it.")
             if name not in loaded.names:
                 raise BundleError(
                     f"{path} has no variant {name} now, which serves; switch to one that it has "
@@ -220,6 +227,7 @@ class EnginePool:
         servings = {}
         for name in names:
             servings[name] = found = loaded.open(name)
-            if not np.isfinite(found.engine.run(images)).all():
-                raise CheckFailed(f"logits of {name} are NaN or Inf with these weights.")
+            if bad := name_unusable(found.engine.run_all(images)):
+                what = pluralise(bad)
+                raise CheckFailed(f"{what} of {name} are NaN or Inf with these weights.")
         return servings

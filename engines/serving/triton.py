@@ -18,7 +18,8 @@ from ..tensorrt.plan import check_plan, open_plan
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 _HEADER = "# Written by tocom-export triton, which may replace it.\n"
-_INPUT, _OUTPUT = "images", "logits"
+_INPUT = "images"
+_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def write_repository(
 ) -> list[Model]:
     """Write ``out/<name>_<variant>/{config.pbtxt,labels.txt,1/...}`` for variants of a bundle.
 
-    A model takes ``images`` (B, C, H, W) float32, normalised, and gives ``logits`` (B, classes)
-    float32. Each has a copy of its weights: recent versions of onnx refuse to load links.
+    A model takes ``images`` (B, C, H, W) float32, normalised, and gives what the bundle's engines
+    do, under the same names. Each has a copy of its weights: recent versions of onnx refuse to
+    load links.
 
     Args:
         variants: names or bare degrees; none are all that the bundle has a file for.
@@ -156,7 +158,12 @@ def _configure(
     kind = "KIND_GPU" if gpu and options.backend != "openvino" else "KIND_CPU"
     # Without the batch, here and in the warm-ups: Triton puts it in front.
     images = {"data_type": "TYPE_FP32", "dims": [spec.channels, *spec.image_size]}
-    logits = {"data_type": "TYPE_FP32", "dims": [spec.outputs]}
+    outputs: list[dict[str, Any]] = [
+        {"name": name, "data_type": _TYPES[form.dtype], "dims": list(form.shape)}
+        for name, form in bundle.forms.items()
+    ]
+    if bundle.has_logits and bundle.classes:
+        outputs[bundle.outputs.index("logits")]["label_filename"] = LABELS
     # Triton's random data are random bytes, among them floats that are not numbers.
     zeros = {_INPUT: {**images, "zero_data": True}}
     config: dict[str, Any] = {
@@ -164,7 +171,7 @@ def _configure(
         "backend": options.backend,
         "max_batch_size": batches[-1],
         "input": [{"name": _INPUT, **images}],
-        "output": [{"name": _OUTPUT, **logits, "label_filename": LABELS if bundle.classes else ""}],
+        "output": outputs,
         "instance_group": [{"count": options.instances, "kind": kind}],
         "dynamic_batching": {
             "preferred_batch_size": batches,
@@ -212,7 +219,8 @@ def _write(place: Path, bundle: Bundle, variant: str, engine: Path, config: str)
         model.write_bytes(read_recorded(engine, bundle.files[engine.name]))
         for file in bundle.weight_files(variant):
             (version / file.name).write_bytes(read_recorded(file, bundle.files[file.name]))
-    if bundle.classes:  # a line each: a line break within a name would shift those after it
+    # A line each: a line break within a name would shift those after it.
+    if bundle.has_logits and bundle.classes:
         lines = "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
         (place / LABELS).write_text(lines, "utf-8", newline="\n")
     (place / CONFIG).write_text(_HEADER + config, "utf-8", newline="\n")

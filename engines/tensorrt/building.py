@@ -111,6 +111,8 @@ def build_plan(
         gpu=gpu.name if gpu else None,
         flags=flags,
         sha256=hashlib.sha256(content).hexdigest(),
+        outputs=bundle.outputs,
+        unit_embedding=bundle.unit_embedding,
     )
 
 

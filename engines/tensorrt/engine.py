@@ -10,8 +10,17 @@ from typing import Any
 
 from tocom_export.errors import DeviceError, ImageError, PlanError
 from tocom_export.io.tensors import Tensors
+from tocom_export.model.outputs import Form
 
-from ..engine import Images, Logits, check_finite, check_images, check_pixels
+from ..engine import (
+    Images,
+    Logits,
+    Outputs,
+    check_finite,
+    check_images,
+    check_outputs,
+    take_first,
+)
 from . import refitter
 from .cuda import find_gpu, why_no_gpu
 from .lane import Lane
@@ -67,7 +76,11 @@ class TensorRtEngine:
         return f"{self.record.backend} {self.record.version}, {self.precision}"
 
     def run(self, images: Images) -> Logits:
-        """Logits (B, classes) float32 of normalised images (B, C, H, W) float32.
+        """The first output of images; as of :meth:`run_all`."""
+        return take_first(self.run_all(images))
+
+    def run_all(self, images: Images) -> Outputs:
+        """Each output of normalised images (B, C, H, W) float32, by name.
 
         Raises:
             ImageError: they are of another form, or more than the plan's largest batch.
@@ -76,8 +89,8 @@ class TensorRtEngine:
         check_images(images, self.spec, self.largest)
         check_finite(images, self.record.precision)
         with self._running:
-            logits = self._ready_lane().run(images, max(self.record.batch[0], len(images)))
-        return check_pixels(logits, images, self.spec)
+            found = self._ready_lane().run(images, max(self.record.batch[0], len(images)))
+        return check_outputs(found, images, self.record.forms)
 
     def run_again(self, batch: int) -> None:
         """Run what lies on the GPU as a batch of so many, without copies: to time the GPU alone."""
@@ -163,8 +176,9 @@ def _deserialize(
 
 def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> None:
     """Buffers are made after the record: an engine of other shapes would write beyond them."""
-    spec, kind = record.spec, nvidia.trt.DataType.FLOAT
-    wanted = {"images": (spec.channels, *spec.image_size), "logits": (spec.outputs,)}
+    spec, types = record.spec, {"float32": nvidia.trt.DataType.FLOAT}
+    forms = {"images": Form((spec.channels, *spec.image_size)), **record.forms}
+    wanted = {name: form.shape for name, form in forms.items()}
     # A plan for one batch alone may say which.
     first = {-1, record.batch[0]} if record.batch[0] == record.batch[2] else {-1}
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -174,7 +188,7 @@ def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> 
     if (
         (batch, {name: shape[1:] for name, shape in found.items()}) != (record.batch, wanted)
         or not {shape[0] for shape in found.values()} <= first
-        or any(engine.get_tensor_dtype(name) != kind for name in names)
+        or any(engine.get_tensor_dtype(name) != types[forms[name].dtype] for name in names)
     ):
         raise PlanError(
             f"{plan} takes {found} in batches of {batch}, its JSON says {wanted} in batches of "

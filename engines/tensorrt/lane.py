@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tocom_export.errors import DeviceError
+from tocom_export.model.outputs import DType
 
 from .cuda import call, runtime
 from .library import Nvidia
@@ -29,22 +30,24 @@ class Lane:
         self._stream = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
         largest, spec = record.batch[2], record.spec
         self._images = Buffer(self._cuda, (largest, spec.channels, *spec.image_size))
-        self._logits = Buffer(self._cuda, (largest, spec.outputs))
-        for name, buffer in (("images", self._images), ("logits", self._logits)):
+        self._outputs = {
+            name: Buffer(self._cuda, (largest, *form.shape), form.dtype)
+            for name, form in record.forms.items()
+        }
+        for name, buffer in {"images": self._images, **self._outputs}.items():
             if not self._context.set_tensor_address(name, buffer.device):
                 raise DeviceError(f"the engine refuses the buffer of {name}.")
         self._captures = cuda_graphs and not rtx
         self._graph: Any = None  # of the context's present shape: another one would invalidate it
         self._batch, self._copies = 0, True
 
-    def run(self, images: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
-        """Logits of images, run as a batch of so many."""
+    def run(self, images: npt.NDArray[np.float32], batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Each output of images by name, run as a batch of so many."""
         count = len(images)
         self._images.host[:count] = images
         self._images.host[count:batch] = 0
         self.launch(batch)
-        logits: npt.NDArray[np.float32] = self._logits.host[:count].copy()
-        return logits
+        return {name: buffer.host[:count].copy() for name, buffer in self._outputs.items()}
 
     def launch(self, batch: int, copies: bool = True) -> None:
         """Run what lies in the host's buffers or, without copies, the GPU's; wait for its end."""
@@ -79,7 +82,8 @@ class Lane:
         if not self._context.execute_async_v3(int(self._stream)):
             raise DeviceError("the engine failed to run; is there memory left on the GPU?")
         if copies:
-            self._logits.copy(batch, self._stream, to_device=False)
+            for buffer in self._outputs.values():
+                buffer.copy(batch, self._stream, to_device=False)
 
     def _capture(self, batch: int, copies: bool) -> None:
         """The same as a graph; an engine that can't be captured is launched as before."""
@@ -97,7 +101,7 @@ class Lane:
                 self._copies = copies
             finally:
                 call(cuda.cudaGraphDestroy, graph)
-        except DeviceError:  # the logits are there already, and come without a graph from now on
+        except DeviceError:  # the outputs are there already, and come without a graph from now on
             self._captures = False
             cuda.cudaGetLastError()  # else the next call would find this error
 
@@ -121,15 +125,15 @@ def _configure(trt: Any, engine: Any, cuda_graphs: bool) -> Any:
 
 
 class Buffer:
-    """float32 numbers on the GPU, and page-locked ones to copy them from or to."""
+    """Numbers on the GPU, and page-locked ones to copy them from or to."""
 
-    def __init__(self, cuda: Any, shape: tuple[int, ...]) -> None:
+    def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: DType = "float32") -> None:
         self._cuda = cuda
-        size = 4 * int(np.prod(shape))
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
         self.device = int(call(cuda.cudaMalloc, size))
         self._pointer = int(call(cuda.cudaMallocHost, size))
         content = (ctypes.c_byte * size).from_address(self._pointer)
-        self.host = np.ctypeslib.as_array(content).view(np.float32).reshape(shape)
+        self.host = np.ctypeslib.as_array(content).view(dtype).reshape(shape)
 
     def copy(self, rows: int, stream: Any, *, to_device: bool) -> None:
         """From the host to the device, or back."""

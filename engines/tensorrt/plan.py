@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from tocom_export.errors import InputError, PlanError
 from tocom_export.graph.precision import Precision
 from tocom_export.graph.quantising import scale_name
 from tocom_export.io.atomic import replace_file
-from tocom_export.io.json_codec import decode, encode, format_json, read_json
+from tocom_export.io.json_codec import LATER, decode, encode, format_json, read_json
 from tocom_export.io.locking import hold
 from tocom_export.io.tensors import Tensors
+from tocom_export.model.outputs import Form, OutputName, list_forms
 from tocom_export.model.spec import VitSpec
 from tocom_export.model.weight_names import qkv_weights
 from tocom_export.variant import Variant
@@ -64,6 +65,13 @@ class PlanRecord:
     flags: tuple[str, ...]
     sha256: str
     """Of the plan."""
+    outputs: tuple[OutputName, ...] = field(default=("logits",), metadata=LATER)
+    unit_embedding: bool = field(default=False, metadata=LATER)
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Shape and type of each output."""
+        return list_forms(self.spec, self.outputs)
 
     def __post_init__(self) -> None:
         smallest, optimal, largest = self.batch
@@ -106,6 +114,11 @@ def check_plan(bundle: Bundle, name: str, record: PlanRecord) -> None:
         ("model", bundle.spec, record.spec),
         ("method", bundle.method, record.method),
         ("precision", bundle.precision, record.precision),
+        (
+            "kind of output",
+            (bundle.outputs, bundle.unit_embedding),
+            (record.outputs, record.unit_embedding),
+        ),
     ]
     if differing := [what for what, our, their in pairs if our != their]:
         raise PlanError(
@@ -177,7 +190,7 @@ def list_marked(bundle: Bundle, names: Iterable[str], refit: Refit) -> list[str]
     """Of the tensors that a variant's graph reads, those that a plan is to have marked."""
     qkv = set(qkv_weights(bundle.spec))
     if refit == "all":
-        return list(names)
+        return list(filter(bundle.reads, names))
     marks = qkv | set(map(scale_name, qkv)) if refit == "qkv" else set()
     return [name for name in names if name in marks]  # an int8 weight goes with its scales
 

@@ -302,7 +302,7 @@ def test_an_oracle_that_differs(
 def test_outputs_that_are_no_numbers(fails: Run, bundle: Path, data: Path, nan_in: Callable):
     nan_in(bundle / "r08.safetensors")
     options = ("evaluate", bundle, "--data", data, "--variants", 8, "--check", "-q")
-    says = (f"{bundle} at r08: logits are NaN or Inf on {COUNT} of {COUNT} images.",)
+    says = (f"{bundle} at r08: NaN or Inf on {COUNT} of {COUNT} images.",)
     fails(*options, says=says, status=1)
 
 

@@ -191,13 +191,13 @@ def test_no_more_than_a_batch_is_in_memory(
     succeeds: Run, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
     batches = []
-    run = OnnxEngine.run
+    run = OnnxEngine.run_all
 
-    def watch(self: OnnxEngine, images: np.ndarray) -> np.ndarray:
+    def watch(self: OnnxEngine, images: np.ndarray) -> dict[str, np.ndarray]:
         batches.append(len(images))
         return run(self, images)
 
-    monkeypatch.setattr(OnnxEngine, "run", watch)
+    monkeypatch.setattr(OnnxEngine, "run_all", watch)
     succeeds("run", bundle, "--backend", "onnx", photos, photos, photos)
     assert batches == [16, 16, 4]
 

@@ -178,11 +178,11 @@ def test_the_form_of_a_graph(make_case, make_spec, variant: str, method: Method)
     used = {name for node in model.graph.node for name in node.input}
     assert set(names) <= used
 
-    (images,), (logits,) = model.graph.input, model.graph.output
-    assert (images.name, logits.name) == ("images", "logits")
+    (images,), (given,) = model.graph.input, model.graph.output
+    assert (images.name, given.name) == ("images", "logits" if spec.classes else "embedding")
     dims = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
     assert dims == ["batch", spec.channels, *spec.image_size]
-    dims = [d.dim_param or d.dim_value for d in logits.type.tensor_type.shape.dim]
+    dims = [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim]
     assert dims == ["batch", spec.classes or spec.width]
 
     nodes = Counter(node.name.rpartition("/")[0] for node in model.graph.node)

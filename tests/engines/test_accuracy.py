@@ -14,16 +14,14 @@ import pytest
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
-from tocom_export.engines.accuracy import run_in_parts, verify_accuracy
-from tocom_export.engines.subject import make_subject
-from tocom_export.engines.verify import (
+from tocom_export.engines.accuracy import (
     AccuracyCheck,
-    Comparison,
     check_accuracy,
-    find_precision,
-    sample_images,
-    verify,
+    run_in_parts,
+    verify_accuracy,
 )
+from tocom_export.engines.subject import make_subject
+from tocom_export.engines.verify import Comparison, find_precision, sample_images, verify
 from tocom_export.errors import DataError, DegreeError, DeviceError
 from tocom_export.graph.precision import Precision
 from tocom_export.study.accuracy import Difference, Score
@@ -117,7 +115,7 @@ def test_fp32_is_to_be_within_a_tenth_of_a_point_where_no_logits_are_judged(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_logit_that_is_no_number_fails(precision: Precision):
     found = check("R" * 20, "R" * 20, precision, unusable=1)
-    assert found.failure == "logits are NaN or Inf on 1 of 20 images"
+    assert found.failure == "NaN or Inf on 1 of 20 images"
     assert not found.passed
     assert found.to_json()["finite"] is found.to_json()["passed"] is False
 
@@ -282,7 +280,7 @@ def test_plans_are_run_in_parts(nvidia: Any, fresh: Bundle, write_plan: Callable
     shapes = [shape[0] for kind, shape, *_ in nvidia.trt.asked if kind == "shape"]
     assert shapes == [3, 1]
     engine = having.engine("r08", backend="tensorrt")
-    np.testing.assert_array_equal(run_in_parts(engine)(images), whole)
+    np.testing.assert_array_equal(run_in_parts(engine, "logits")(images), whole)
     plain = subject.runner(dataclasses.replace(having.variant("r08"), compensated=False))
     assert not np.array_equal(plain(images), whole)
     with pytest.raises(DegreeError, match="has no plan for r16"):

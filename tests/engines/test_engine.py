@@ -12,7 +12,7 @@ import pytest
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import write_bundle
-from tocom_export.engines.engine import Engine, check_logits
+from tocom_export.engines.engine import Engine, check_usable
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.tensorrt.engine import TensorRtEngine
 from tocom_export.errors import BundleError, ImageError
@@ -38,7 +38,7 @@ def test_what_the_protocol_names_is_there(engine: Engine, backend: str, fresh: B
     assert set(get_type_hints(Engine)) == {"spec", "variant"}
     assert (engine.spec, engine.variant) == (fresh.spec, fresh.variant("r08"))
     assert engine.largest == {"onnx": None, "tensorrt": 32}[backend]
-    for method in ("run", "refit"):
+    for method in ("run", "run_all", "refit"):
         theirs = inspect.signature(getattr(engine, method)).parameters
         assert list(theirs) == list(inspect.signature(getattr(Engine, method)).parameters)[1:]
 
@@ -85,13 +85,14 @@ def test_images_are_checked_in_one_place_and_once(
 
 def test_logits_that_are_no_numbers_say_which_image():
     images = np.zeros((3, 1, 2, 2), np.float32)
-    check_logits(np.zeros((3, 10), np.float32), images)
-    logits = np.full((3, 10), np.nan, np.float32)
-    with pytest.raises(ImageError, match="though all pixels are finite; are the images normalised"):
-        check_logits(logits, images)
+    good = np.zeros((3, 10), np.float32)
+    check_usable({"logits": good}, images)
+    found = {"logits": good, "embedding": np.full((3, 64), np.nan, np.float32)}
+    with pytest.raises(ImageError, match="embeddings are NaN or Inf, though all pixels are finite"):
+        check_usable(found, images)
     images[0, 0, 1, 1], images[2, 0, 0, 0] = np.inf, np.nan
     with pytest.raises(ImageError, match="image 0, 2 of the batch has pixels that are NaN or Inf"):
-        check_logits(logits, images)
+        check_usable(found, images)
 
 
 class Damaged:

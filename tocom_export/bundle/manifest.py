@@ -13,9 +13,11 @@ from msgspec import Meta
 from ..compression.method import Method
 from ..errors import InputError
 from ..graph.precision import Precision
-from ..io.json_codec import format_json
+from ..io.json_codec import LATER, format_json
+from ..model.outputs import Form, OutputName, list_forms
 from ..model.preprocess import Preprocess
 from ..model.spec import VitSpec
+from ..model.weight_names import HEADS
 from ..variant import Variant
 from .file_hashes import FileRecord
 
@@ -87,7 +89,13 @@ class Manifest:
     refitted: tuple[str, ...] = ()
     """Variants whose weights were exchanged since the bundle was built."""
     accuracy: Mapping[str, Annotated[float, Meta(ge=0, le=100)]] = field(default_factory=dict)
-    """Top-1 accuracy in percent of the variants where it was measured (``evaluate --record``)."""
+    """Top-1 accuracy in percent of the variants where it was measured (``evaluate --record``); by
+    the nearest neighbours where there are no logits."""
+    outputs: tuple[OutputName, ...] = field(default=("logits",), metadata=LATER)
+    """What its engines give, in their order. Bundles of models without a head that were written
+    before this field call their embedding logits."""
+    unit_embedding: bool = field(default=False, metadata=LATER)
+    """Whether embeddings are of length 1."""
 
     def __post_init__(self) -> None:
         for name in self.files:
@@ -106,3 +114,19 @@ class Manifest:
             raise InputError(f"classes: {len(self.classes)} names of {self.spec.classes} classes.")
         if unknown := {*self.plans, *self.refitted, *self.accuracy} - {*self.variants}:
             raise InputError(f"{min(unknown)} is no variant.")
+        if not self.outputs or len({*self.outputs}) != len(self.outputs):
+            raise InputError("outputs: there is none, or one twice.")
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Shape and type of each output."""
+        return list_forms(self.spec, self.outputs)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether its engines name classes."""
+        return bool(self.spec.classes) and "logits" in self.outputs
+
+    def reads(self, weight: str) -> bool:
+        """Whether its graphs read a weight: without logits, they leave out the heads."""
+        return "logits" in self.outputs or not weight.startswith(HEADS)

@@ -14,6 +14,7 @@ from ..errors import BundleError, DegreeError, InputError
 from ..io.atomic import recover, replace_file
 from ..io.json_codec import decode, encode, read_json
 from ..io.tensors import map_tensors, read_header
+from ..model.outputs import OutputName
 from ..variant import Variant, find_variant
 from .file_hashes import record_files
 from .manifest import (
@@ -77,6 +78,22 @@ class Bundle(Manifest):
             DegreeError: the bundle has no such variant.
         """
         return find_variant(self.variants, name, self.path)
+
+    def find_output(self, wanted: OutputName) -> OutputName:
+        """The name under which its engines give an output.
+
+        Raises:
+            InputError: they don't.
+        """
+        if wanted in self.outputs:
+            return wanted
+        if wanted == "embedding" and not self.spec.classes:
+            return "logits"
+        given = ", ".join(self.outputs)
+        why = f"build it with --output {wanted}, too"
+        if wanted == "logits" and not self.spec.classes:
+            why = "its model has no head"
+        raise InputError(f"{self.path} gives no {wanted} ({given} alone); {why}.")
 
     def by_cost(self) -> list[str]:
         """Names of its variants, by falling MACs."""

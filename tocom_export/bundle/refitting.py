@@ -68,6 +68,8 @@ def refit_bundle(
             {**bundle.variants, **variants},
             (info.preprocess or bundle.preprocess) if whole else bundle.preprocess,
             (info.classes or bundle.classes) if whole else bundle.classes,
+            outputs=bundle.outputs,
+            unit_embedding=bundle.unit_embedding,
         )
         if whole and not _are_stored(shared, bundle):
             _rewrite_shared(bundle, made, shared, beside)

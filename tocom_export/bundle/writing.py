@@ -24,6 +24,7 @@ from ..io.atomic import replace_folder
 from ..io.json_codec import encode, read_json
 from ..io.locking import hear_nothing, is_left
 from ..io.tensors import read_header
+from ..model.outputs import OutputName, choose_outputs
 from ..model.preprocess import Preprocess
 from ..variant import Variant
 from .file_hashes import FileRecord, record_files
@@ -45,6 +46,14 @@ class Blueprint:
     classes: tuple[str, ...] | None = None
     accuracy: Mapping[str, float] = field(default_factory=dict)
     """Top-1 accuracy in percent of the variants where it is known already."""
+    outputs: tuple[OutputName, ...] = ()
+    """What engines give, in their order; none is what the model is for."""
+    unit_embedding: bool = False
+    """Whether embeddings are divided by their length."""
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            object.__setattr__(self, "outputs", choose_outputs(self.weights.spec))
 
     def files(self) -> list[str]:
         """Names of the files that will be written."""
@@ -167,6 +176,8 @@ def _write(
             describe_graph(blueprint, variant),
             TYPES[weights.precision],
             scales,
+            blueprint.outputs,
+            blueprint.unit_embedding,
         )
         ir.save(model, folder / graph_name(name))
     files |= record_files(folder, map(graph_name, blueprint.variants))
@@ -183,6 +194,8 @@ def _write(
         bank=weights.bank.sha256 if weights.bank else None,
         accuracy=blueprint.accuracy,
         tools=TOOLS,
+        outputs=blueprint.outputs,
+        unit_embedding=blueprint.unit_embedding,
     )
     bundle.save_manifest()
     return bundle
@@ -229,6 +242,8 @@ def describe_graph(blueprint: Blueprint, variant: Variant) -> dict[str, str]:
         "image_std": blueprint.preprocess.std,
     }
     facts["variant"] = facts.pop("name")
+    if blueprint.unit_embedding:
+        facts["unit_embedding"] = True
     texts = {
         key: fact if isinstance(fact, str) else json.dumps(fact) for key, fact in facts.items()
     }

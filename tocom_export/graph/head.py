@@ -1,4 +1,4 @@
-"""From the last layer's tokens to logits: pooling, the final norm, one head or two."""
+"""From the last layer's tokens to what a head reads, and to what one head or two say of it."""
 
 from __future__ import annotations
 
@@ -12,39 +12,56 @@ from .linear import linear
 from .norm import normalise
 from .pooling import average, pool_by_attention
 
+SHORTEST = 1e-12
+"""Of a vector that is divided by its length, as in PyTorch; one of zeros stays that."""
 
-def apply_head(
+
+def read_features(
     builder: GraphBuilder, x: ir.Value, spec: VitSpec, tokens: int, size: ir.Value | None
-) -> ir.Value:
-    """Tokens (B·N, C) → logits (B, classes); pooled features (B, C) without a head.
-
-    Stream → float32.
+) -> Sequence[ir.Value]:
+    """Tokens (B·N, C) → what the head reads (B, features), of two heads one each; stream.
 
     Args:
         tokens: N.
         size: token sizes (B, N, 1), of the stream; None where all are 1.
     """
-    with builder.scope("head"):
-        x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
-        if spec.pool == "token":  # norms are per token: norm only those that are read
-            parts = _read_prefix(builder, x, spec)
-        else:
-            if spec.final_norm == "norm":
-                x = normalise(builder, x, "norm", spec)
-            parts = [_pool(builder, x, spec, tokens, size)]
-        if spec.final_norm == "fc_norm" or (spec.final_norm and spec.pool == "token"):
-            parts = [normalise(builder, part, spec.final_norm, spec) for part in parts]
-        if spec.classes:
-            names = ("head", "head_dist")
-            parts = [
-                linear(builder, builder.from_stream(part), name, spec.head_bias)
-                for part, name in zip(parts, names, strict=False)
-            ]  # (B, classes) each
-        last = builder.types.compute if spec.classes else builder.types.stream
-        parts = [builder.cast(part, last, FLOAT) for part in parts]
-        if len(parts) == 1:
-            return parts[0]
-        return builder.op("Mul", builder.op("Add", *parts), builder.floats(0.5, dtype=FLOAT))
+    x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
+    if spec.pool == "token":  # norms are per token: norm only those that are read
+        parts = _read_prefix(builder, x, spec)
+    else:
+        if spec.final_norm == "norm":
+            x = normalise(builder, x, "norm", spec)
+        parts = [_pool(builder, x, spec, tokens, size)]
+    if spec.final_norm == "fc_norm" or (spec.final_norm and spec.pool == "token"):
+        parts = [normalise(builder, part, spec.final_norm, spec) for part in parts]
+    return parts
+
+
+def apply_heads(builder: GraphBuilder, parts: Sequence[ir.Value], spec: VitSpec) -> ir.Value:
+    """What each head reads (B, features), stream → logits (B, classes) float32."""
+    names = ("head", "head_dist")
+    logits = [
+        linear(builder, builder.from_stream(part), name, spec.head_bias)
+        for part, name in zip(parts, names, strict=False)
+    ]  # (B, classes) each
+    return average_parts(builder, logits, builder.types.compute)
+
+
+def average_parts(builder: GraphBuilder, parts: Sequence[ir.Value], dtype: ir.DataType) -> ir.Value:
+    """The mean of one or two (B, F) of a type; that → float32.
+
+    Of what two heads read it is timm's embedding of a distilled model.
+    """
+    parts = [builder.cast(part, dtype, FLOAT) for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    return builder.op("Mul", builder.op("Add", *parts), builder.floats(0.5, dtype=FLOAT))
+
+
+def normalise_length(builder: GraphBuilder, x: ir.Value) -> ir.Value:
+    """Vectors (B, F) float32, each divided by its Euclidean length."""
+    length = builder.op("ReduceL2", x, builder.ints(1), keepdims=1)
+    return builder.op("Div", x, builder.op("Max", length, builder.floats(SHORTEST, dtype=FLOAT)))
 
 
 def _pool(

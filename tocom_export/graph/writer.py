@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -10,14 +10,15 @@ from ..compression.method import Method
 from ..compression.schedule import Schedule
 from ..errors import UnsupportedModelError
 from ..io.tensors import StoredTensor
+from ..model.outputs import OutputName, choose_outputs
 from ..model.spec import VitSpec
 from .attention import attend
 from .builder import FLOAT, GraphBuilder
 from .embedding import embed
-from .head import apply_head
 from .matching import match, merge
 from .mlp import apply_mlp
 from .norm import normalise
+from .outputs import LastLayer, add_outputs
 from .positions import keep_places
 from .precision import TYPES, Types
 from .pruning import number_kept, prune
@@ -35,11 +36,14 @@ def write_graph(
     metadata: Mapping[str, str],
     types: Types = TYPES["fp32"],
     input_scales: Mapping[str, float] | None = None,
+    outputs: Iterable[OutputName] = (),
+    unit_embedding: bool = False,
 ) -> ir.Model:
     """The graph of one model at one schedule.
 
-    Input ``images`` (B, channels, height, width), normalised; output ``logits``
-    (B, classes); both float32 in every precision. B is free, every other dimension fixed.
+    Input ``images`` (B, channels, height, width), normalised; outputs ``logits`` (B, classes) and
+    ``embedding`` (B, features), what the head reads; all of them float32 in every precision. B is
+    free, every other dimension fixed.
 
     Args:
         weights: PyTorch name → where the tensor lies; files are named relative to the graph.
@@ -48,15 +52,39 @@ def write_graph(
         input_scales: quantized layer → what one step of its int8 input stands for. Layers are
             quantized whose weights are stored in int8, with scales beside them; without a step
             of their own they find the range of their inputs at each run.
+        outputs: in their order; default: as :func:`choose_outputs` says.
+        unit_embedding: divide each embedding by its length.
 
     Raises:
+        InputError: the model has no such output.
         UnsupportedModelError: EViT of a model without a class token.
     """
     if method.name == "evit" and not spec.class_token:
         raise UnsupportedModelError(spec.model, "EViT without a class token")
+    names = choose_outputs(spec, outputs)
     builder = GraphBuilder(weights, types, input_scales)
     images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
-    x = embed(builder, images, spec)  # (B·N, C)
+    last = _apply_layers(builder, embed(builder, images, spec), spec, schedule, method)
+    graph = ir.Graph(
+        [images],
+        add_outputs(builder, last, spec, names, unit_embedding),
+        nodes=builder.nodes,
+        initializers=builder.initializers,
+        opset_imports={"": OPSET},
+        name=spec.model,
+    )
+    return ir.Model(
+        graph,
+        ir_version=IR_VERSION,
+        producer_name="tocom-export",
+        metadata_props=dict(metadata),
+    )
+
+
+def _apply_layers(
+    builder: GraphBuilder, x: ir.Value, spec: VitSpec, schedule: Schedule, method: Method
+) -> LastLayer:
+    """Embedded tokens (B·N, C) → those that all layers leave, stream → stream."""
     size: ir.Value | None = None
     places: ir.Value | None = None
     tokens = spec.tokens
@@ -87,21 +115,4 @@ def write_graph(
             normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm2", spec)
             normed = builder.from_stream(normed)
         x = add_residual(builder, x, apply_mlp(builder, normed, spec, layer), spec, layer, 2)
-    logits = apply_head(builder, x, spec, tokens, size)
-    logits.name = "logits"
-    logits.type = ir.TensorType(FLOAT)
-    logits.shape = ir.Shape(["batch", spec.outputs])
-    graph = ir.Graph(
-        [images],
-        [logits],
-        nodes=builder.nodes,
-        initializers=builder.initializers,
-        opset_imports={"": OPSET},
-        name=spec.model,
-    )
-    return ir.Model(
-        graph,
-        ir_version=IR_VERSION,
-        producer_name="tocom-export",
-        metadata_props=dict(metadata),
-    )
+    return LastLayer(x, tokens, size)

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .spec import VitSpec
 
 Shapes = dict[str, tuple[int, ...]]
+HEADS = ("head.", "head_dist.")
+"""What the names of the heads' weights begin with."""
 
 
 def list_weights(spec: VitSpec) -> Shapes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,11 @@ class Score:
     """Whether that is the image's own class."""
     seconds: list[float] = field(default_factory=list)
     """Per image, one value for each batch of full size."""
+
+    def add(self, predicted: npt.NDArray[np.int64], wanted: npt.NDArray[Any]) -> None:
+        """What it said of one more batch (B,), and what that shows."""
+        self.predicted.append(predicted)
+        self.hits.append(predicted == wanted)
 
     @property
     def total(self) -> int:
@@ -146,20 +151,29 @@ def measure_accuracy(
         advance: called with the number of images of each batch that is done.
     """
     scores = [Score() for _ in runs]
+    for wanted, outputs in run_in_turns(runs, batches, scores):
+        for score, logits in zip(scores, outputs, strict=True):
+            usable = np.isfinite(logits).all(axis=1)
+            score.add(np.where(usable, logits.argmax(axis=1), -1), wanted)
+        advance(len(wanted))
+    return scores
+
+
+def run_in_turns(
+    runs: Sequence[Run], batches: Iterable[tuple[Any, Any]], scores: Sequence[Score]
+) -> Iterator[tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]]:
+    """Labels (B,) of each batch and what every run gives of it; the time goes to its score."""
     full = 0
     for images, labels in batches:
         pixels, wanted = np.asarray(images, np.float32), np.asarray(labels)
         if not len(pixels):
             continue
         full = max(full, len(pixels))
+        outputs = []
         for run, score in zip(runs, scores, strict=True):
             began = time.perf_counter()
-            logits = np.asarray(run(pixels))
+            outputs.append(np.asarray(run(pixels)))
             taken = time.perf_counter() - began
             if len(pixels) == full:  # a smaller last batch has another cost per image
                 score.seconds.append(taken / len(pixels))
-            usable = np.isfinite(logits).all(axis=1)
-            score.predicted.append(np.where(usable, logits.argmax(axis=1), -1))
-            score.hits.append(score.predicted[-1] == wanted)
-        advance(len(pixels))
-    return scores
+        yield wanted, outputs

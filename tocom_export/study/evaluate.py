@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..variant import Variant
 from .accuracy import Run, Score, measure_accuracy
+from .neighbours import Neighbours, measure_neighbours
 from .subject import Batches, Subject, check_subjects
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def measure(
     scale: float | None = None,
     check: bool = False,
     progress: Progress = lambda title, steps: nullcontext(lambda step: None),
+    neighbours: Neighbours | None = None,
 ) -> list[Measured]:
     """Run every variant of every subject on the same images, loading these once.
 
@@ -56,24 +58,28 @@ def measure(
         held_out: choose each variant's scale by the accuracy on these, among :data:`SCALES`.
         scale: of all variants; default: each one's own.
         check: also run PyTorch beside engines.
+        neighbours: what the subjects' runs give is embeddings, on which these vote; else logits.
 
     Raises:
         InputError: the subjects take different images; a scale is asked for where it is baked
             in, or in both ways.
-        DataError: the images have other classes than a subject.
+        DataError: the images have other classes than a subject, or than those that vote.
     """
     if held_out is not None and scale is not None:
         raise InputError("`scale` is chosen on the images of `held_out`; give one of the two.")
     scaled = held_out is not None or scale is not None
-    check_subjects(subjects, data.name, held_out.name if held_out else None, scaled=scaled)
-    for subject in subjects:
-        subject.check_classes(data.classes, f"`data` {data.name}")
-        if held_out is not None:
-            subject.check_classes(held_out.classes, f"`held_out` {held_out.name}")
+    other = held_out.name if held_out else None
+    check_subjects(subjects, data.name, other, scaled=scaled, heads=neighbours is None)
+    for option, images in {"data": data, "held_out": held_out}.items():
+        if images is not None and neighbours:
+            neighbours.check(images, option)
+        elif images is not None:
+            for subject in subjects:
+                subject.check_classes(images.classes, f"`{option}` {images.name}")
 
     pairs = [(subject, variant) for subject in subjects for variant in subject.variants]
     if held_out is not None:
-        pairs = _choose_scales(pairs, held_out, progress)
+        pairs = _choose_scales(pairs, held_out, progress, neighbours)
     elif scale is not None:
         pairs = [(subject, replace(variant, scale=scale)) for subject, variant in pairs]
     opened = [
@@ -85,7 +91,7 @@ def measure(
         for subject, variant in pairs
     ]
     runs = [run for three in opened for run in three if run]
-    scores = iter(_score("evaluating", runs, data, progress))
+    scores = iter(_score("evaluating", runs, data, progress, neighbours))
     return [
         Measured(
             *pair,
@@ -97,12 +103,26 @@ def measure(
     ]
 
 
-def _score(title: str, runs: Sequence[Run], data: Batches, progress: Progress) -> list[Score]:
-    with progress(title, len(data)) as advance:
+def _score(
+    title: str,
+    runs: Sequence[Run],
+    data: Batches,
+    progress: Progress,
+    neighbours: Neighbours | None,
+) -> list[Score]:
+    steps = len(data) + (len(neighbours.images) if neighbours else 0)
+    with progress(title, steps) as advance:
+        if neighbours:
+            return measure_neighbours(runs, data, neighbours, lambda _: advance(""))
         return measure_accuracy(runs, data, lambda _: advance(""))
 
 
-def _choose_scales(pairs: Sequence[_Pair], held_out: Batches, progress: Progress) -> list[_Pair]:
+def _choose_scales(
+    pairs: Sequence[_Pair],
+    held_out: Batches,
+    progress: Progress,
+    neighbours: Neighbours | None,
+) -> list[_Pair]:
     """Each variant with the scale that does best on the held-out images.
 
     Of several as good as each other, the one nearest to the scale of training.
@@ -113,7 +133,8 @@ def _choose_scales(pairs: Sequence[_Pair], held_out: Batches, progress: Progress
         for scale in SCALES
         if variant.baked
     ]
-    scores = iter(_score("choosing scales", runs, held_out, progress) if runs else ())
+    title = "choosing scales"
+    scores = iter(_score(title, runs, held_out, progress, neighbours) if runs else ())
     chosen = []
     for subject, variant in pairs:
         if variant.baked:

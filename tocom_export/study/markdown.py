@@ -25,6 +25,10 @@ _LEGEND = (
     f"{NONE} stands for what was not measured; ± is the standard deviation over seeds. "
     "The paper's column is DeiT-B on VTAB-1k, averaged over its 19 tasks."
 )
+_NEIGHBOURS = (
+    "Of the embeddings alone: the nearest labelled images by cosine similarity vote, each with the "
+    "weight exp(similarity / 0.07). They are not to be compared with a head's."
+)
 
 
 def format_page(results: Results, plots: Mapping[str, str]) -> str:
@@ -33,7 +37,8 @@ def format_page(results: Results, plots: Mapping[str, str]) -> str:
     Args:
         plots: caption → where the page finds the file, such as ``accuracy.svg``.
     """
-    rows = [row for row in results.rows if row.target is not None]
+    by_head = [row for row in results.rows if row.neighbours is None]
+    rows = [row for row in by_head if row.target is not None]
     methods = {method: [row for row in rows if row.method == method] for method in METHODS}
     parts = [GENERATED, "# Accuracy"]
     if results.about:
@@ -48,7 +53,8 @@ def format_page(results: Results, plots: Mapping[str, str]) -> str:
         parts += _format_accuracies(own, method)
     for method, own in methods.items():
         parts += _format_ablations(own, method)
-    parts += _format_schedules([row for row in results.rows if row.target is None])
+    parts += _format_schedules([row for row in by_head if row.target is None])
+    parts += _format_neighbours([row for row in results.rows if row.neighbours is not None])
     if results.notes:
         parts += ["## Notes", *results.notes]
     return "\n\n".join(parts) + "\n"
@@ -158,6 +164,18 @@ def _quote_paper(method: str, bank: str, column: int) -> str:
         return NONE
     value, before = paper.ABLATION[bank][column], paper.ABLATION[""][column]
     return f"{value:.1f} ({value - before:+.1f})" if bank else f"{value:.1f}"
+
+
+def _format_neighbours(rows: Sequence[Row]) -> list[str]:
+    """What no head has to do with: a section for each number of neighbours."""
+    parts: list[str] = []
+    for count, own in summary.group_rows(rows, "neighbours").items():
+        parts += [f"## Accuracies by the {count} nearest neighbours", _NEIGHBOURS]
+        for method in METHODS:
+            of = [row for row in own if row.method == method and row.target is not None]
+            parts += _format_accuracies(of, method)
+        parts += _format_schedules([row for row in own if row.target is None])
+    return parts
 
 
 def _format_schedules(rows: Sequence[Row]) -> list[str]:

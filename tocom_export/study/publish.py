@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..io.atomic import replace_file
+from ..io.json_codec import LATER
 from ..loading import is_installed
 from .markdown import format_page
 from .plot_style import save
@@ -55,10 +56,17 @@ def publish(
         results.save(out / RESULTS)
     with replace_file(out / TABLE) as new, new.open("w", encoding="utf-8", newline="") as file:
         derived = ("accuracy", "accuracy_low", "accuracy_high")
-        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), *derived])
+        names = [
+            field.name
+            for field in fields(Row)  # as in the document, later ones where a row has them
+            if field.metadata != LATER
+            or any(getattr(row, field.name) != field.default for row in results.rows)
+        ]
+        writer = csv.DictWriter(file, [*names, *derived], extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**asdict(row), **row.describe_accuracy()} for row in results.rows)
-    plots = _write_plots(results.rows, out, tell)
+    by_head = [row for row in results.rows if row.neighbours is None]
+    plots = _write_plots(by_head, out, tell)
     with replace_file(out / PAGE) as beside:
         beside.write_text(format_page(results, plots), "utf-8")
     tell(f"Wrote {', '.join((str(out / RESULTS), TABLE, PAGE, *plots.values()))}.")

@@ -14,7 +14,7 @@ from msgspec import Meta
 from ..compression.schedule import Degree
 from ..errors import InputError
 from ..io.atomic import replace_file
-from ..io.json_codec import decode, encode, read_json
+from ..io.json_codec import LATER, decode, encode, read_json
 from ..variant import MAX_SCALE, constant_name
 from .accuracy import Interval, find_interval
 
@@ -59,11 +59,13 @@ class Row:
     """What was measured, by the name of its file or bundle; empty where that isn't known."""
     schedule: str = ""
     """Name of the variant that was run, where that has a degree per layer."""
+    neighbours: Annotated[int, Meta(gt=0)] | None = field(default=None, metadata=LATER)
+    """How many nearest neighbours voted on each image; None where a head named the classes."""
 
     @property
     def task(self) -> tuple[object, ...]:
         """What the row of the model that was trained for it has in common with this one."""
-        return self.dataset, self.method, self.target, self.seed
+        return self.dataset, self.method, self.target, self.seed, self.neighbours
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -16,13 +16,20 @@ from .results import Results, Row
 from .subject import Subject
 
 
-def make_rows(measured: Sequence[Measured], name: str, bank_name: str, seed: int) -> list[Row]:
+def make_rows(
+    measured: Sequence[Measured],
+    name: str,
+    bank_name: str,
+    seed: int,
+    neighbours: int | None = None,
+) -> list[Row]:
     """Rows of a study, those of models that were trained at a target degree in place.
 
     Args:
         name: what to call the data set.
         bank_name: what to call the bank.
         seed: that of training.
+        neighbours: how many voted on each image; None where heads named the classes.
     """
     rows = []
     for found in measured:
@@ -44,13 +51,19 @@ def make_rows(measured: Sequence[Measured], name: str, bank_name: str, seed: int
             throughput=found.plain.throughput,  # compensation is in the weights and costs none
             model=found.subject.path.name,
             schedule="" if by_degree else variant.name,
+            neighbours=neighbours,
         )
         rows.append(row)
     return list(Results(tuple(rows)).merge().rows)
 
 
 def check_conflicts(
-    subjects: Sequence[Subject], name: str, bank_name: str, seed: int, known: Sequence[Row] = ()
+    subjects: Sequence[Subject],
+    name: str,
+    bank_name: str,
+    seed: int,
+    known: Sequence[Row] = (),
+    neighbours: int | None = None,
 ) -> None:
     """Raise InputError where two models would have the same rows, before anything is measured.
 
@@ -61,7 +74,9 @@ def check_conflicts(
     owners: dict[tuple[str, int], Path | str] = {
         (row.method, row.source): row.model
         for row in known
-        if row.model and (row.dataset, row.variant, row.seed) == (name, bank_name, seed)
+        if row.model
+        and (row.dataset, row.variant, row.seed, row.neighbours)
+        == (name, bank_name, seed, neighbours)
     }
     for subject in subjects:
         path = subject.path

@@ -57,7 +57,8 @@ class Subject:
     method: Method
     variants: tuple[Variant, ...]
     runner: Callable[[Variant], Run]
-    """One of the variants → its run; it may be asked for without compensation, too."""
+    """One of the variants → its run, which gives logits or embeddings; it may be asked for without
+    compensation, too."""
     backend: str
     precision: Precision = "fp32"
     baked: bool = False
@@ -86,6 +87,10 @@ def check_classes(
         own: the names of the model's classes, where they are known.
         path: what to call the model.
     """
+    if not spec.classes:
+        raise DataError(
+            f"{path} has no head that names classes; evaluate --knn measures its embedding."
+        )
     if len(names) != spec.classes:
         raise DataError(
             f"{data} has {len(names)} classes, but {path} has a head of {spec.classes}."
@@ -99,7 +104,12 @@ def check_classes(
 
 
 def check_subjects(
-    subjects: Sequence[Subject], data: str, held_out: str | None = None, *, scaled: bool = False
+    subjects: Sequence[Subject],
+    data: str,
+    held_out: str | None = None,
+    *,
+    scaled: bool = False,
+    heads: bool = True,
 ) -> None:
     """Raise InputError where subjects don't take the same images, or these not their purpose.
 
@@ -107,11 +117,12 @@ def check_subjects(
         data: name of the images that are measured.
         held_out: of those that scales are chosen on.
         scaled: whether a scale is chosen for them; one of a bundle is baked in.
+        heads: whether their heads name the classes, and so have to be of the same ones.
     """
     first = subjects[0]
     for subject in subjects:
-        same = (subject.spec.image_size, subject.preprocess, subject.spec.classes)
-        if same != (first.spec.image_size, first.preprocess, first.spec.classes):
+        same = (subject.spec.image_size, subject.preprocess, heads and subject.spec.classes)
+        if same != (first.spec.image_size, first.preprocess, heads and first.spec.classes):
             raise InputError(
                 f"{subject.path} and {first.path} differ in image size, image statistics or "
                 "classes; evaluate them one at a time."

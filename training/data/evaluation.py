@@ -55,24 +55,27 @@ def open_test_data(
     batch: int = 256,
     workers: int = 0,
     warn: Warn | None = None,
+    split: str = "test",
     **places: Any,
 ) -> EvalData:
     """Labelled images by what names them (:func:`~.opening.open_images`), for a model.
 
     Args:
+        split: which part of a set by name that doesn't say it.
         places: where a timm data set lies.
 
     Raises:
         DataError: there are none, or the model doesn't take them.
     """
-    images = open_images(place, split="test", **places)
+    images = open_images(place, split=split, **places)
     return EvalData(images, spec, preprocess, batch, workers, warn)
 
 
 def open_bundle_data(
     bundle: Bundle, place: str, batch: int, warn: Warn | None = None, **places: Any
 ) -> EvalData:
-    """The same for a bundle, whose classes they must have."""
+    """The same for a bundle, which must have logits, and whose classes they must have."""
+    bundle.find_output("logits")
     data = open_test_data(place, bundle.spec, bundle.preprocess, batch, warn=warn, **places)
     check_classes(data.classes, f"`data` {place}", bundle.spec, bundle.classes, bundle.path)
     return data

@@ -152,6 +152,27 @@ def test_typed_graphs(
     assert sum(dtype != computed for dtype in products) <= 3 * merges
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_each_output_is_there_under_its_name(
+    precision: Any, make_weights: Callable[..., dict[str, Any]], tmp_path: Path, logger: Any
+):
+    """Without logits the heads' weights are none of the network's."""
+    spec = dataclasses.replace(known_model("deit_tiny_distilled_patch16_224")[0], depth=1)
+    save_file(stored_form(make_weights(spec), precision, ()), tmp_path / "weights.safetensors")
+    stored, _ = read_header(tmp_path / "weights.safetensors")
+    schedule, given = Schedule.of(spec, 8), (Method("tome"), stored, {}, TYPES[precision])
+    for names in (("embedding", "logits"), ("embedding",)):
+        graph = write_graph(spec, schedule, *given, outputs=names, unit_embedding=True)
+        ir.save(graph, tmp_path / "graph.onnx")
+        network, _alive = parsed(tmp_path / "graph.onnx", logger)
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        assert tuple(output.name for output in outputs) == names
+        widths = {"embedding": spec.width, "logits": spec.classes}
+        assert [tuple(o.shape) for o in outputs] == [(-1, widths[name]) for name in names]
+        assert {output.dtype for output in outputs} == {trt.float32}
+        assert network.mark_weights_refittable("head_dist.weight") is ("logits" in names)
+
+
 @pytest.mark.parametrize(
     "refit, flags",
     [

@@ -1,0 +1,56 @@
+"""What a graph gives of its last layer: each output under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..model.outputs import OutputName, list_forms
+from ..model.spec import VitSpec
+from .builder import GraphBuilder
+from .head import apply_heads, average_parts, normalise_length, read_features
+
+_TYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """What the layers leave."""
+
+    x: ir.Value
+    """Tokens (B·N, C), of the stream."""
+    tokens: int
+    """N."""
+    size: ir.Value | None
+    """Token sizes (B, N, 1), of the stream; None where all are 1."""
+
+
+def add_outputs(
+    builder: GraphBuilder,
+    last: LastLayer,
+    spec: VitSpec,
+    names: Iterable[OutputName],
+    unit_embedding: bool,
+) -> list[ir.Value]:
+    """The values that a graph ends with, in the order of their names; pooled once for all."""
+    with builder.scope("head"):
+        parts = read_features(builder, last.x, spec, last.tokens, last.size)
+
+    def give(name: str) -> ir.Value:
+        if name == "logits":
+            with builder.scope("head"):
+                return apply_heads(builder, parts, spec)
+        with builder.scope("embedding"):
+            whole = average_parts(builder, parts, builder.types.stream)
+            return normalise_length(builder, whole) if unit_embedding else whole
+
+    values = []
+    for name, form in list_forms(spec, names).items():
+        value = give(name)
+        value.name = name
+        value.type = ir.TensorType(_TYPES[form.dtype])
+        value.shape = ir.Shape(["batch", *form.shape])
+        values.append(value)
+    return values

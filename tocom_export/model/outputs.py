@@ -1,0 +1,66 @@
+"""What an engine can give of images: its outputs' names, and the form that each has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from ..errors import InputError
+from .spec import VitSpec
+
+OutputName = Literal["logits", "embedding"]
+DType = Literal["float32", "int32"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one image has of an output."""
+
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+
+
+FORMS: Mapping[OutputName, Callable[[VitSpec], Form]] = {
+    # Of a model without a head, bundles that were written before embeddings had a name.
+    "logits": lambda spec: Form((spec.outputs,)),
+    "embedding": lambda spec: Form((spec.features,)),
+}
+
+
+def list_forms(spec: VitSpec, names: Iterable[OutputName]) -> dict[str, Form]:
+    """The form of some outputs of a model, by their names, in their order."""
+    return {name: FORMS[name](spec) for name in names}
+
+
+def pluralise(name: str) -> str:
+    """What several of an output are called: ``logits``, ``embeddings``."""
+    return name if name.endswith("s") else f"{name}s"
+
+
+def format_outputs(forms: Mapping[str, Form], unit_embedding: bool) -> str:
+    """``logits (10), embedding (64, of length 1)``."""
+    told = []
+    for name, form in forms.items():
+        unit = ", of length 1" if unit_embedding and name == "embedding" else ""
+        told.append(f"{name} ({' × '.join(map(str, form.shape))}{unit})")
+    return ", ".join(told)
+
+
+def choose_outputs(spec: VitSpec, asked: Iterable[str] = ()) -> tuple[OutputName, ...]:
+    """The outputs that are asked for, each once; none is what a model is for.
+
+    That is logits where it has classes, else the embedding that its head would read.
+
+    Raises:
+        InputError: there is no such output, or the model has none.
+    """
+    names = tuple(dict.fromkeys(asked))
+    if unknown := [name for name in names if name not in get_args(OutputName)]:
+        known = ", ".join(get_args(OutputName))
+        raise InputError(f"`outputs` {unknown[0]!r}: it is {known}.")
+    if "logits" in names and not spec.classes:
+        raise InputError(
+            f"`outputs` logits: {spec.model} has no head that gives them; ask for embedding."
+        )
+    return cast(tuple[OutputName, ...], names or ("logits" if spec.classes else "embedding",))
