@@ -1,7 +1,7 @@
 """Run benchmarks and print a Markdown table.
 
 python benchmarks/run.py [starting] [accepting] [parity] [kinds] [running] [building]
-                         [distilling] [serving] [peers]
+                         [distilling] [serving] [overhead] [peers]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from common import describe_machine
 
 ALL = (
     "starting", "accepting", "parity", "kinds", "running", "building", "distilling", "serving",
+    "overhead",
     "peers",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,8 @@ from tocom_export import EnginePool
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.engines.onnx.engine import OnnxEngine
-from tocom_export.engines.serving.simulation import Arrivals, draw_arrivals, summarise_requests
+from tocom_export.engines.serving.arrivals import Arrivals, draw_arrivals
+from tocom_export.engines.serving.simulation import summarise_requests
 from tocom_export.engines.serving.steering import Load, Steering
 from tocom_export.engines.verify import sample_images
 
@@ -30,6 +32,8 @@ DENSE, FASTEST = "r00", "r16"
 SLO_RATIOS = (6, 10)
 """The latency wanted, over that of one request to the dense model."""
 SWITCH_SECONDS, TRACE_SECONDS = 30, 60
+BATCHES = (1, 2, 4, 8)
+"""Of requests that are served together."""
 
 PSS = """
 import sys
@@ -147,60 +151,72 @@ def time_overhead(bundle: Path) -> Row:
 def serve(
     pool: EnginePool, arrivals: Arrivals, steering: Steering
 ) -> tuple[list[float], list[str]]:
-    """Replay a trace: requests of one image, answered one after another as they came.
+    """Replay a trace: requests of one image, answered in batches in the order in which they came.
 
     Returns:
         Each request's latency in seconds, and its variant.
     """
-    images = sample_images(pool.spec, 1)
-    waiting: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    images = sample_images(pool.spec, BATCHES[-1])
+    coming: queue.SimpleQueue[float] = queue.SimpleQueue()
     began = time.perf_counter()
 
     def arrive() -> None:
         for arrival in map(float, arrivals):
             time.sleep(max(0.0, arrival - (time.perf_counter() - began)))
-            waiting.put(arrival)
-        waiting.put(None)
+            coming.put(arrival)
 
     threading.Thread(target=arrive).start()
-    state = steering.start()
-    latencies, variants = [], []
-    while (arrival := waiting.get()) is not None:
+    state, waiting = steering.start(), deque[float]()
+    latencies: list[float] = []
+    variants: list[str] = []
+    while len(latencies) < len(arrivals):
+        if not waiting:
+            waiting.append(coming.get())
+        while not coming.empty():
+            waiting.append(coming.get())
         start = time.perf_counter() - began
-        state = steering.step(state, Load(start, waiting.qsize() + 1, start - arrival))
-        pool.switch(state.variant).run(images)
+        slacks = [arrival + steering.slo - start for arrival in waiting]
+        state = steering.step(state, Load(start, len(waiting), start - waiting[0], slacks))
+        batch = [waiting.popleft() for _ in range(state.batch)]
+        pool.switch(state.variant).run(images[: len(batch)])
         end = time.perf_counter() - began
-        state = steering.observe(state, state.variant, end - start)
-        latencies.append(end - arrival)
-        variants.append(state.variant)
+        state = steering.observe(state, state.variant, end - start, len(batch))
+        latencies += [end - arrival for arrival in batch]
+        variants += [state.variant] * len(batch)
     return latencies, variants
 
 
-def time_requests(pool: EnginePool) -> dict[str, float]:
-    """Variant → median seconds of a request of one image, in turns."""
-    images = sample_images(pool.spec, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in pool.variants}
+def time_batches(pool: EnginePool) -> dict[str, dict[int, float]]:
+    """Variant → batch → median seconds, in turns."""
+    images = sample_images(pool.spec, BATCHES[-1])
+    seconds = {name: {batch: list[float]() for batch in BATCHES} for name in pool.variants}
     for _ in range(20):
         for name, times in seconds.items():
-            start = time.perf_counter()
-            pool.switch(name).run(images)
-            times.append(time.perf_counter() - start)
-    return {name: median(times) for name, times in seconds.items()}
+            for batch in BATCHES:
+                start = time.perf_counter()
+                pool.switch(name).run(images[:batch])
+                times[batch].append(time.perf_counter() - start)
+    return {name: {n: median(found) for n, found in of.items()} for name, of in seconds.items()}
 
 
 def steer(bundle: Path) -> list[Row]:
     """The burst trace served for real, steered for two latencies and by each variant alone."""
     with EnginePool(bundle) as pool:
-        seconds = time_requests(pool)
+        seconds = time_batches(pool)
+        single = {name: times[1] for name, times in seconds.items()}
         degrees = {name: pool.bundle.variants[name].degree or 0 for name in pool.variants}
-        slos = [ratio * seconds[DENSE] for ratio in SLO_RATIOS]
-        arrivals = draw_arrivals("burst", 1 / seconds[DENSE], TRACE_SECONDS)
-        alone = {n: serve(pool, arrivals, Steering(seconds, 1, variants=(n,)))[0] for n in seconds}
-        steered = [serve(pool, arrivals, Steering(seconds, slo)) for slo in slos]
-    faster = ", ".join(f"{n} {seconds[DENSE] / s:.2f}×" for n, s in seconds.items() if n != DENSE)
+        slos = [ratio * single[DENSE] for ratio in SLO_RATIOS]
+        arrivals = draw_arrivals("burst", 1 / single[DENSE], TRACE_SECONDS)
+        choices = (None, *((name,) for name in seconds))
+        runs = [
+            {v: serve(pool, arrivals, Steering(seconds, slo, variants=v)) for v in choices}
+            for slo in slos
+        ]
+    faster = ", ".join(f"{n} {single[DENSE] / s:.2f}×" for n, s in single.items() if n != DENSE)
     rows = []
-    for slo, (latencies, variants) in zip(slos, steered, strict=True):
-        met = {name: 100 * float((np.array(took) <= slo).mean()) for name, took in alone.items()}
+    for slo, served in zip(slos, runs, strict=True):
+        latencies, variants = served.pop(None)
+        met = {name: summarise_requests(*found, slo).met for (name,), found in served.items()}
         others = ", ".join(f"{name} {percent:.0f} %" for name, percent in met.items())
         found = summarise_requests(latencies, variants, slo)
         mean = sum(degrees[name] for name in variants) / len(variants)

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "Distil a ToCom bank from a model and its pre-training images.",
     "finetune": "Train a model at a source degree.",
     "evaluate": "Measure accuracy over sources × targets, with and without ToCom.",
+    "serve": "Serve bundles over HTTP, with the variant that load allows.",
     "triton": "Write a Triton Inference Server model repository of a bundle.",
     "completion": "Print what makes a shell complete commands and options.",
 }

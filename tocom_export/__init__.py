@@ -13,8 +13,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from tocom_export.engines.engine import Engine as Engine
+    from tocom_export.engines.serving.policy import Load as Load
     from tocom_export.engines.serving.pool import EnginePool as EnginePool
-    from tocom_export.engines.serving.steering import Load as Load
     from tocom_export.engines.serving.steering import Steering as Steering
     from tocom_export.engines.verify import verify as verify
 
@@ -35,7 +35,7 @@ _HOMES = {
     "Checkpoint": "compression.checkpoint",
     "Engine": "engines.engine",
     "EnginePool": "engines.serving.pool",
-    "Load": "engines.serving.steering",
+    "Load": "engines.serving.policy",
     "Method": "compression.method",
     "Preprocess": "model.preprocess",
     "Schedule": "compression.schedule",

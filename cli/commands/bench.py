@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tocom_export.engines.bench.picking import Pick
     from tocom_export.engines.bench.report import Report
     from tocom_export.engines.picking import Choice
-    from tocom_export.engines.serving.simulation import Arrivals
+    from tocom_export.engines.serving.arrivals import Arrivals
 
 
 @click.command("bench", cls=Command)
@@ -113,7 +113,7 @@ def _read_trace(trace: Path | None, slo_ms: float | None) -> dict[str, Arrivals]
         return {}
     if slo_ms is None:
         raise InputError("--trace is for --slo-ms.")
-    from tocom_export.engines.serving.simulation import read_arrivals
+    from tocom_export.engines.serving.arrivals import read_arrivals
 
     return {str(trace): read_arrivals(trace)}
 

@@ -14,7 +14,8 @@ from tocom_export.compression.schedule import Schedule
 from .timing import Timing
 
 if TYPE_CHECKING:
-    from ..serving.simulation import Arrivals, Comparison
+    from ..serving.arrivals import Arrivals
+    from ..serving.simulation import Comparison
     from ..tensorrt.trtexec import LayerTime
 
 SLOWEST = 5
@@ -117,23 +118,29 @@ class Report:
         }
 
     def steer(self, slo: float, traces: Mapping[str, Arrivals] | None = None) -> Report:
-        """The same with what steering would do with the fastest times at the smallest batch.
+        """The same with what steering would do with the fastest times.
+
+        It picks among the batches that were timed, and so do the variants alone.
 
         Args:
             slo: latency wanted, seconds.
-            traces: name → arrivals; default: :func:`~..serving.simulation.draw_traces`.
+            traces: name → arrivals; default: :func:`~..serving.arrivals.draw_traces`.
         """
-        from ..serving.simulation import compare_steering, draw_traces
+        from ..serving.arrivals import draw_traces
+        from ..serving.simulation import compare_steering
         from ..serving.steering import Steering
 
-        smallest = min(row.timing.batch for row in self.rows)
-        speeds = self._list_speeds(smallest, self.fastest)
-        seconds = {name: smallest / speed for name, speed in speeds.items()}
+        batches = sorted({row.timing.batch for row in self.rows})
+        speeds = {batch: self._list_speeds(batch, self.fastest) for batch in batches}
+        alone = {name: batches[0] / speed for name, speed in speeds[batches[0]].items()}
+        seconds = {
+            name: {n: n / speeds[n][name] for n in batches if name in speeds[n]} for name in alone
+        }
         by_cost = sorted(seconds, key=self.macs, reverse=True)  # times scatter, MACs don't
         steering = Steering(seconds, slo, self.bundle.accuracy, by_cost)
         found = {
             name: compare_steering(steering, arrivals)
-            for name, arrivals in (traces or draw_traces(seconds)).items()
+            for name, arrivals in (traces or draw_traces(alone)).items()
         }
         return replace(self, steering=found)
 

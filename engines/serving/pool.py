@@ -74,6 +74,11 @@ class EnginePool:
         return self._loaded.names
 
     @property
+    def backend(self) -> Backend:
+        """What runs them."""
+        return self._loaded.backend
+
+    @property
     def serving(self) -> Serving:
         """What a request that begins now runs on; stays what it is when the pool moves on."""
         if (now := self._now) is None:
@@ -94,7 +99,15 @@ class EnginePool:
             ImageError: the images are of another form, or a value is NaN or infinite.
             TocomError: as :meth:`switch`; the pool is closed.
         """
-        return (self.serving if variant is None else self._open(variant)).run_all(images)
+        return (self.serving if variant is None else self.open(variant)).run_all(images)
+
+    def open(self, variant: str | int) -> Serving:
+        """What a request to a variant that begins now runs on; the one that serves stays.
+
+        Raises:
+            TocomError: as :meth:`switch`.
+        """
+        return self._open(variant)
 
     def switch(self, variant: str | int) -> Serving:
         """Serve another variant from now on.

@@ -153,7 +153,7 @@ def _configure(
     bundle: Bundle, name: str, options: TritonOptions, batches: list[int]
 ) -> dict[str, Any]:
     """The fields of one model's ``ModelConfig``."""
-    spec, known = bundle.spec, bundle.preprocess
+    spec = bundle.spec
     gpu = options.device == "gpu" or options.backend == "tensorrt"
     kind = "KIND_GPU" if gpu and options.backend != "openvino" else "KIND_CPU"
     # Without the batch, here and in the warm-ups: Triton puts it in front.
@@ -187,15 +187,7 @@ def _configure(
     if options.backend == "onnxruntime" and gpu:  # else float32 products are rounded to TF32
         cuda = [{"name": "cuda", "parameters": {"use_tf32": "0"}}]
         config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": cuda}}
-    # What a client must know to make images of a picture; Triton itself reads none of it.
-    parameters = {
-        "mean": ",".join(map(str, known.mean)),
-        "std": ",".join(map(str, known.std)),
-        "size": ",".join(map(str, spec.image_size)),
-        "crop_pct": str(known.crop_pct),
-        "interpolation": known.interpolation,
-        "crop_mode": known.crop_mode,
-    }
+    parameters = describe_preprocess(bundle)
     if options.backend == "openvino":
         config["default_model_filename"] = "model.onnx"  # it looks for its own format
         hint = "LATENCY" if options.instances == 1 else "THROUGHPUT"
@@ -206,6 +198,19 @@ def _configure(
         parameters[name] = str(options.threads)
     config["parameters"] = {key: {"string_value": value} for key, value in parameters.items()}
     return config
+
+
+def describe_preprocess(bundle: Bundle) -> dict[str, str]:
+    """What a client must know to make images of a picture; Triton itself reads none of it."""
+    known = bundle.preprocess
+    return {
+        "mean": ",".join(map(str, known.mean)),
+        "std": ",".join(map(str, known.std)),
+        "size": ",".join(map(str, bundle.spec.image_size)),
+        "crop_pct": str(known.crop_pct),
+        "interpolation": known.interpolation,
+        "crop_mode": known.crop_mode,
+    }
 
 
 def _write(place: Path, bundle: Bundle, variant: str, engine: Path, config: str) -> None:

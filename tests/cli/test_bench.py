@@ -310,17 +310,17 @@ def test_a_picture_without_matplotlib(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made traces of a second, in which a model this small serves thousands."""
-    monkeypatch.setattr("tocom_export.engines.serving.simulation.TRACE_SECONDS", 1)
-    monkeypatch.setattr("tocom_export.engines.serving.simulation.TRACE_REQUESTS", 100)
+    monkeypatch.setattr("tocom_export.engines.serving.arrivals.TRACE_SECONDS", 1)
+    monkeypatch.setattr("tocom_export.engines.serving.arrivals.TRACE_REQUESTS", 100)
 
 
-OUTCOME = {"requests", "met", "shares", "accuracy", "p50_ms", "p99_ms", "switches"}
+OUTCOME = {"requests", "met", "shares", "accuracy", "p50_ms", "p95_ms", "p99_ms", "switches"}
 
 
 def test_what_steering_would_do(succeeds: Run, zero: Path, unmeasured, short):
     options = ("--batch", "2,1", *QUICK, "--slo-ms", 50)
     document = json.loads(succeeds("bench", zero, *options, "--json").stdout)
-    assert list(document["steering"]) == ["steady", "burst", "ramp", "overload"]
+    assert list(document["steering"]) == ["steady", "burst", "ramp", "diurnal", "overload"]
     slowest = max(row["median_ms"] for row in document["rows"] if row["batch"] == 1)
     for shape, rate in (("steady", 0.7), ("overload", 2.5)):
         requests = document["steering"][shape]["steered"]["requests"]
@@ -342,10 +342,10 @@ def test_the_tables_of_what_steering_would_do(succeeds: Run, zero: Path, unmeasu
     (zero / MANIFEST).write_text(json.dumps(edited))
     options = ("--batch", 1, *QUICK, "--slo-ms", 1000)
     text = succeeds("bench", zero, *options).stdout
-    for shape in ("steady", "burst", "ramp", "overload"):
+    for shape in ("steady", "burst", "ramp", "diurnal", "overload"):
         assert f"\n{shape}, " in text
-    assert text.count(" requests, simulated with these times") == 4
-    assert text.count("answered by") == 4
+    assert text.count(" requests, simulated with these times") == 5
+    assert text.count("answered by") == 5
     lines = succeeds("bench", zero, *options, "--trace", "arrivals.txt").stdout.splitlines()
     (start,) = (n for n, line in enumerate(lines) if "simulated" in line)
     assert lines[start] == "arrivals.txt, 3 requests, simulated with these times"

@@ -67,6 +67,7 @@ def test_the_commands():
         "train",
         "finetune",
         "evaluate",
+        "serve",
         "triton",
         "completion",
     ]

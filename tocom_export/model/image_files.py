@@ -41,7 +41,7 @@ def decode_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
         from PIL import Image
     except ImportError:
         raise MissingPackageError("pillow", "cpu") from None
-    _silence_pillow()
+    silence_pillow()
     try:
         with _open(file) as stream, Image.open(stream) as opened:
             return convert_image(opened, channels)
@@ -50,7 +50,7 @@ def decode_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
         raise ImageError(f"more than {most} million pixels; make it smaller.") from None
 
 
-def _silence_pillow() -> None:
+def silence_pillow() -> None:
     """Nothing of many pixels, or of EXIF that is cut short; for good, for threads can't restore it.
 
     Once: each change of the filters has Python forget which warnings it has shown.

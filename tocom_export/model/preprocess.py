@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from ..errors import ImageError, InputError, MissingPackageError
 from ..io.json_codec import LATER
 from .image_files import SUFFIXES, decode_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -57,7 +60,6 @@ class Preprocess:
             ImageError: the file is missing, is no image, or has pixels that can't be used.
             MissingPackageError: Pillow is not installed.
         """
-        height, width = size
         name = file if isinstance(file, (Path, str)) else getattr(file, "name", "an open file")
         try:
             image = decode_image(file, len(self.mean))
@@ -71,11 +73,23 @@ class Preprocess:
             raise
         except Exception:  # what a broken file makes Pillow raise has no common class
             raise ImageError(f"{name} is not an image that can be read.") from None
+        try:
+            return self.apply(image, size)
+        except ImageError as reason:
+            raise ImageError(f"{name}: {reason}") from None
+
+    def apply(self, image: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """An image as :func:`~tocom_export.model.image_files.convert_image` makes it, normalised.
+
+        Raises:
+            ImageError: it is too thin; the message leaves naming it to the caller.
+        """
         from PIL import Image
 
+        height, width = size
         resized = self._resized(image.size, size)
         if resized[0] * resized[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ImageError(f"{name} is too thin: its shorter side can't be made {min(size)}.")
+            raise ImageError(f"too thin: its shorter side can't be made {min(size)}.")
         if resized != image.size:
             kind = Image.Resampling[self.interpolation.upper()]
             image = image.resize(resized, kind)

@@ -102,6 +102,21 @@ def test_what_steering_would_do_with_names(named: Bundle, asked):
     assert not report.steering
 
 
+def test_steering_picks_among_the_batches_that_were_timed(named: Bundle):
+    """Four together take here what one does: alone, the last would be answered after 0.4 s."""
+    rows = [
+        Row(name, "onnx", "fp32", name, summarise_times([took], batch))
+        for name, took in (("r00", 0.1), ("fast", 0.09))
+        for batch in (1, 4)
+    ]
+    at_once = {"at once": np.zeros(4)}
+    found = Report(named, "a machine", rows).steer(0.25, at_once).steering["at once"]
+    assert (found.steered.met, found.steered.p99_ms) == (100, pytest.approx(100))
+    assert found.fixed["fast"].p99_ms == pytest.approx(90)
+    singly = Report(named, "a machine", [row for row in rows if row.timing.batch == 1])
+    assert singly.steer(0.25, at_once).steering["at once"].steered.met == 50
+
+
 @pytest.mark.parametrize("name", ["r12", "slow", 16])
 def test_a_variant_that_the_bundle_lacks(named: Bundle, name: str | int):
     with pytest.raises(DegreeError, match=r"no variant .*; it has r00, r08, fast"):

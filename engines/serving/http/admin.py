@@ -1,0 +1,125 @@
+"""What an administrator may ask for: another variant in force, other weights, the files again."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tocom_export.errors import DegreeError, InputError, TocomError
+from tocom_export.io.reading import open_regular
+
+from .bodies import hold_body
+from .documents import describe_serving
+from .refusals import CLOSE, Refusal, refuse
+from .service import Service
+from .site import Site
+from .writing import write_json
+
+_LARGEST = 16_384
+_SHORTEST, _LONGEST = 16, 4096
+"""Characters of a token."""
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Switch(msgspec.Struct, forbid_unknown_fields=True):
+    variant: str | int | None
+
+
+class _Refit(msgspec.Struct, forbid_unknown_fields=True):
+    checkpoint: str | None = None
+    weights_key: str | None = None
+    bank: str | None = None
+    source: int | None = None
+    scale: float | None = None
+
+
+class _Reload(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+def read_token(file: Path) -> str:
+    """The token in a file, without the white space around it.
+
+    Raises:
+        InputError: it can't be read, or holds no token of 16 characters and more.
+    """
+    try:
+        with open_regular(file) as stream:
+            token = stream.read(_LONGEST + 1).decode("ascii").strip()
+    except OSError as error:
+        raise InputError(f"`admin_token_file` {file}: can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not (_SHORTEST <= len(token) <= _LONGEST and token.isprintable() and " " not in token):
+        raise InputError(
+            f"`admin_token_file` {file}: a word of {_SHORTEST} to {_LONGEST} ASCII characters is "
+            "expected (openssl rand -hex 32 > FILE)."
+        )
+    return token
+
+
+async def switch(site: Site, request: Request) -> Response:
+    """``POST /admin/models/{m}/switch``: ``{"variant": "r08"}``; null lets the policy choose."""
+    service = _authorise(site, request)
+    wish = await _read(site, request, _Switch)
+    try:
+        service.pin(None if wish.variant is None else str(wish.variant))
+    except DegreeError as error:
+        raise refuse(error, service.paths) from None
+    return write_json(describe_serving(service))
+
+
+async def refit(site: Site, request: Request) -> Response:
+    """``POST /admin/models/{m}/refit``: ``checkpoint``, ``bank``, ``source``, ``scale``."""
+    service = _authorise(site, request)
+    wish = await _read(site, request, _Refit)
+    new = {name: value for name, value in msgspec.structs.asdict(wish).items() if value is not None}
+    named = {str(new[n]): Path(new[n]).name for n in ("checkpoint", "bank") if n in new}
+    return await _change(service, partial(service.refit, **new), named)
+
+
+async def reload(site: Site, request: Request) -> Response:
+    """``POST /admin/models/{m}/reload``."""
+    service = _authorise(site, request)
+    await _read(site, request, _Reload)
+    return await _change(service, service.reload, {})
+
+
+HANDLERS = {"switch": switch, "refit": refit, "reload": reload}
+"""By the last part of their addresses."""
+
+
+def _authorise(site: Site, request: Request) -> Service:
+    """Raise Refusal where a request isn't an administrator's; else the model that it names."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    known = (site.token or "").encode()
+    right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), known)
+    if not (right and known and scheme.lower() == "bearer"):
+        raise Refusal(401, "a Bearer token is needed.", {"WWW-Authenticate": "Bearer", **CLOSE})
+    site.check_open()
+    return site.find(request.path_params["model"])
+
+
+async def _read(site: Site, request: Request, kind: type[T]) -> T:
+    receive, headers = request.receive, request.headers
+    async with hold_body(receive, headers, _LARGEST, site.budget, site.executor) as body:
+        try:
+            return msgspec.json.decode(body or b"{}", type=kind)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise Refusal(400, f"the wish can't be understood: {error}.") from None
+
+
+async def _change(service: Service, change: Any, named: dict[str, str]) -> Response:
+    """Carry out what takes seconds, beside the event loop."""
+    try:
+        await asyncio.to_thread(change)
+    except TocomError as error:
+        raise refuse(error, {**service.paths, **named}) from None
+    return write_json(describe_serving(service))

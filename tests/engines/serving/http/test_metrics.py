@@ -1,0 +1,79 @@
+"""What a scrape and a page read."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def scrape(running) -> dict[tuple[str, ...], float]:
+    reply = running.ask("GET", "/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert b'\nnv_inference_count{model="small",version="r00"} ' in reply.content
+    assert b"nv_inference_count_total" not in reply.content
+    return {  # the parser adds _total to all counters
+        (sample.name.removesuffix("_total"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.content.decode())
+        for sample in family.samples
+    }
+
+
+def test_counts_are_those_of_triton(running, images):
+    before = scrape(running)
+    running.infer(images, "r08")
+    running.infer(images[:1], "r08")
+    running.infer(images * float("nan"), "r08")
+    after = scrape(running)
+
+    def more(name: str, version: str = "r08") -> float:
+        return after[name, "small", version] - before[name, "small", version]
+
+    assert more("nv_inference_request_success") == 2
+    assert more("nv_inference_request_failure") == 1
+    assert more("nv_inference_count") == 4
+    assert more("nv_inference_exec_count") == 2
+    request, queue, infer = (
+        more(f"nv_inference_{name}_duration_us") for name in ("request", "queue", "compute_infer")
+    )
+    assert request == pytest.approx(queue + infer)
+    assert min(queue, infer) > 0
+    assert more("nv_inference_count", "r16") == 0
+
+
+def test_counts_of_our_own(running):
+    found = scrape(running)
+    assert found["tocom_variant_in_force", "small", "r00"] == 1
+    assert found["tocom_variant_in_force", "small", "r08"] == 0
+    for name in ("switches", "refits", "slo_misses", "queue_length"):
+        assert found[f"tocom_{name}", "small"] == 0
+    assert ("tocom_accuracy_served", "small") not in found  # the bundle has none
+
+
+def test_late_answers_and_accuracy_are_counted(serve, fresh, images):
+    import dataclasses
+
+    dataclasses.replace(fresh, accuracy={"r00": 80.0, "r08": 70.0, "r16": 60.0}).save_manifest()
+    with serve(fresh.path, slo=1e-6) as running:
+        for version in ("r00", "r08"):
+            running.infer(images, version)
+        found = scrape(running)
+        assert found["tocom_slo_misses", "small"] == 2
+        assert found["tocom_slo_seconds", "small"] == 1e-6
+        assert found["tocom_accuracy_served", "small"] == 75
+
+
+def test_stats(running, images):
+    running.infer(images)
+    page = running.ask("GET", "/stats").document
+    assert not page["stopping"]
+    assert page["since"] <= page["now"]
+    (model,) = page["models"]
+    assert (model["name"], model["model"], model["variant"]) == ("small", "small", "r00")
+    assert model["policy"] == {"name": "fixed", "slo_ms": None, "pinned": None}
+    assert [variant["name"] for variant in model["variants"]] == ["r00", "r08", "r16"]
+    assert model["variants"][1]["degrees"] == [8] * 4
+    assert model["variants"][0]["requests"] >= 1
+    assert model["latency_ms"]["p99"] >= model["latency_ms"]["p50"] > 0
+    assert model["images_per_s"] > 0
+    assert model["changes"][0]["variant"] == "r00"
+    assert model["queue"] == {"images": 0, "most": 128}

@@ -1,0 +1,170 @@
+"""What becomes of requests when more come than can be served at once."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tocom_export.engines.serving.http.service import ServeOptions
+from tocom_export.errors import InputError
+
+
+def wait_for(what) -> None:
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def failures(running) -> int:
+    return sum(sums.failure for sums in running.service.counts.read().sums.values())
+
+
+@pytest.fixture
+def busy(serve, bundle, gate, images, in_background):
+    """A server of which the one run under way waits for the gate; two images may wait."""
+    with serve(bundle.path, policy="fixed", queue=2) as running:
+        first = in_background(lambda: running.infer(images[:1]))
+        assert gate.entered.acquire(timeout=20)
+        yield running
+        gate.open.set()
+        assert first().status == 200
+
+
+def test_a_full_line_is_told(busy, gate, images, in_background):
+    waiting = [in_background(lambda: busy.infer(images[:1])) for _ in range(2)]
+    wait_for(lambda: busy.service.line.full)
+    start = time.monotonic()
+    reply = busy.infer(images[:1])
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "too many requests wait" in reply.error
+    assert time.monotonic() - start < 5
+    assert busy.ask("GET", "/v2/health/ready").status == 200
+    assert busy.ask("POST", "/v2/models/small/classify", b"x").status == 503
+    gate.open.set()
+    assert [wait().status for wait in waiting] == [200, 200]
+    assert failures(busy) == 2
+    assert gate.ran == [("r00", 1), ("r00", 2)]  # those that waited ran together
+
+
+def test_one_that_doesnt_fit_is_told(busy, gate, images, in_background):
+    waiting = in_background(lambda: busy.infer(images[:1]))
+    wait_for(lambda: len(busy.service.line) == 1)
+    assert busy.infer(images[:2]).status == 503
+    gate.open.set()
+    assert waiting().status == 200
+
+
+@pytest.mark.parametrize(
+    "more", [{"timeout": 50_000}, {"headers": {"X-Timeout-Ms": "50"}}], ids=["parameter", "header"]
+)
+def test_who_waited_for_too_long_is_told_and_not_run(busy, gate, images, more):
+    reply = busy.infer(images[:1], **more)
+    assert reply.status == 504
+    assert "timeout" in reply.error
+    assert len(busy.service.line) == 0
+    assert busy.infer(images[:1], headers={"X-Timeout-Ms": "soon"}).status == 400
+    gate.open.set()
+    wait_for(lambda: gate.ran)
+    assert gate.ran == [("r00", 1)]
+
+
+def test_who_hangs_up_is_not_run(busy, gate, images):
+    host, port = busy.address.split(":")
+    body = images[:1].tobytes()
+    text = (
+        b'{"inputs":[{"name":"images","shape":[1,3,56,56],"datatype":"FP32",'
+        b'"parameters":{"binary_data_size":%d}}]}' % len(body)
+    )
+    lines = (
+        f"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\n"
+        f"Content-Length: {len(text) + len(body)}\r\n"
+        f"Inference-Header-Content-Length: {len(text)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(lines.encode() + text + body)
+        wait_for(lambda: len(busy.service.line) == 1)
+    wait_for(lambda: len(busy.service.line) == 0)
+    wait_for(lambda: busy.site.working == 1)
+    gate.open.set()
+    wait_for(lambda: gate.ran)
+    assert gate.ran == [("r00", 1)]
+    assert failures(busy) == 1
+
+
+def test_a_broken_request_doesnt_harm_those_in_its_batch(
+    busy, gate, images, logits, in_background, same
+):
+    broken = np.full_like(images[:1], 3e38)
+    right = in_background(lambda: busy.infer(images[:1]))
+    wrong = in_background(lambda: busy.infer(broken))
+    wait_for(lambda: busy.service.line.full)
+    gate.open.set()
+    assert right().status == 200
+    assert wrong().status == 400
+    assert "normalised" in wrong().error
+
+
+def test_versions_dont_mix(busy, gate, images, in_background):
+    waiting = [
+        in_background(lambda: busy.infer(images[:1], "r16")),
+        in_background(lambda: busy.infer(images[:1], "r08")),
+    ]
+    wait_for(lambda: busy.service.line.full)
+    gate.open.set()
+    assert {wait().status for wait in waiting} == {200}
+    assert sorted(gate.ran) == [("r00", 1), ("r08", 1), ("r16", 1)]
+
+
+def test_a_run_that_fails_is_not_the_end(serve, bundle, images, monkeypatch, caplog):
+    from tocom_export.engines.serving.loaded import Serving
+
+    with serve(bundle.path, policy="fixed") as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(Serving, "run", lambda self, images: 1 / 0)
+            reply = running.infer(images)
+            assert (reply.status, reply.error) == (500, "the model could not be run.")
+            assert "ZeroDivisionError" in caplog.text
+        assert running.infer(images).status == 200
+
+
+@pytest.mark.parametrize("policy", ["steering", "slackfit"])
+def test_load_lowers_the_degree_and_raises_it_again(
+    serve, bundle, images, monkeypatch, in_background, policy
+):
+    from tocom_export.engines.serving.loaded import Serving
+
+    seconds = {"r00": 0.05, "r08": 0.02, "r16": 0.005}
+    run = Serving.run
+
+    def pretend(self, images):
+        time.sleep(seconds[self.variant.name] * len(images))
+        return run(self, images)
+
+    monkeypatch.setattr(Serving, "run", pretend)
+    with serve(bundle.path, policy=policy, slo=0.2, max_batch=1) as running:
+        assert running.infer(images[:1]).status == 200
+        assert running.service.control.variant == "r00"
+        asked = [in_background(lambda: running.infer(images[:1])) for _ in range(40)]
+        assert {wait().status for wait in asked} == {200}
+        lowered = [name for _, name in running.service.counts.read().changes]
+        assert lowered[0] == "r00"
+        assert "r16" in lowered
+        wait_for(lambda: running.service.control.variant == "r00")  # though nobody asks
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"policy": "steering", "variant": "r08"}, "`variant` is for `policy` fixed"),
+        ({"policy": "fixed", "slo": 1.0}, "`slo_ms` is for a `policy`"),
+        ({"variant": "r08", "slo": 1.0}, "`slo_ms` is for a `policy`"),
+    ],
+    ids=str,
+)
+def test_options_that_dont_go_together(options, says):
+    with pytest.raises(InputError, match=says):
+        ServeOptions(**options)
