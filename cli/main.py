@@ -26,6 +26,7 @@ COMMANDS = {
     "refit": "Put other weights into an engine, without building it again.",
     "verify": "Hold every engine of a bundle against the PyTorch model.",
     "run": "Classify image files with one engine of a bundle.",
+    "show": "Draw which patches of an image become one token.",
     "bench": "Time the engines of a bundle.",
     "train": "Distil a ToCom bank from a model and its pre-training images.",
     "finetune": "Train a model at a source degree.",

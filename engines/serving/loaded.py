@@ -106,12 +106,18 @@ class Loaded:
         """The weights that all variants share, read when they are first needed."""
         return self.new_shared or read_weights(self.bundle, WEIGHTS)
 
+    def own(self, name: str) -> Tensors:
+        """The weights in which a variant differs."""
+        if self.new:
+            return self.new.own(self.bundle.variants[name])
+        return read_weights(self.bundle, weights_name(name))
+
     def open(self, name: str) -> Serving:
         """An engine of one variant; raises what opening one does."""
         bundle, variant = self.bundle, self.bundle.variants[name]
         if self.backend == "onnx":
-            own = self.new.own(variant) if self.new else read_weights(bundle, weights_name(name))
-            weights, graph = {**self.shared, **own}, self.files[name]
+            own, graph = self.own(name), self.files[name]
+            weights = {**self.shared, **own}
             engine = open_engine(bundle, variant, weights=weights, graph=graph, **self.options)
             return Serving(engine, sum(tensor.nbytes for tensor in own.values()))
         files = self._list_files(name)

@@ -17,6 +17,7 @@ from tocom_export.model.outputs import pluralise
 from tocom_export.variant import find_variant
 
 from ..engine import Backend, Images, Logits, Outputs, name_unusable, take_first
+from ..tracing import Trace, Tracer
 from ..verify import sample_images
 from .loaded import Loaded, Serving
 
@@ -62,6 +63,7 @@ class EnginePool:
         # Those that are open, by their last use; never changed in place.
         self._servings = self._prepare(self._loaded, names if memory is None else names[:1])
         self._now: Serving | None = self._servings[names[0]]
+        self._tracers: dict[str, Tracer] = {}
 
     @property
     def bundle(self) -> Bundle:
@@ -117,6 +119,28 @@ class EnginePool:
             TocomError: its engine has to be opened, and can't be; the pool goes on as it was.
         """
         return self._open(variant, point=True)
+
+    def trace(self, images: Images, variant: str | int) -> Trace:
+        """Which patches of some images became one token, with the weights that serve now.
+
+        By an engine of its own, in ONNX Runtime on one thread, which is opened when it is first
+        asked for.
+
+        Args:
+            images: normalised (B, C, H, W) float32.
+
+        Raises:
+            ImageError: the images are of another form, or a value is NaN or infinite.
+            MissingPackageError: ONNX Runtime isn't installed.
+            TocomError: the pool has no such variant, or its bundle's files have changed.
+        """
+        _ = self.serving  # it may be closed
+        loaded, name, tracers = self._loaded, self._find(variant), self._tracers
+        if (tracer := tracers.get(name)) is None:
+            weights = {**loaded.shared, **loaded.own(name)}
+            chosen = loaded.bundle.variants[name]
+            tracer = tracers[name] = Tracer(loaded.bundle, chosen, threads=1, weights=weights)
+        return tracer.run(images)
 
     def refit(
         self,
@@ -230,7 +254,7 @@ class EnginePool:
         with self._pointing:
             if (name := self.serving.variant.name) not in servings:  # switched to meanwhile
                 raise BundleError(f"{self.bundle.path} has no variant {name} now, which serves.")
-            self._loaded = loaded
+            self._loaded, self._tracers = loaded, {}
             self._servings, self._now = servings, servings[name]
         release_memory()
 

@@ -23,6 +23,7 @@ from .positions import keep_places
 from .precision import TYPES, Types
 from .pruning import number_kept, prune
 from .residual import add_residual
+from .tracking import Tracker
 
 OPSET = 18
 IR_VERSION = 8  # the one that came with opset 18's generation; runtimes of 2023 read it
@@ -38,6 +39,7 @@ def write_graph(
     input_scales: Mapping[str, float] | None = None,
     outputs: Iterable[OutputName] = (),
     unit_embedding: bool = False,
+    trace: bool = False,
 ) -> ir.Model:
     """The graph of one model at one schedule.
 
@@ -54,6 +56,8 @@ def write_graph(
             of their own they find the range of their inputs at each run.
         outputs: in their order; default: as :func:`choose_outputs` says.
         unit_embedding: divide each embedding by its length.
+        trace: also give ``maps`` (B, layers, patches) int32: which patch token that is left after
+            a layer each patch of the image is part of, counted from 0; -1 where it was pruned.
 
     Raises:
         InputError: the model has no such output.
@@ -64,10 +68,13 @@ def write_graph(
     names = choose_outputs(spec, outputs)
     builder = GraphBuilder(weights, types, input_scales)
     images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
-    last = _apply_layers(builder, embed(builder, images, spec), spec, schedule, method)
+    tracker = Tracker(builder, spec, images) if trace else None
+    x = embed(builder, images, spec)  # (B·N, C)
+    last = _apply_layers(builder, x, spec, schedule, method, tracker)
+    given = add_outputs(builder, last, spec, names, unit_embedding)
     graph = ir.Graph(
         [images],
-        add_outputs(builder, last, spec, names, unit_embedding),
+        [*given, tracker.finish()] if tracker else given,
         nodes=builder.nodes,
         initializers=builder.initializers,
         opset_imports={"": OPSET},
@@ -82,7 +89,12 @@ def write_graph(
 
 
 def _apply_layers(
-    builder: GraphBuilder, x: ir.Value, spec: VitSpec, schedule: Schedule, method: Method
+    builder: GraphBuilder,
+    x: ir.Value,
+    spec: VitSpec,
+    schedule: Schedule,
+    method: Method,
+    tracker: Tracker | None,
 ) -> LastLayer:
     """Embedded tokens (B·N, C) → those that all layers leave, stream → stream."""
     size: ir.Value | None = None
@@ -102,15 +114,22 @@ def _apply_layers(
                     matching = match(builder, attended.keys, tokens, remove, spec.prefix)
                     x, size = merge(builder, matching, x, size)  # (B, N - r, C)
                     kept = matching.kept
+                    if tracker:
+                        tracker.follow_merge(matching)
                 else:
                     ranked = attended.probabilities
                     x, kept = prune(builder, x, ranked, tokens, remove, spec.prefix)
-                if spec.positional:
-                    if method.name == "evit":
+                    if spec.positional or tracker:
                         kept = number_kept(builder, kept, tokens - remove, spec.prefix)
+                    if tracker:
+                        tracker.follow_prune(kept, tokens)
+                if spec.positional:
                     places = keep_places(builder, places, kept)
                 x = builder.reshape(x, -1, spec.width)  # (B·(N - r), C)
             tokens -= remove
+        if tracker:
+            with builder.scope(f"{name}.map"):
+                tracker.note_layer()
         with builder.scope(name):
             normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm2", spec)
             normed = builder.from_stream(normed)

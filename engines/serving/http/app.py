@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from tocom_export.errors import TocomError
 
-from . import about, admin, asking
+from . import about, admin, asking, pages, patches
 from .line import refuse_stopping
 from .refusals import CLOSE, Gone, Refusal, refuse
 from .site import Site
@@ -37,6 +37,9 @@ def build_app(site: Site) -> Starlette:
         *_add("/v2/repository/index", about.tell_repository, "POST"),
         *_add("/metrics", about.tell_metrics),
         *_add("/stats", about.tell_serving),
+        *_add("/", pages.show_page),
+        *_add("/page/{name}", pages.show_part),
+        *_add(f"{_VERSION}/patches", patches.show_patches, "POST"),
     ]
     for place in (_MODEL, _VERSION):
         routes += [

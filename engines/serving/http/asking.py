@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ _AT_ONCE = 65_536
 
 async def infer(site: Site, request: Request) -> Response:
     """``POST /v2/models/{m}[/versions/{v}]/infer``."""
-    service, variant = _find(site, request)
+    service, variant = find_asked(site, request)
     with trace_request(request.headers, service.name) as note:
         asked, answer = await _infer(site, request, service, variant)
         note(answer)
@@ -62,29 +63,18 @@ async def _infer(
         else:
             asked = parse()
         del parse, body
-    deadline = min(_read_deadline(request, since), since + (asked.seconds or math.inf))
+    deadline = min(read_deadline(request, since), since + (asked.seconds or math.inf))
     return asked, await ask(service, asked.images, variant, deadline, request.receive)
 
 
 async def classify(site: Site, request: Request) -> Response:
     """``POST /v2/models/{m}[/versions/{v}]/classify``."""
-    service, variant = _find(site, request)
-    top = _read_top(request)
+    service, variant = find_asked(site, request)
+    top = read_top(request)
     with trace_request(request.headers, service.name) as note:
         names, answer = await _classify(site, request, service, variant)
         note(answer)
-    found = []
-    for number, name in enumerate(names):
-        ranked = Ranked(name, {output: rows[number] for output, rows in answer.outputs.items()})
-        found.append({"file": name, **_describe_ranking(service, ranked, top)})
-    return write_json(
-        {
-            "model_name": service.name,
-            "model_version": answer.variant.name,
-            "parameters": _describe(answer.variant),
-            "images": found,
-        }
-    )
+    return write_json(describe_answer(service, answer, names, top))
 
 
 async def _classify(
@@ -94,7 +84,7 @@ async def _classify(
     from .images import prepare_pictures, split_pictures
 
     since = time.monotonic()
-    deadline = _read_deadline(request, since)
+    deadline = read_deadline(request, since)
     most, headers = site.largest_image, request.headers
     bundle = service.pool.bundle
     async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
@@ -106,7 +96,7 @@ async def _classify(
     return names, await ask(service, images, variant, deadline, request.receive)
 
 
-def _find(site: Site, request: Request) -> tuple[Service, str | None]:
+def find_asked(site: Site, request: Request) -> tuple[Service, str | None]:
     """The model and the variant that an address names, before anything is read.
 
     Raises:
@@ -122,7 +112,7 @@ def _find(site: Site, request: Request) -> tuple[Service, str | None]:
     return service, variant
 
 
-def _read_deadline(request: Request, since: float) -> float:
+def read_deadline(request: Request, since: float) -> float:
     """The deadline of a request's header."""
     text = request.headers.get(TIMEOUT)
     if text is None:
@@ -136,11 +126,28 @@ def _read_deadline(request: Request, since: float) -> float:
     return since + number / 1000
 
 
-def _read_top(request: Request) -> int:
+def read_top(request: Request) -> int:
+    """How many classes a request asks for."""
     text = request.query_params.get("top_k", str(_TOP))
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
         raise Refusal(400, f"top_k {text[:40]!r}: a whole number of classes is expected.")
     return int(text[:9])
+
+
+def describe_answer(
+    service: Service, answer: Answer, names: Sequence[str], top: int
+) -> dict[str, Any]:
+    """What answered, and the likeliest classes of each image."""
+    found = []
+    for number, name in enumerate(names):
+        ranked = Ranked(name, {output: rows[number] for output, rows in answer.outputs.items()})
+        found.append({"file": name, **_describe_ranking(service, ranked, top)})
+    return {
+        "model_name": service.name,
+        "model_version": answer.variant.name,
+        "parameters": _describe(answer.variant),
+        "images": found,
+    }
 
 
 def _describe(variant: Variant) -> dict[str, Any]:

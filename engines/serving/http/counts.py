@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -71,10 +71,14 @@ class Record:
         middle, most = 1000 * np.quantile([done.latency for done in self.recent], (0.5, 0.99))
         return float(middle), float(most)
 
+    def lately(self, seconds: float = _SPAN) -> Record:
+        """The same with the requests of the last seconds alone."""
+        since = time.monotonic() - seconds
+        return replace(self, recent=[done for done in self.recent if done.at > since])
+
     def throughput(self) -> float:
         """Images a second, over the last ten seconds."""
-        since = time.monotonic() - _SPAN
-        return sum(done.images for done in self.recent if done.at > since) / _SPAN
+        return sum(done.images for done in self.lately().recent) / _SPAN
 
     def mean_accuracy(self, accuracy: Mapping[str, float]) -> float | None:
         """Of the last requests' variants; None where one isn't known."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tocom_export._version import __version__
+from tocom_export.bundle.opening import Bundle
 
 from ..triton import describe_preprocess
 from .counts import Record, Sums
@@ -132,7 +133,6 @@ def list_repository(services: Mapping[str, Service]) -> list[dict[str, Any]]:
 def describe_serving(service: Service) -> dict[str, Any]:
     """Of ``GET /stats``, one model: what is served, since when, how fast and how well."""
     record, bundle = service.counts.read(), service.pool.bundle
-    latencies = record.latencies_ms
     return {
         "name": service.name,
         "model": bundle.spec.model,
@@ -147,9 +147,16 @@ def describe_serving(service: Service) -> dict[str, Any]:
         "slo_misses": record.misses,
         "queue": {"images": len(service.line), "most": service.line.most},
         "max_batch": service.most,
-        "latency_ms": None
-        if latencies is None
-        else dict(zip(("p50", "p99"), latencies, strict=True)),
+        **_describe_record(record, bundle),
+        "lately": _describe_record(record.lately(), bundle),
+    }
+
+
+def _describe_record(record: Record, bundle: Bundle) -> dict[str, Any]:
+    """How fast and how well some requests were answered."""
+    found = record.latencies_ms
+    return {
+        "latency_ms": None if found is None else dict(zip(("p50", "p99"), found, strict=True)),
         "images_per_s": record.throughput(),
         "accuracy_served": record.mean_accuracy(bundle.accuracy),
     }

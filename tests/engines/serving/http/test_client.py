@@ -13,6 +13,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from tocom_export._version import __version__
+from tocom_export.bundle.writing import write_bundle
 
 ROOT = Path(__file__).parents[4]
 
