@@ -22,7 +22,7 @@ POLICIES = ("steering", "slackfit", "fixed")
     "--slo-ms",
     type=FiniteFloat(0),
     metavar="T",
-    help="Latency wanted; default: six times what the slowest variant takes.",
+    help="Latency wanted; default of a policy by load: six times what the slowest variant takes.",
 )
 @click.option(
     "--policy",

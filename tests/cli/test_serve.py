@@ -45,11 +45,13 @@ def test_load_decides_unless_a_variant_is_named(succeeds: Callable, bundle: Path
     assert "wanted within 123 ms" in done.stderr
     succeeds("serve", bundle, "--port", 0, "--threads", 1)
     succeeds("serve", bundle, "--port", 0, "--threads", 1, "--policy", "fixed")
-    steered, default, fixed = (site.services["bundle"] for site, _, _ in started)
+    succeeds("serve", bundle, "--port", 0, "--threads", 1, "--policy", "fixed", "--slo-ms", 9)
+    steered, default, fixed, counted = (site.services["bundle"] for site, _, _ in started)
     assert steered.slo == 0.123
     assert default.slo > 0
     assert fixed.slo is None
     assert (fixed.control.variant, fixed.control.policy) == ("r04", None)
+    assert (counted.slo, counted.control.policy) == (0.009, None)
 
 
 @pytest.fixture
@@ -68,7 +70,6 @@ def taken() -> Iterator[int]:
         ("x!={bundle}", "'x!' can't name a model"),
         ("{bundle} --variant r99", "r99"),
         ("{bundle} --variant r08 --policy steering", "--variant is for --policy fixed"),
-        ("{bundle} --variant r08 --slo-ms 3", "--slo-ms is for a --policy"),
         ("{bundle} --slo-ms 0", "--slo-ms"),
         ("{bundle} --slo-ms nan", "--slo-ms"),
         ("{bundle} --max-batch 0", "--max-batch"),

@@ -46,7 +46,8 @@ class ServeOptions:
     policy: Literal["steering", "slackfit", "fixed"] | None = None
     """None is steering, or fixed where a variant is named."""
     slo: float | None = None
-    """Latency wanted, seconds; None is six times what the slowest variant takes."""
+    """Latency wanted, seconds, which a policy keeps to and misses are counted of; None is six times
+    what the slowest variant takes, or none where the variant is fixed."""
     variant: str | None = None
     """The one to serve where it is fixed; None is the one of the most MACs."""
     max_batch: int = 8
@@ -60,8 +61,6 @@ class ServeOptions:
             raise InputError(f"`variant` is for `policy` fixed; {self.policy} chooses by itself.")
         if self.slo is not None and not 0 < self.slo < math.inf:
             raise InputError("`slo_ms`: a latency is more than nothing.")
-        if self.slo is not None and (self.policy == "fixed" or self.variant is not None):
-            raise InputError("`slo_ms` is for a `policy` that chooses the variant by load.")
 
     @property
     def steered(self) -> bool:

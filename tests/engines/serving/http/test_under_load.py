@@ -160,8 +160,9 @@ def test_load_lowers_the_degree_and_raises_it_again(
     "options, says",
     [
         ({"policy": "steering", "variant": "r08"}, "`variant` is for `policy` fixed"),
-        ({"policy": "fixed", "slo": 1.0}, "`slo_ms` is for a `policy`"),
-        ({"variant": "r08", "slo": 1.0}, "`slo_ms` is for a `policy`"),
+        ({"policy": "slackfit", "variant": "r08"}, "`variant` is for `policy` fixed"),
+        ({"slo": 0.0}, "`slo_ms`: a latency"),
+        ({"slo": float("inf")}, "`slo_ms`: a latency"),
     ],
     ids=str,
 )
