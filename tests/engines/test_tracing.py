@@ -13,6 +13,7 @@ import torch
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Calibrate, write_bundle
 from tocom_export.compression.method import Method
+from tocom_export.compression.schedule import Schedule
 from tocom_export.engines.onnx.calibration import measure_input_scales
 from tocom_export.engines.tracing import Tracer, write_traced
 from tocom_export.errors import BundleError, ImageError
@@ -20,6 +21,7 @@ from tocom_export.model.spec import VitSpec
 from tocom_export.training import model as definition
 from tocom_export.training.matching import token_map
 from tocom_export.training.model import CompressedVit
+from tocom_export.training.pruning import prune
 
 Make = Callable[..., Any]
 
@@ -27,7 +29,7 @@ Make = Callable[..., Any]
 def follow(model: CompressedVit, images: Any, degrees: Any) -> np.ndarray[Any, Any]:
     """The maps of the PyTorch model (B, layers, patches), by its matchings and prunings."""
     steps: list[torch.Tensor | None] = []
-    spec, match, prune = model.spec, model.match, definition.prune
+    spec, match = model.spec, model.match
 
     def note_matching(*given: Any) -> Any:
         found = match(*given)
@@ -47,7 +49,7 @@ def follow(model: CompressedVit, images: Any, degrees: Any) -> np.ndarray[Any, A
         model(torch.from_numpy(images), degrees)
     places = torch.arange(spec.tokens).expand(len(images), -1)
     maps, taken = [], iter(steps)
-    for removed in definition.Schedule.of(spec, degrees).removed:
+    for removed in Schedule.of(spec, degrees).removed:
         if removed:
             step = next(taken)
             assert step is not None
