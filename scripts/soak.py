@@ -81,7 +81,10 @@ class Soak:
             for name in bundle.variants:
                 engine = OnnxEngine(bundle, name, threads=1)
                 self.wanted[choice.scale, name] = [engine.run(images) for images in self.images]
-        self.pool = EnginePool(folder / "bundle0", threads=1)
+        self.bundle = folder / "bundle0"
+        self.pool: Any = EnginePool(self.bundle, threads=1)
+        self.tolerance = 0.0
+        self.read_memory = read_memory
         self.count: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.failures: list[str] = []
@@ -116,7 +119,8 @@ class Soak:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
             wanted = self.wanted[serving.variant.scale, serving.variant.name][which]
-            count["right" if np.array_equal(logits, wanted) else "wrong"] += 1
+            same = np.allclose(logits, wanted, rtol=0, atol=self.tolerance)
+            count["right" if same else "wrong"] += 1
         with self.lock:
             self.count.update(count)
 
@@ -148,7 +152,7 @@ class Soak:
             if self.pool.serving.variant.scale != choice.scale:
                 self.failures.append(f"the refit to scale {choice.scale} did nothing")
             self.count["refits"] += 1
-            if (memory := read_memory()) is not None:
+            if (memory := self.read_memory()) is not None:
                 self.memory.append((time.monotonic(), memory))
 
     def run(self, seconds: float, threads: int) -> dict[str, Any]:

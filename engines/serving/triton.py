@@ -1,12 +1,13 @@
-"""A Triton Inference Server model repository of a bundle: one model for each variant."""
+"""A Triton model repository of a bundle: a model for each variant, or one of all."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tocom_export.bundle.file_hashes import read_recorded
 from tocom_export.bundle.manifest import WEIGHTS, weights_name
@@ -15,6 +16,8 @@ from tocom_export.errors import InputError, MissingPackageError, OutputError, Pl
 from tocom_export.io.atomic import replace_folder
 
 from ..tensorrt.plan import check_plan, open_plan
+from .triton_options import TritonOptions
+from .triton_pool import PROGRAM, configure_pool, find_largest, is_ours, narrow, write_pool
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 _HEADER = "# Written by tocom-export triton, which may replace it.\n"
@@ -23,43 +26,12 @@ _TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
 
 
 @dataclass(frozen=True)
-class TritonOptions:
-    """How Triton is to run a bundle."""
-
-    backend: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
-    """Triton's, of the bundle's graphs (the first two) or of its plans."""
-    name: str | None = None
-    """What the models' names begin with; None is the bundle's model name."""
-    device: Literal["cpu", "gpu"] | None = None
-    """None is a CPU for ONNX graphs, a GPU for plans."""
-    max_batch: int | None = None
-    """None is 32 for ONNX graphs, a plan's own largest batch for plans."""
-    instances: int = 1
-    """Of each model; on each GPU, where there are several."""
-    max_delay_ms: float = 1.0
-    """How long a request waits for others to fill a batch with."""
-    threads: int | None = None
-    """Of an instance on a CPU; None leaves it to the runtime."""
-
-    def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[\w-]+", self.name, re.ASCII):
-            raise InputError(f"`name` {self.name!r}: letters, digits, '-' and '_' make a name.")
-        if self.backend == "tensorrt" and self.device == "cpu":
-            raise InputError("`device` cpu: TensorRT plans run on a GPU; leave `device` out.")
-        if self.backend == "tensorrt" and self.threads is not None:
-            raise InputError("`threads` is for graphs on a CPU; plans have none to set.")
-        if self.device == "gpu" and self.threads is not None:
-            raise InputError("`threads` is for a CPU; leave it out, or choose `device` cpu.")
-        if not 0 <= self.max_delay_ms <= 60_000:
-            raise InputError(f"`max_delay_ms` {self.max_delay_ms:g}: it is 0 to 60000, a minute.")
-
-
-@dataclass(frozen=True)
 class Model:
     """One model of a repository."""
 
     name: str
-    variant: str
+    variant: str | None
+    """None: all of them, of which each request may choose."""
     max_batch: int
     files: Mapping[str, int]
     """Path within the repository → bytes."""
@@ -78,7 +50,8 @@ def write_repository(
 
     A model takes ``images`` (B, C, H, W) float32, normalised, and gives what the bundle's engines
     do, under the same names. Each has a copy of its weights: recent versions of onnx refuse to
-    load links.
+    load links. With ``backend`` python there is one, ``out/<name>``, with a copy of the bundle: a
+    pool of all.
 
     Args:
         variants: names or bare degrees; none are all that the bundle has a file for.
@@ -94,23 +67,50 @@ def write_repository(
     """
     format_config = _load_formatter()
     _check_out(out, force)
-    plans = bundle.plans if options.backend == "tensorrt" else ()
+    plans = bundle.plans if "tensorrt" in (options.backend, options.runtime) else ()
+    names = [bundle.variant(v).name for v in variants or plans or bundle.variants]
     prefix = options.name or re.sub(r"[^\w-]", "_", bundle.spec.model, flags=re.ASCII)
-    chosen = {}
-    for variant in (bundle.variant(v).name for v in variants or plans or bundle.variants):
-        engine, batches = _choose_engine(bundle, variant, options)
-        chosen[variant] = engine, _configure(bundle, f"{prefix}_{variant}", options, batches)
+    chosen: dict[str | None, tuple[Callable[[Path], None], dict[str, Any]]] = {}
+    if options.backend == "python":
+        chosen[None] = _choose_pool(bundle, prefix, options, names)
+    else:
+        for name in names:
+            engine, batches = _choose_engine(bundle, name, options)
+            config = _configure(bundle, f"{prefix}_{name}", options, batches)
+            chosen[name] = partial(_write_engine, bundle, name, engine), config
 
     models = []
     with replace_folder(out) as folder:
-        for variant, (engine, config) in chosen.items():
+        for variant, (write, config) in chosen.items():
             name = config["name"]
             progress(name)
-            _write(folder / name, bundle, variant, engine, format_config(config))
+            write(folder / name / "1")
+            _describe(folder / name, bundle, format_config(config))
             written = sorted(file for file in (folder / name).rglob("*") if file.is_file())
             files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in written}
             models.append(Model(name, variant, config["max_batch_size"], files))
     return models
+
+
+def _choose_pool(
+    bundle: Bundle, name: str, options: TritonOptions, variants: Sequence[str]
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """What writes a pool of these variants, and its configuration."""
+    runtime = options.runtime or "auto"
+    kept = narrow(bundle, variants, plans=runtime.startswith("tensorrt"))
+    most = find_largest(kept, runtime)
+    largest = options.max_batch or most or 32
+    if most is not None and largest > most:
+        raise InputError(f"`max_batch` {largest}: the plans take {most} images at most.")
+    gpu = {"openvino": "GPU", "onnx": "cuda", "auto": "cuda"}
+    parameters = {
+        "runtime": runtime,
+        "device": gpu.get(runtime) if options.device == "gpu" else None,
+        "slo_ms": None if options.slo_ms is None else f"{options.slo_ms:g}",
+        "control": "on" if options.control else None,
+    }
+    config = configure_pool(_configure(kept, name, options, [largest]), parameters)
+    return partial(write_pool, bundle=kept), config
 
 
 def _choose_engine(bundle: Bundle, variant: str, options: TritonOptions) -> tuple[Path, list[int]]:
@@ -194,8 +194,8 @@ def _configure(
         parameters |= {"NUM_STREAMS": str(options.instances), "PERFORMANCE_HINT": hint}
         parameters["TARGET_DEVICE"] = "GPU" if gpu else "CPU"
     if options.threads is not None:
-        name = {"openvino": "INFERENCE_NUM_THREADS"}.get(options.backend, "intra_op_thread_count")
-        parameters[name] = str(options.threads)
+        named = {"openvino": "INFERENCE_NUM_THREADS", "python": "threads"}
+        parameters[named.get(options.backend, "intra_op_thread_count")] = str(options.threads)
     config["parameters"] = {key: {"string_value": value} for key, value in parameters.items()}
     return config
 
@@ -213,9 +213,8 @@ def describe_preprocess(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _write(place: Path, bundle: Bundle, variant: str, engine: Path, config: str) -> None:
-    """One model's folder; ONNX Runtime wants a graph's weights within the graph's own folder."""
-    version = place / "1"
+def _write_engine(bundle: Bundle, variant: str, engine: Path, version: Path) -> None:
+    """One variant's files; ONNX Runtime wants a graph's weights within the graph's own folder."""
     version.mkdir(parents=True)
     model = version / f"model{engine.suffix}"  # the name that Triton looks for
     if engine.suffix == ".plan":
@@ -224,6 +223,10 @@ def _write(place: Path, bundle: Bundle, variant: str, engine: Path, config: str)
         model.write_bytes(read_recorded(engine, bundle.files[engine.name]))
         for file in bundle.weight_files(variant):
             (version / file.name).write_bytes(read_recorded(file, bundle.files[file.name]))
+
+
+def _describe(place: Path, bundle: Bundle, config: str) -> None:
+    """What lies beside a model's files."""
     # A line each: a line break within a name would shift those after it.
     if bundle.has_logits and bundle.classes:
         lines = "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
@@ -268,6 +271,8 @@ def _is_ours(model: Path) -> bool:
         beside = {file.name for file in model.iterdir()}
     except (OSError, UnicodeDecodeError):
         return False
+    if (model / "1" / PROGRAM).exists():
+        return ours and beside <= {CONFIG, LABELS, "1"} and is_ours(model / "1")
     parts = model.name.split("_")  # the variant's name is its last one, or its last few
     own = {weights_name("_".join(parts[first:])) for first in range(1, len(parts))}
     engines = {"model.onnx", "model.plan", WEIGHTS, *own}

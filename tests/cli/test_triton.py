@@ -73,6 +73,24 @@ def test_a_variant_with_a_degree_per_layer(succeeds: Run, model, here: Path):
     assert [folder.name for folder in (here / "models").iterdir()] == ["tiny_fast"]
 
 
+def test_a_repository_of_a_pool(succeeds: Run, bundle: Path, here: Path):
+    result = succeeds(
+        "triton", bundle, "models", "--backend", "python", "--slo-ms", 50, "--control",
+        "--runtime", "onnx", "--threads", 1, "--json",
+    )  # fmt: skip
+    document = json.loads(result.stdout)
+    assert document["backend"] == "python"
+    (model,) = document["models"]
+    assert (model["name"], model["variant"], model["max_batch"]) == ("tiny", None, 32)
+    assert "tiny/1/bundle/manifest.json" in model["files"]
+    values = {k: v.string_value for k, v in config_of(here / "models/tiny").parameters.items()}
+    given = {"slo_ms": "50", "control": "on", "runtime": "onnx", "threads": "1"}
+    assert given.items() <= values.items()
+    plain = succeeds("triton", bundle, "some", "--backend", "python", "--variants", 8)
+    assert "by request" in plain.stdout
+    assert not (here / "some/tiny/1/bundle/r04.onnx").exists()
+
+
 def test_how_much_is_said(succeeds: Run, bundle: Path):
     plain = succeeds("triton", bundle, "plain")
     (row,) = (line for line in plain.stdout.splitlines() if line.startswith("tiny_r08"))
@@ -101,6 +119,12 @@ def test_another_repository_in_its_place(succeeds: Run, fails: Run, bundle: Path
         (("--backend", "tensorrt", "--device", "cpu"), ("--device cpu", "GPU")),
         (("--backend", "tensorrt", "--threads", 2), ("--threads is for graphs on a CPU",)),
         (("--device", "gpu", "--threads", 2), ("--threads is for a CPU", "--device cpu")),
+        (("--runtime", "onnx"), ("--runtime is for --backend python",)),
+        (("--slo-ms", 5), ("--slo-ms is for --backend python",)),
+        (("--control",), ("--control is for --backend python",)),
+        (("--backend", "python", "--slo-ms", 0), ("--slo-ms 0",)),
+        (("--backend", "python", "--instances", 2), ("--instances 2", "--threads")),
+        (("--backend", "python", "--runtime", "tensorrt"), ("no plan for r04",)),
         (("--name", "a b"), ("--name 'a b'",)),
         (("--max-batch", 0), ("--max-batch",)),
         (("--max-batch", 2**31), ("--max-batch",)),

@@ -13,13 +13,16 @@ from pathlib import Path
 _ROLLUP = Path("/proc/self/smaps_rollup")
 
 
-def read_memory() -> int | None:
+def read_memory(rollup: Path | None = None) -> int | None:
     """Bytes that this process takes, pages shared with n others counted as an nth (PSS).
 
     None where the system doesn't say; Linux does.
+
+    Args:
+        rollup: another process's, ``/proc/<pid>/smaps_rollup``, for what that takes.
     """
     try:
-        found = re.search(r"^Pss:\s+(\d+) kB", _ROLLUP.read_text("ascii"), re.M)
+        found = re.search(r"^Pss:\s+(\d+) kB", (rollup or _ROLLUP).read_text("ascii"), re.M)
     except OSError:
         return None
     return 1024 * int(found[1]) if found else None

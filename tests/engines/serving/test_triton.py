@@ -21,7 +21,8 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.openvino.library import open_core
-from tocom_export.engines.serving.triton import TritonOptions, write_repository
+from tocom_export.engines.serving.triton import write_repository
+from tocom_export.engines.serving.triton_options import TritonOptions
 from tocom_export.errors import (
     BundleError,
     DegreeError,
