@@ -57,14 +57,14 @@ def test_a_bad_image_is_its_own_request_s_alone(pool: EnginePool, images: Any):
 
 def test_other_errors_are_those_of_the_group(pool: EnginePool, images: Any, monkeypatch):
     eight, sixteen = pool.open(8), pool.open(16)
-    plain = Serving.run
+    plain = Serving.run_all
 
     def run(self: Serving, images: Any) -> Any:
         if self is eight:
             raise BundleError("damaged.")
         return plain(self, images)
 
-    monkeypatch.setattr(Serving, "run", run)
+    monkeypatch.setattr(Serving, "run_all", run)
     first, second = run_grouped([images, images], [eight, sixteen])
     assert isinstance(first, BundleError)
     assert isinstance(second, Answer)

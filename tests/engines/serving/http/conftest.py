@@ -180,7 +180,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     found = Gate()
-    run = Serving.run
+    run = Serving.run_all
 
     def wait(self: Serving, images: Any) -> Any:
         found.entered.release()
@@ -188,7 +188,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         found.ran.append((self.variant.name, len(images)))
         return run(self, images)
 
-    monkeypatch.setattr(Serving, "run", wait)
+    monkeypatch.setattr(Serving, "run_all", wait)
     yield found
     found.open.set()
 

@@ -138,7 +138,7 @@ def test_load_lowers_the_degree_and_raises_it_again(
     from tocom_export.engines.serving.loaded import Serving
 
     seconds = {"r00": 0.05, "r08": 0.02, "r16": 0.005}
-    run = Serving.run
+    run = Serving.run_all
 
     def pretend(self, images):
         time.sleep(seconds[self.variant.name] * len(images))
