@@ -36,12 +36,11 @@ def print_report(report: Report, document: Mapping[str, Any], output: Output) ->
         output.note(f"Not timed: {line}")
     if report.dense is None:
         output.note("No variant of degree 0 was timed to compare with.")
-    for row in document["rows"]:
-        if not row["peer"] and (row["speed_up"] or 1) < 1:
+    for row in report.rows:
+        if report.is_slower(row):
             output.note(
-                f"{row['name']} ({row['backend']}, {row['precision']}) is slower than "
-                f"{report.dense} at batch {row['batch']}: removing "
-                "tokens pays when the batch fills the device."
+                f"{row.name} ({row.backend}, {row.precision}) is slower than {report.dense} at "
+                f"batch {row.timing.batch}: removing tokens pays when the batch fills the device."
             )
 
 

@@ -47,6 +47,10 @@ class Output:
         if self.verbosity > 0:
             click.echo(make_harmless(text), err=True)
 
+    def fault(self, text: str) -> None:
+        """One line on what went wrong while the rest went on; ``-q`` doesn't hide it."""
+        click.echo(f"Error: {make_harmless(text)}", err=True)
+
     def document(self, data: Any) -> None:
         """The result of a command under ``--json``: one document on stdout."""
         if self.as_json:

@@ -16,7 +16,7 @@ from tocom_export.errors import CheckFailed, ImageError
 from tocom_export.model.outputs import pluralise
 from tocom_export.model.preprocess import find_images
 
-from .engine import Engine, Logits, name_unusable
+from .engine import Engine, Images, Logits, name_unusable
 
 STDIN = Path("-")
 _BATCH = 16
@@ -28,7 +28,10 @@ class Answer:
 
     file: str
     outputs: Mapping[str, Logits]
-    """By their names, float32: logits (classes,), an embedding (features,)."""
+    """By their names, float32: logits (classes,), an embedding (features,). NaN where the image
+    can't be read."""
+    error: str = ""
+    """Why the image can't be read."""
 
     def rank(self, count: int) -> list[tuple[int, float]]:
         """The likeliest classes, and the probability of each, by softmax."""
@@ -53,21 +56,41 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
 def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator[Answer]:
     """An answer for each file, in their order; at no time are more than a batch in memory.
 
+    A file that is missing or can't be read as an image keeps no other from being answered.
+
     Raises:
-        ImageError: a file is missing or can't be read as an image.
         CheckFailed: an output is NaN or Inf.
     """
-    size, load = bundle.spec.image_size, bundle.preprocess.load
     most = min(_BATCH, engine.largest or _BATCH)
     for begin in range(0, len(files), most):
         part = files[begin : begin + most]
-        images = np.stack([load(_open(file), size) for file in part])
-        found = engine.run_all(images)
-        if name := name_unusable(found):
-            graph = bundle.graph(engine.variant.name)
-            raise CheckFailed(f"{graph}: {pluralise(name)} are NaN or Inf.")
-        for number, file in enumerate(part):
-            yield Answer(str(file), {name: rows[number] for name, rows in found.items()})
+        images, errors = _load(bundle, part)
+        rows = {
+            name: np.full((len(part), *form.shape), np.nan, np.float32)
+            for name, form in bundle.forms.items()
+        }
+        if images:
+            found = engine.run_all(np.stack(images))
+            if name := name_unusable(found):
+                graph = bundle.graph(engine.variant.name)
+                raise CheckFailed(f"{graph}: {pluralise(name)} are NaN or Inf.")
+            for name, given in found.items():
+                rows[name][[not error for error in errors]] = given
+        for number, (file, error) in enumerate(zip(part, errors, strict=True)):
+            yield Answer(str(file), {name: of[number] for name, of in rows.items()}, error)
+
+
+def _load(bundle: Bundle, files: Sequence[Path]) -> tuple[list[Images], list[str]]:
+    """The images (channels, H, W) that can be read, and of each file what is wrong with it."""
+    images, errors = [], []
+    for file in files:
+        error = ""
+        try:
+            images.append(bundle.preprocess.load(_open(file), bundle.spec.image_size))
+        except ImageError as fault:
+            error = str(fault)
+        errors.append(error)
+    return images, errors
 
 
 def _open(file: Path) -> Path | BinaryIO:

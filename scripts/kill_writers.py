@@ -5,7 +5,8 @@ python scripts/kill_writers.py RUNS [--seed N]
 Each run starts one of build, build --force, refit of a variant, refit of a bundle, train and
 finetune on a small model, and ends it by SIGKILL or SIGTERM after a random part of the time that
 it takes. Prints a table, and exits with 1 where a bundle, a bank or a checkpoint was lost or
-damaged, or where something is left beside it after the same command ran once more.
+damaged, or where something is left beside it after the same command ran once more. Says on stderr
+what it does; Ctrl-C and SIGTERM end it with the table of what was done.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import TocomError
+from tocom_export.io.interrupting import catch_signals
 from tocom_export.model.catalogue import REFERENCE_CHECKPOINT
 
 CLI = (sys.executable, "-m", "tocom_export.cli.main")
@@ -120,6 +123,8 @@ def kill(writer: Writer, folder: Path, number: signal.Signals, after: float) -> 
     except subprocess.TimeoutExpired:
         child.send_signal(number)
         _, said = child.communicate()
+    finally:
+        child.kill()  # where this program is to stop
     return child.returncode, said
 
 
@@ -162,6 +167,7 @@ def main() -> int:
     parser.add_argument("runs", type=int)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    catch_signals()
     rng, counts, faults = random.Random(options.seed), Counter[tuple[str, str]](), []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -170,21 +176,27 @@ def main() -> int:
         for writer in writers:
             lay_out(writer, root)
             spans[writer.name] = run(writer.arguments, root / "run")
-        for index in range(options.runs):
-            writer = writers[index % len(writers)]
-            folder = lay_out(writer, root)
-            number = rng.choice((signal.SIGKILL, signal.SIGTERM))
-            status, said = kill(writer, folder, number, rng.uniform(0, 1.05) * spans[writer.name])
-            counts[writer.name, "finished" if status == 0 else number.name] += 1
-            found = [*judge_signal(number, status, said, folder), inspect(writer, folder)]
-            run_again(writer, folder)
-            found += [inspect(writer, folder), *find_leftovers(folder)]
-            faults += [f"{writer.name}, {number.name}: {fault}" for fault in found if fault]
+        with suppress(KeyboardInterrupt):
+            for index in range(options.runs):
+                writer = writers[index % len(writers)]
+                folder = lay_out(writer, root)
+                number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+                after = rng.uniform(0, 1.05) * spans[writer.name]
+                status, said = kill(writer, folder, number, after)
+                found = [*judge_signal(number, status, said, folder), inspect(writer, folder)]
+                run_again(writer, folder)
+                found += [inspect(writer, folder), *find_leftovers(folder)]
+                counts[writer.name, "finished" if status == 0 else number.name] += 1
+                told = f"{writer.name}, {number.name} after {after:.2f} s"
+                faults += [f"{told}: {fault}" for fault in found if fault]
+                print(
+                    f"{index + 1}: {told}: status {status}", *filter(None, found), file=sys.stderr
+                )
     print("| command | SIGKILL | SIGTERM | had finished |\n|---|---:|---:|---:|")
     for writer in writers:
         columns = (counts[writer.name, what] for what in ("SIGKILL", "SIGTERM", "finished"))
         print(f"| {writer.name} | {' | '.join(map(str, columns))} |")
-    print(*faults, f"{len(faults)} faults in {options.runs} runs", sep="\n")
+    print(*faults, f"{len(faults)} faults in {counts.total()} runs", sep="\n")
     return 1 if faults else 0
 
 

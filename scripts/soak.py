@@ -6,8 +6,9 @@ python scripts/soak.py [--seconds 600] [--threads 8] [--model NAME --checkpoint 
 Each answer is held against an engine of the same variant and the same weights, opened from a bundle
 that was built so: equal in every bit, or it counts as wrong. Prints what was counted as JSON, and
 exits with 1 if an answer was wrong or lost, or if the memory's median in the last tenth of the
-time is more than a hundredth above that in the second tenth. Without --model, the one inside the
-package.
+time is more than a hundredth above that in the second tenth. That is memory of its own: what a
+process takes of libraries and files changes with what else runs. Without --model, the one inside
+the package.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.engines.onnx.engine import OnnxEngine
 from tocom_export.engines.verify import sample_images
 from tocom_export.errors import ImageError
-from tocom_export.io.memory import read_memory
+from tocom_export.io.memory import read_own_memory
 from tocom_export.preparing import prepare
 
 GROWTH = 0.01
@@ -84,7 +85,7 @@ class Soak:
         self.bundle = folder / "bundle0"
         self.pool: Any = EnginePool(self.bundle, threads=1)
         self.tolerance = 0.0
-        self.read_memory = read_memory
+        self.read_memory = read_own_memory
         self.count: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.failures: list[str] = []
@@ -171,13 +172,13 @@ class Soak:
             found = [m for at, m in self.memory if start <= (at - began) / seconds <= end]
             return median(found) if found else None
 
-        early, late = typical(0.1, 0.2), typical(0.9, 1.0)
+        tenths = [typical(part / 10, part / 10 + 0.1) for part in range(10)]
+        early, late = tenths[1], tenths[9]
         return {
             "seconds": seconds,
             "threads": threads,
             **dict(sorted(self.count.items())),
-            "memory_early": early,
-            "memory_late": late,
+            "memory": tenths,
             "growth": late / early - 1 if early and late else None,
             "failures": self.failures[:10],
         }

@@ -36,7 +36,7 @@ from tocom_export.engines.bench.timing import time_engines
 from tocom_export.engines.serving.triton import write_repository
 from tocom_export.engines.serving.triton_options import TritonOptions
 from tocom_export.engines.verify import sample_images
-from tocom_export.io.memory import read_memory
+from tocom_export.io.memory import read_own_memory
 from tocom_export.preparing import prepare
 
 NAME = "tried"
@@ -55,7 +55,7 @@ def soak_triton(
     soak.pool = RemotePool(server.grpc, NAME, soak.pool.variants, soak.images[0], folder)
     largest = max(np.abs(logits).max() for found in soak.wanted.values() for logits in found)
     soak.tolerance = TOLERANCE * float(largest)
-    soak.read_memory = partial(read_memory, Path(f"/proc/{process}/smaps_rollup"))
+    soak.read_memory = partial(read_own_memory, Path(f"/proc/{process}/smaps_rollup"))
     _check_distinct(soak)
     return soak.run(seconds, clients)
 

@@ -97,7 +97,7 @@ def refit(
         bank: a bank or its file; ``none`` for no compensation; default: none where no variant
             is compensated, for the model inside the package its own.
         source: degree that the weights were trained at; default: what the checkpoint's metadata
-            say, else as before.
+            say, else as before. The bundle's own weights, too, may say that it is another.
         scale: what the bank's gap is multiplied by; default: as before.
         verify: run the new engines against the PyTorch model before anything is kept; default
             where torch is installed. Unless it is off they are run anyway, and must give finite
@@ -106,7 +106,7 @@ def refit(
         tell: called with a line that a person would want to know.
 
     Raises:
-        BundleError: no bundle, or a variant has no weights of its own to be exchanged.
+        BundleError: no bundle, or there are no weights that a variant doesn't share.
         BankError, CheckpointError, DegreeError, InputError: as :func:`prepare_refit` says.
         BusyError, OutputError: another is writing the bundle, or it can't be written.
         CheckFailed: an engine differs from the model, or gives what is NaN or Inf; the bundle is
@@ -172,7 +172,8 @@ def prepare_refit(
             model inside the package its own.
 
     Raises:
-        BankError, CheckpointError: one is missing, broken, or of another model.
+        BankError, CheckpointError: one is missing, broken, or of another model; the weights say
+            that they were trained at another source.
         DegreeError, InputError: source or scale is out of range.
     """
     opened, resampled = Checkpoint.open(checkpoint or own, weights_key, now.spec), ""
@@ -188,9 +189,9 @@ def prepare_refit(
         tell(resampled)
 
     def change(variant: Variant) -> Variant:
-        trained = variant.source if source is None else source
-        if checkpoint:
-            trained = opened.choose_source(source, variant.source)
+        trained = variant.source
+        if checkpoint or source not in (None, trained):
+            trained = opened.choose_source(source, trained)
         used = variant.scale if scale is None else scale
         compensated = steps is not None
         return dataclasses.replace(variant, source=trained, scale=used, compensated=compensated)

@@ -95,6 +95,7 @@ def _inspect_bundle(path: Path, layers: bool) -> Finding:
     from tocom_export.bundle.opening import Bundle
     from tocom_export.engines.tensorrt.plan import open_plan
     from tocom_export.model.outputs import format_outputs
+    from tocom_export.model.statistics import format_statistics
 
     bundle = Bundle.open(path, hashes=True)
     for name in bundle.plans:
@@ -103,6 +104,7 @@ def _inspect_bundle(path: Path, layers: bool) -> Finding:
     facts = {
         "model": spec.model,
         "images": _format_images(spec),
+        "image statistics": format_statistics(bundle.preprocess),
         "layers": spec.depth,
         "tokens": f"{spec.tokens} of width {spec.width}, {spec.heads} heads",
         "classes": spec.classes,
@@ -128,11 +130,14 @@ def _list_variants(bundle: Bundle, layers: bool) -> list[Table]:
         own = sum(bundle.files[file.name].bytes for file in bundle.weight_files(name)[1:])
         macs = f"{schedule.macs(spec) / 1e6:.1f} M"
         scale = f"{variant.scale:g}" if variant.baked else "-"
-        row = (name, variant.label, variant.source, scale, tokens, macs, format_megabytes(own))
+        row = [name, variant.label, variant.source, scale, tokens, macs, format_megabytes(own)]
+        if bundle.accuracy:
+            share = bundle.accuracy.get(name)
+            row.append("-" if share is None else f"{share:.2f} %")
         rows.append(row)
     head = "tokens after each layer" if layers else "tokens"
-    columns = ("variant", "degree", "source", "scale", head, "MACs", "own weights")
-    tables = [Table(columns, rows)]
+    columns = ["variant", "degree", "source", "scale", head, "MACs", "own weights"]
+    tables = [Table([*columns, "accuracy"] if bundle.accuracy else columns, rows)]
     if layers:
         variants = bundle.variants.values()
         targets = [(v.name, " ".join(f"{target:.3g}" for target in v.targets)) for v in variants]
@@ -234,6 +239,7 @@ def _inspect_weights(path: Path, layers: bool) -> Finding:
     from tocom_export.compression.bank import holds_bank
     from tocom_export.compression.checkpoint import Checkpoint
     from tocom_export.io.tensors import read_header
+    from tocom_export.model.statistics import format_statistics
 
     pickled = load_pickle(path) if path.suffix in SUFFIXES else None
     if path.is_file() and holds_bank(pickled.tensors if pickled else read_header(path)[0]):
@@ -244,6 +250,7 @@ def _inspect_weights(path: Path, layers: bool) -> Finding:
         "model": info.spec.model if info.spec else None,
         "variant": info.variant,
         "images": _format_images(info.spec) if info.spec else None,
+        "image statistics": format_statistics(info.preprocess) if info.preprocess else None,
         "adapters": (info.spec.adapter_width or None) if info.spec else None,
         "source degree": info.source,
         "method": info.method.name if info.method else None,

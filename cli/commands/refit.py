@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--source",
     type=DEGREE,
-    help="Degree the weights were trained at; default: what their metadata say, else as before.",
+    help="Degree the weights were trained at, where they don't say it; default: as before.",
 )
 @click.option("--scale", type=FiniteFloat(0), help="ToCom scale; default: as before.")
 @click.option("--out", type=FILE, metavar="FILE", help="Write a plan there; default: in its place.")
@@ -73,7 +73,7 @@ def refit_command(
     \b
     Examples:
       tocom-export refit mine-source0 --checkpoint other.safetensors
-      tocom-export refit mine-source0/r08.onnx --source 4
+      tocom-export refit mine-source0/r08.onnx --scale 0.2
       tocom-export refit mine-source0/r08.plan --checkpoint other.safetensors --source 4
     """
     output = take_output(options)

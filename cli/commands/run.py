@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tocom_export.errors import ImageError
+
 from ..options import FILE, common_options, take_output
 from ..output import Command, Output
 from ..runtime_options import run_options
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="logits|embedding FILE",
     help="Also write them to FILE.npy, (images, classes or channels) float32, in the order of the "
-    "images; repeatable.",
+    "images, NaN of one that can't be read; repeatable.",
 )
 @click.option("--check-hashes", is_flag=True, help="Refuse a bundle of which any file was changed.")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE|DIR|-...")
@@ -46,7 +48,8 @@ def run_command(
 
     Of a bundle without logits, the length of each embedding.
 
-    Of a DIR, all images under it; - reads one from stdin.
+    Of a DIR, all images under it; - reads one from stdin. One that can't be read is named, the
+    others are answered, and the exit status is 2.
 
     \b
     Examples:
@@ -71,15 +74,25 @@ def run_command(
         for answer in run_files(opened, engine, files):
             advance(answer.file)
             answers.append(answer)
-    for name, file in wanted:
-        _write(file, [answer.outputs[name] for answer in answers], output)
-    documents = [_describe(opened, chosen.name, answer, top_k) for answer in answers]
-    output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
-    title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
-    _show(documents, title, opened, output)
+    failed = [answer for answer in answers if answer.error]
+    for answer in failed:
+        output.fault(answer.error)
+    if len(failed) < len(answers):
+        for name, file in wanted:
+            _write(file, [answer.outputs[name] for answer in answers], output)
+        documents = [_describe(opened, chosen.name, answer, top_k) for answer in answers]
+        output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
+        title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
+        _show(
+            [document for document in documents if "error" not in document], title, opened, output
+        )
+    if failed:
+        click.get_current_context().exit(ImageError.exit_status)
 
 
 def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[str, Any]:
+    if answer.error:
+        return {"file": answer.file, "error": answer.error}
     document: dict[str, Any] = {"file": answer.file, "variant": variant}
     if not bundle.has_logits:
         features = answer.outputs[bundle.find_output("embedding")]

@@ -45,6 +45,12 @@ class Pick:
         lines = [f"{choice}: its worst variant loses {loss:.2f} points." for choice, loss in losses]
         unless = "" if losses else " Accuracy was not compared: no labelled images."
         picked = f"Picked {self.choice}: what auto is for this bundle here.{unless}"
+        rivals = [" in ".join(kind) for kind in self.report.find_rivals(self.report.fastest)]
+        if rivals:
+            lines.append(
+                f"Times scatter more than those of {self.choice} and {', '.join(rivals)} differ: "
+                "another time it may be another."
+            )
         return [*lines, picked]
 
     def to_json(self) -> dict[str, Any]:

@@ -89,9 +89,24 @@ class Report:
 
         Of our own rows, over that of the same backend and precision; of peers, over our fastest.
         """
-        kind = self.fastest if row.peer else (row.backend, row.precision)
-        dense = self._list_speeds(row.timing.batch, kind).get(self.dense or "")
-        return row.timing.images_per_s / dense if dense else None
+        dense = self._find_dense(row)
+        return row.timing.images_per_s / dense.images_per_s if dense else None
+
+    def is_slower(self, row: Row) -> bool:
+        """Whether one of our own rows takes longer than the dense variant, beyond all doubt."""
+        dense = None if row.peer else self._find_dense(row)
+        return dense is not None and dense.is_faster(row.timing)
+
+    def find_rivals(self, kind: tuple[str, str]) -> list[tuple[str, str]]:
+        """Backends and precisions of which no row differs by more than what the runs scatter."""
+        differ = {
+            (other.backend, other.precision)
+            for row in self._list_rows(kind)
+            for other in self.rows
+            if (other.variant, other.timing.batch) == (row.variant, row.timing.batch)
+            and (row.timing.is_faster(other.timing) or other.timing.is_faster(row.timing))
+        }
+        return [other for other in self.kinds if other != kind and other not in differ]
 
     def describe(self, row: Row) -> dict[str, Any]:
         """A row and what follows from it, unrounded."""
@@ -160,6 +175,19 @@ class Report:
         accuracy = {name: a for name, a in self.bundle.accuracy.items() if name in macs}
         peers = self._list_speeds(batches[-1])
         save(draw_speeds(speeds, macs, accuracy, peers), file)
+
+    def _list_rows(self, kind: tuple[str, str]) -> list[Row]:
+        """Our own of one backend and precision."""
+        return [r for r in self.rows if not r.peer and (r.backend, r.precision) == kind]
+
+    def _find_dense(self, row: Row) -> Timing | None:
+        """Of the dense variant at a row's batch, of its kind; for a peer's, of our fastest."""
+        kind = self.fastest if row.peer else (row.backend, row.precision)
+        dense, batch = self.dense, row.timing.batch
+        found = (
+            r.timing for r in self._list_rows(kind) if (r.name, r.timing.batch) == (dense, batch)
+        )
+        return next(found, None)
 
     def _list_speeds(self, batch: int, kind: tuple[str, str] | None = None) -> dict[str, float]:
         """Variant → images a second, of one backend and precision; of peers without one."""

@@ -30,6 +30,10 @@ class Timing:
     p99_ms: float
     images_per_s: float
 
+    def is_faster(self, other: Timing) -> bool:
+        """Whether the difference is more than what the runs of either scatter (10 to 90 %)."""
+        return self.high_ms < other.median_ms and self.median_ms < other.low_ms
+
 
 def time_engines(
     runs: Mapping[Key, Callable[[], object]],

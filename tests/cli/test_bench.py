@@ -265,6 +265,25 @@ def test_spread_bound_and_memory(succeeds: Run, zero: Path):
     assert 1 < bounds["r08"] < 4  # of 17 tokens, 9, 5, 3 and 2 are left
 
 
+@pytest.mark.parametrize("scatter, told", [(0.01, True), (0.5, False)])
+def test_slower_is_what_differs_by_more_than_its_runs(
+    succeeds: Run, zero: Path, unmeasured, monkeypatch, scatter: float, told: bool
+):
+    def time_engines(runs: dict[Any, object], batch: int, *_: object) -> dict[Any, Timing]:
+        spread = [1 - scatter, 1 - scatter, 1, 1 + scatter, 1 + scatter]
+        return {
+            key: summarise_times([(0.1 + 0.01 * i) * share for share in spread], batch)
+            for i, key in enumerate(runs)
+        }
+
+    monkeypatch.setattr("tocom_export.engines.bench.run.time_engines", time_engines)
+    result = succeeds("bench", zero, "--backend", "onnx", "--batch", "1,3")
+    assert result.stdout.count(" 0.91×") == 2
+    for batch in (1, 3):
+        says = f"r08 (onnx, fp32) is slower than r00 at batch {batch}: "
+        assert (says in result.stderr) == told
+
+
 def test_memory_is_that_of_the_largest_batch(succeeds: Run, zero: Path, unmeasured):
     table = succeeds("bench", zero, "--batch", "3,1", *QUICK).stdout
     assert table.count("12.3 MB") == 4

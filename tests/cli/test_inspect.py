@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tocom_export.bundle.manifest import seal
 from tocom_export.compression.metadata import ModelInfo, to_metadata
 
 Run = Callable[..., Result]
@@ -20,7 +21,19 @@ def test_a_bundle(succeeds: Run, bundle: Path):
     assert ["variant", "degree", "source", "scale", "tokens", "MACs", "own", "weights"] in rows
     assert ["r04", "4", "4", "-", "17", "→", "3"] in [row[:7] for row in rows]  # its source
     assert ["r08", "8", "4", "0.1", "17", "→", "2"] in [row[:7] for row in rows]
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, crop 1 (center), bicubic" in text
+    assert "accuracy" not in text
     assert "9 5 3 2" in succeeds("inspect", bundle, "--layers").stdout
+
+
+def test_a_bundle_s_accuracy(succeeds: Run, bundle: Path):
+    """Where it was measured."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(seal({**manifest, "accuracy": {"r08": 70.25}}))
+    rows = [line.split() for line in succeeds("inspect", bundle).stdout.splitlines()]
+    assert next(row for row in rows if row[0] == "variant")[-1] == "accuracy"
+    assert next(row for row in rows if row[0] == "r04")[-1] == "-"
+    assert next(row for row in rows if row[0] == "r08")[-2:] == ["70.25", "%"]
 
 
 def test_a_bundle_as_json(succeeds: Run, bundle: Path):
@@ -81,6 +94,7 @@ def test_a_checkpoint(succeeds: Run, checkpoint: Path, spec):
     assert (document["classes"], document["tensors"]) == (10, len(spec.weights()))
     assert document["dtypes"] == "float32"
     assert (document["images"], document["adapters"]) == ("3×32×32", None)
+    assert document["image statistics"] is None
     text = succeeds("inspect", checkpoint, "--layers").stdout
     assert "blocks.3.attn.qkv.weight" in text
     assert "[192, 64]" in text
@@ -112,6 +126,8 @@ def test_the_weights_of_a_bundle(succeeds: Run, bundle: Path):
         document = json.loads(succeeds("inspect", file, "--json").stdout)
         assert document["kind"] == "checkpoint"
         assert (document["variant"], document["model"]) == (variant, model)
+        told = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, crop 1 (center), bicubic"
+        assert document["image statistics"] == (told if name == "weights" else None)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "r08.safetensors", "r08.onnx"])

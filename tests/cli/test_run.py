@@ -103,7 +103,54 @@ def test_an_image_that_is_not_there(fails: Run, bundle: Path):
 def test_an_image_that_is_none(fails: Run, bundle: Path, photos: Path, here: Path, content: bytes):
     (here / "broken.png").write_bytes(content)
     files = (photos / "a" / "0.png", "broken.png")
-    fails("run", bundle, "--variant", "r08", *files, says=("broken.png", "is not an image"))
+    result = fails("run", bundle, "--variant", "r08", *files, says=("broken.png is not an image",))
+    assert result.stdout.count("class-") == 5
+    assert "broken" not in result.stdout
+
+
+@pytest.mark.parametrize("runtime", [(), ("--backend", "openvino")])
+def test_the_other_images_are_answered(
+    run: Run, succeeds: Run, bundle: Path, photos: Path, here: Path, runtime: tuple[str, ...]
+):
+    """Also where a whole batch can't be read; the array keeps their places."""
+    if runtime:
+        pytest.importorskip("openvino")
+    options = ("run", bundle, *runtime, "--json", "--output", "logits", "all")
+    wanted = json.loads(succeeds(*options, photos).stdout)["images"]
+    logits = np.load(here / "all.npy")
+    for number in range(16):
+        (photos / "a" / f"none{number:02d}.png").write_bytes(b"no image")
+    result = run(*options, "-q", photos, "nowhere.png")
+    assert result.exit_code == 2
+    broken = [str(photos / "a" / f"none{number:02d}.png") for number in range(16)]
+    wrong = [f"{file} is not an image that can be read." for file in broken]
+    wrong.append("nowhere.png: no such file.")
+    assert result.stderr.splitlines() == [f"Error: {line}" for line in wrong]
+    images = json.loads(result.stdout)["images"]
+    assert [image for image in images if "error" in image] == [
+        {"file": file, "error": line}
+        for file, line in zip([*broken, "nowhere.png"], wrong, strict=True)
+    ]
+    assert [image["file"] for image in images] == [
+        *(str(photos / "a" / f"{number}.png") for number in range(6)), *broken,
+        *(str(photos / "b" / f"{number}.png") for number in range(6)), "nowhere.png",
+    ]  # fmt: skip
+    for image, expected in zip((i for i in images if "classes" in i), wanted, strict=True):
+        assert image["file"] == expected["file"]
+        assert image["classes"][0]["name"] == expected["classes"][0]["name"]
+    found = np.load(here / "all.npy")
+    assert (found.dtype, found.shape) == (np.float32, (29, 10))
+    bad = [index for index, image in enumerate(images) if "error" in image]
+    assert np.isnan(found[bad]).all()
+    np.testing.assert_allclose(np.delete(found, bad, 0), logits, rtol=0, atol=1e-4)
+
+
+def test_where_none_can_be_read(run: Run, bundle: Path, here: Path):
+    (here / "broken.png").write_bytes(b"no image")
+    result = run("run", bundle, "broken.png", "nowhere.png", "--output", "logits", "x", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("Error: ") == 2
+    assert not (here / "x.npy").exists()
 
 
 def test_a_truncated_image(fails: Run, bundle: Path, photos: Path, here: Path):

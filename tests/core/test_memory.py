@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from tocom_export.io import memory
-from tocom_export.io.memory import measure_memory, read_memory, release_memory
+from tocom_export.io.memory import (
+    measure_memory,
+    read_memory,
+    read_own_memory,
+    release_memory,
+)
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 
@@ -24,9 +29,26 @@ def test_what_this_process_takes():
     assert after - before == pytest.approx(block.nbytes, rel=0.2)
 
 
+@LINUX
+def test_what_no_file_holds(tmp_path: Path):
+    """A mapped file counts once it is written to, privately."""
+    (tmp_path / "file").write_bytes(bytes(1 << 26))
+    mapped = np.memmap(tmp_path / "file", np.uint8, "c")  # 67 MB, copied on write
+    before, whole = read_own_memory(), read_memory()
+    assert int(mapped.sum()) == 0
+    read, after = read_own_memory(), read_memory()
+    assert before is not None and read is not None and whole is not None and after is not None
+    assert after - whole == pytest.approx(mapped.nbytes, rel=0.2)
+    assert read - before < 5_000_000
+    mapped[:] = 1
+    written = read_own_memory()
+    assert written is not None
+    assert written - before == pytest.approx(mapped.nbytes, rel=0.2)
+
+
 def test_a_system_that_doesn_t_say(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(memory, "_ROLLUP", tmp_path / "none")
-    assert read_memory() is None
+    assert read_memory() is read_own_memory() is None
 
     def started(*_, **__):
         raise AssertionError("a process is started in vain")

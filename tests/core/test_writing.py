@@ -18,6 +18,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.bake import bake
 from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import ModelInfo
 from tocom_export.compression.method import Method
 from tocom_export.errors import (
     BundleError,
@@ -84,7 +85,7 @@ def test_weights_are_the_checkpoints_and_load_into_timm(blueprint: Blueprint, ou
         np.testing.assert_array_equal(tensor, blueprint.weights.checkpoint.tensors[name])
     make_vit(blueprint.weights.spec, seed=9).load_state_dict(load_torch_file(out / WEIGHTS))
     info = Checkpoint.open(out / WEIGHTS).info
-    assert (info.spec, info.source, info.method) == (blueprint.weights.spec, 0, blueprint.method)
+    assert (info.spec, info.method) == (blueprint.weights.spec, blueprint.method)
 
 
 @pytest.mark.parametrize("name", ["r08", "r16", "fast"])
@@ -319,6 +320,18 @@ def test_variants_of_one_source_share_its_record(make: Callable[..., Blueprint],
     bundle = write_bundle(mixed, out, force=True)
     assert [variant.source for variant in bundle.variants.values()] == [8, 8, 8, 4]
     assert Checkpoint.open(out / WEIGHTS).info.source is None
+
+
+def test_a_source_of_0_is_recorded_where_the_checkpoint_says_it(
+    make: Callable[..., Blueprint], out: Path
+):
+    blueprint = make()
+    write_bundle(blueprint, out)
+    assert Checkpoint.open(out / WEIGHTS).info.source is None  # it may as well be another
+    checkpoint = dataclasses.replace(blueprint.weights.checkpoint, info=ModelInfo(source=0))
+    weights = dataclasses.replace(blueprint.weights, checkpoint=checkpoint)
+    write_bundle(dataclasses.replace(blueprint, weights=weights), out, force=True)
+    assert Checkpoint.open(out / WEIGHTS).info.source == 0
 
 
 def test_a_bundle_keeps_what_its_blueprint_says(make: Callable[..., Blueprint], out: Path):

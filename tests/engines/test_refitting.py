@@ -32,6 +32,8 @@ from tocom_export.errors import (
     InputError,
 )
 from tocom_export.exporting import export
+from tocom_export.graph.precision import Precision
+from tocom_export.graph.quantising import quantized_layers
 from tocom_export.io.locking import hold
 from tocom_export.model.catalogue import REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from tocom_export.model.preprocess import Preprocess
@@ -91,14 +93,86 @@ def test_all_weights_of_all_variants(
         np.testing.assert_array_equal(OnnxEngine(opened, name, threads=1).run(images), wanted)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_variant_that_needs_weights_of_its_own(
-    fresh: Bundle, bank: Path, save_other: Callable[..., Path]
-):
-    """r00 has none at source 0."""
+    make_blueprint: Callable[..., Blueprint], revise: Callable[..., Blueprint], tmp_path: Path,
+    bank: Path, save_other: Callable[..., Path], make_images: Any, precision: Precision,
+):  # fmt: skip
+    """r00 has none at source 0; it gets a file, and a graph that is a new build's."""
+    blueprint = make_blueprint(tmp_path, precision=precision)
+    steps = dict.fromkeys(quantized_layers(blueprint.weights.spec), 0.05)
+    options: dict[str, Any] = {"calibrate": lambda *_: steps} if precision == "int8" else {}
+    bundle = write_bundle(blueprint, tmp_path / "bundle", **options)
+    assert "r00.safetensors" not in bundle.files
+    other = save_other(source=4)
+    done = refit(bundle.path, checkpoint=other, bank=bank, verify=False)
+    changes = {"checkpoint": Checkpoint.open(other), "source": 4}
+    built = write_bundle(revise(blueprint, **changes), tmp_path / "built", **options)
+    opened = Bundle.open(bundle.path, hashes=True)
+    assert opened == done.bundle
+    assert opened.variants == built.variants
+    assert opened.weight_files("r00") == [bundle.path / WEIGHTS, bundle.path / "r00.safetensors"]
+    for name in ("r00.safetensors", WEIGHTS):
+        assert (bundle.path / name).read_bytes() == (built.path / name).read_bytes()
+    images = make_images(bundle.spec, 2)
+    for name in opened.variants:
+        wanted = OnnxEngine(built, name, threads=1).run(images)
+        np.testing.assert_array_equal(OnnxEngine(opened, name, threads=1).run(images), wanted)
+    with EnginePool(bundle.path, backend="onnx", threads=1) as pool:
+        np.testing.assert_array_equal(
+            pool.run(images, 0), OnnxEngine(built, "r00", threads=1).run(images)
+        )
+
+
+def test_one_variant_gets_weights_of_its_own(
+    fresh: Bundle, blueprint: Blueprint, revise: Callable[..., Blueprint], bank: Path,
+    tmp_path: Path, make_images: Any,
+):  # fmt: skip
+    """Where nobody has said what the weights were trained at; and loses none afterwards."""
     before = read(fresh)
-    with pytest.raises(BundleError, match=r"r00\.onnx was built without compensation"):
-        refit(fresh.path, checkpoint=save_other(source=4), bank=bank)
-    assert read(fresh) == before
+    refit(fresh.path, [0], bank=bank, source=8)
+    after = read(fresh)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "manifest.json", "r00.onnx", "r00.safetensors",
+    }  # fmt: skip
+    built = write_bundle(revise(blueprint, source=8), tmp_path / "built")
+    images = make_images(fresh.spec, 2)
+    wanted = OnnxEngine(built, "r00", threads=1).run(images)
+    opened = Bundle.open(fresh.path, hashes=True)
+    np.testing.assert_array_equal(OnnxEngine(opened, "r00", threads=1).run(images), wanted)
+    refit(fresh.path, [0], bank=bank, source=0)
+    wanted = OnnxEngine(fresh, "r00", threads=1, compensated=False).run(images)
+    opened = Bundle.open(fresh.path, hashes=True)
+    np.testing.assert_array_equal(OnnxEngine(opened, "r00", threads=1).run(images), wanted)
+
+
+def test_a_source_that_nobody_has_said(fresh: Bundle, bank: Path):
+    """It was taken for 0, and is corrected in all that the bundle says; then it is known."""
+    assert Checkpoint.open(fresh.path / WEIGHTS).info.source is None
+    refit(fresh.path, bank=bank, source=8)
+    opened = Bundle.open(fresh.path, hashes=True)
+    assert {variant.source for variant in opened.variants.values()} == {8}
+    assert Checkpoint.open(fresh.path / WEIGHTS).info.source == 8
+    says = r"`source` 4, but .*weights.safetensors was trained at degree 8 by its metadata; leave"
+    with pytest.raises(CheckpointError, match=says):
+        refit(fresh.path, bank=bank, source=4)
+    refit(fresh.path, bank=bank, source=8, scale=0.2)
+
+
+@pytest.mark.parametrize("variants", [None, [8]])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_source_that_the_bundle_s_own_weights_contradict(
+    tmp_path: Path, precision: Precision, variants: list[int] | None
+):
+    """As a build of them would; of rounded ones, the file that they are of."""
+    bundle = export(out=tmp_path / "out", targets=(0, 8), precision=precision, verify=False)
+    before = read(bundle)
+    says = r"`source` 4, but .*\.safetensors was trained at degree 0 by its metadata"
+    with pytest.raises(CheckpointError, match=says):
+        refit(bundle.path, variants, source=4, verify=False)
+    with pytest.raises(CheckpointError, match=says):
+        export(checkpoint=bundle.path / WEIGHTS, source=4, out=tmp_path / "new", verify=False)
+    assert read(bundle) == before
 
 
 def test_one_variant_can_t_get_what_others_share(
@@ -118,14 +192,11 @@ def test_what_the_checkpoint_says_of_itself_comes_along(
     statistics = Preprocess((0.5,) * 3, (0.25,) * 3, 0.9, "bilinear")
     variants = ["r08", "r16"]
     file = save_other(source=4, classes=names, preprocess=statistics)
-    with pytest.raises(BundleError, match=r"r00\.onnx was built without"):
-        refit(fresh.path, checkpoint=file, bank=bank)
-    file = save_other(source=0, classes=names, preprocess=statistics)
     refit(fresh.path, checkpoint=file, bank=bank, scale=0.3)
     opened = Bundle.open(fresh.path, hashes=True)
     assert (opened.classes, opened.preprocess) == (names, statistics)
     info = Checkpoint.open(fresh.path / WEIGHTS).info
-    assert (info.source, info.classes, info.preprocess) == (0, names, statistics)
+    assert (info.source, info.classes, info.preprocess) == (4, names, statistics)
     graph = onnx.load(str(opened.graph("r08")), load_external_data=False)
     facts = {entry.key: entry.value for entry in graph.metadata_props}
     assert (facts["scale"], facts["image_mean"]) == ("0.3", "[0.5, 0.5, 0.5]")

@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from ..errors import BundleError
 from ..io.atomic import link_or_copy, replace_folder
 from ..io.locking import hear_nothing, is_left
-from ..io.tensors import Tensors, map_tensors, read_header
+from ..io.tensors import StoredTensor, Tensors, map_tensors, read_header
 from ..variant import Variant
 from .file_hashes import record_files
 from .manifest import MANIFEST, WEIGHTS, graph_name, weights_name
 from .opening import Bundle
 from .weights import ModelWeights
-from .writing import Blueprint, describe_graph, describe_shared
+from .writing import Blueprint, describe_graph, describe_shared, write_own
 
 Changes = tuple[ModelWeights, Mapping[str, Variant]]
 """What the weights are to be made of, and by their names the variants as they will be."""
@@ -36,9 +36,10 @@ def refit_bundle(
     """Other weights for some variants of a bundle, in one step: all of them, or nothing.
 
     Weights that a variant has alone are exchanged in their file, where each tensor must lie where
-    it lay. Where all variants change, so may what they share, and what goes with it: names of
-    classes, image statistics, what the files say of themselves. The new bundle is made beside the
-    old one, of links to all that stays, and takes its place when it is checked.
+    it lay; one that had none and needs some gets a file, and a graph that reads it. Where all
+    variants change, so may what they share, and what goes with it: names of classes, image
+    statistics, what the files say of themselves. The new bundle is made beside the old one, of
+    links to all that stays, and takes its place when it is checked.
 
     Args:
         decide: called with the bundle as no other writer can change it any more.
@@ -47,7 +48,7 @@ def refit_bundle(
         wait, tell: as of :func:`hold`.
 
     Raises:
-        BundleError: a variant has no weights of its own, or others would have to change.
+        BundleError: a variant has and needs no weights of its own, or others would have to change.
         BusyError, OutputError: as :func:`replace_folder` says.
     """
     with replace_folder(path, wait=wait, tell=tell) as beside:
@@ -57,10 +58,14 @@ def refit_bundle(
         whole = variants.keys() == bundle.variants.keys()
         if not whole:
             _check_shared(bundle, variants, new, shared)
+        needing = []
         for variant in variants.values():
-            weights = {**shared, **_find_own(bundle, variant, new)}
             if (name := weights_name(variant.name)) in bundle.files:
+                weights = {**shared, **new.own(variant)}
                 _rewrite(bundle.path / name, weights, beside / name)
+            elif new.needs_own(variant):
+                write_own(new, variant, beside)
+                needing.append(variant)
         info = new.checkpoint.info
         made = Blueprint(
             dataclasses.replace(new, spec=bundle.spec),
@@ -71,8 +76,11 @@ def refit_bundle(
             outputs=bundle.outputs,
             unit_embedding=bundle.unit_embedding,
         )
-        if whole and not _are_stored(shared, bundle):
-            _rewrite_shared(bundle, made, shared, beside)
+        if whole and not _are_stored(shared, describe_shared(made), bundle):
+            save_file(dict(shared), beside / WEIGHTS, describe_shared(made))
+            needing = list(variants.values())  # what they read lies elsewhere
+        for variant in needing:
+            _rewrite_graph(bundle, made, variant, beside)
         names = [file.name for file in beside.iterdir()]
         _link_others(path, beside)
         refitted = dict.fromkeys((*bundle.refitted, *variants))
@@ -98,31 +106,19 @@ def _check_shared(
     """Raise BundleError where what a variant has no own weights for is other than it was."""
     stored = map_tensors(read_header(bundle.path / WEIGHTS)[0])
     for variant in variants.values():
-        name = weights_name(variant.name)
-        if name not in bundle.files:
+        name, own = weights_name(variant.name), new.own(variant)
+        if name not in bundle.files and not own:
             raise BundleError(
                 f"{bundle.graph(variant.name)} has no weights of its own: it reads {WEIGHTS}, as "
                 "the bundle's other engines do; refit the bundle."
             )
-        own, _ = read_header(bundle.path / name)
-        for key, tensor in {**shared, **new.own(variant)}.items():
-            if key not in own and not (key in stored and np.array_equal(tensor, stored[key])):
+        kept = read_header(bundle.path / name)[0] if name in bundle.files else own
+        for key, tensor in {**shared, **own}.items():
+            if key not in kept and not (key in stored and np.array_equal(tensor, stored[key])):
                 raise BundleError(
                     f"{new.checkpoint.file} has another {key} than the bundle, whose engines all "
                     f"read it from {WEIGHTS}; refit the bundle."
                 )
-
-
-def _find_own(bundle: Bundle, variant: Variant, new: ModelWeights) -> Tensors:
-    """What differs in a variant, if its graph reads weights of its own."""
-    own = new.own(variant)
-    if own and weights_name(variant.name) not in bundle.files:
-        raise BundleError(
-            f"{bundle.graph(variant.name)} was built without compensation and reads {WEIGHTS} "
-            f"alone; from source {variant.source} it needs weights of its own. Refit the others by "
-            "their .onnx, or build a bundle of weights that were trained so."
-        )
-    return own
 
 
 def _rewrite(file: Path, weights: Tensors, to: Path) -> None:
@@ -134,27 +130,35 @@ def _rewrite(file: Path, weights: Tensors, to: Path) -> None:
         raise BundleError(f"{file} can't be rewritten in its own form; build the bundle again.")
 
 
-def _are_stored(shared: Tensors, bundle: Bundle) -> bool:
-    """Whether the bundle's weights are these already."""
-    stored = map_tensors(read_header(bundle.path / WEIGHTS)[0])
-    return all(np.array_equal(tensor, stored[name]) for name, tensor in shared.items())
+def _are_stored(shared: Tensors, metadata: Mapping[str, str], bundle: Bundle) -> bool:
+    """Whether the bundle's weights are these already, and say of themselves what they shall."""
+    stored, said = read_header(bundle.path / WEIGHTS)
+    kept = map_tensors(stored)
+    return metadata == said and all(np.array_equal(shared[name], kept[name]) for name in shared)
 
 
-def _rewrite_shared(bundle: Bundle, made: Blueprint, shared: Tensors, beside: Path) -> None:
-    """The weights that all variants read, and the graphs, which say where each of them lies."""
+def _rewrite_graph(bundle: Bundle, made: Blueprint, variant: Variant, beside: Path) -> None:
+    """A variant's graph, which says where each of its weights lies: in the new files, else as was.
+
+    What was measured for it, the ranges of int8, stays in it.
+    """
     import onnx  # takes a tenth of a second
 
-    save_file(dict(shared), beside / WEIGHTS, describe_shared(made))
-    before, after = (read_header(folder / WEIGHTS)[0] for folder in (bundle.path, beside))
-    (shift,) = {after[name].offset - before[name].offset for name in shared}
-    for variant in made.variants.values():
-        graph = onnx.load(str(bundle.graph(variant.name)), load_external_data=False)
-        for tensor in graph.graph.initializer:
+    places: dict[str, StoredTensor] = {}
+    for name in (WEIGHTS, weights_name(variant.name)):
+        if (beside / name).exists():
+            places |= read_header(beside / name)[0]
+        elif name in bundle.files:
+            places |= read_header(bundle.path / name)[0]
+    graph = onnx.load(str(bundle.graph(variant.name)), load_external_data=False)
+    for tensor in graph.graph.initializer:
+        if tensor.external_data:
+            found = places[tensor.name]
             entries = {entry.key: entry for entry in tensor.external_data}
-            if entries and entries["location"].value == WEIGHTS:
-                entries["offset"].value = str(int(entries["offset"].value) + shift)
-        onnx.helper.set_model_props(graph, describe_graph(made, variant))
-        (beside / graph_name(variant.name)).write_bytes(graph.SerializeToString())
+            entries["location"].value = found.file.name
+            entries["offset"].value = str(found.offset)
+    onnx.helper.set_model_props(graph, describe_graph(made, variant))
+    (beside / graph_name(variant.name)).write_bytes(graph.SerializeToString())
 
 
 def _link_others(path: Path, beside: Path) -> None:

@@ -49,9 +49,13 @@ class ModelWeights:
         Raises:
             BankError, CheckpointError: a value is beyond the type's range.
         """
-        if self.bank is None or not variant.baked:
+        if self.bank is None or not self.needs_own(variant):
             return {}
         return self._store(bake(self.checkpoint.tensors, self.spec, self.bank, variant))
+
+    def needs_own(self, variant: Variant) -> bool:
+        """Whether a variant has weights that differ."""
+        return self.bank is not None and variant.baked
 
     def _store(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
         return stored_form(tensors, self.precision, quantized_layers(self.spec))

@@ -159,7 +159,7 @@ def _write(
     files: dict[str, FileRecord] = {}
     with ThreadPoolExecutor(2) as pool:  # one file is baked and hashed while another is written
         jobs = {WEIGHTS: pool.submit(_write_shared, blueprint, folder)}
-        jobs |= {weights_name(v.name): pool.submit(_write_own, weights, v, folder) for v in baked}
+        jobs |= {weights_name(v.name): pool.submit(write_own, weights, v, folder) for v in baked}
         for name, job in jobs.items():
             progress(name)
             files[name] = job.result()
@@ -207,19 +207,23 @@ def _write_shared(blueprint: Blueprint, folder: Path) -> FileRecord:
     return record_files(folder, [WEIGHTS])[WEIGHTS]
 
 
-def _write_own(weights: ModelWeights, variant: Variant, folder: Path) -> FileRecord:
-    """Write the weights in which a variant differs."""
+def write_own(weights: ModelWeights, variant: Variant, folder: Path) -> FileRecord:
+    """Write the weights in which a variant differs, under the name of its file."""
     name = weights_name(variant.name)
     save_file(weights.own(variant), folder / name, to_metadata(ModelInfo(variant=variant.name)))
     return record_files(folder, [name])[name]
 
 
 def describe_shared(blueprint: Blueprint) -> dict[str, str]:
-    """The metadata of the weights that all variants read."""
+    """The metadata of the weights that all variants read.
+
+    A source of 0 that nobody has said isn't said here either: it may be corrected.
+    """
     sources = {variant.source for variant in blueprint.variants.values()}
+    source = sources.pop() if len(sources) == 1 else None
     info = ModelInfo(
         blueprint.weights.spec,
-        sources.pop() if len(sources) == 1 else None,
+        source or blueprint.weights.checkpoint.info.source,
         blueprint.method,
         blueprint.classes,
         blueprint.preprocess,

@@ -13,16 +13,29 @@ from pathlib import Path
 _ROLLUP = Path("/proc/self/smaps_rollup")
 
 
-def read_memory(rollup: Path | None = None) -> int | None:
+def read_memory() -> int | None:
     """Bytes that this process takes, pages shared with n others counted as an nth (PSS).
 
+    Other processes that use the same libraries or files make it less, and more when they end.
     None where the system doesn't say; Linux does.
+    """
+    return _read("Pss", _ROLLUP)
+
+
+def read_own_memory(rollup: Path | None = None) -> int | None:
+    """Bytes that a process has written and no file holds: what grows where something leaks.
+
+    None as above.
 
     Args:
-        rollup: another process's, ``/proc/<pid>/smaps_rollup``, for what that takes.
+        rollup: another process's, ``/proc/<pid>/smaps_rollup``, for what that has written.
     """
+    return _read("Anonymous", rollup or _ROLLUP)
+
+
+def _read(name: str, rollup: Path) -> int | None:
     try:
-        found = re.search(r"^Pss:\s+(\d+) kB", (rollup or _ROLLUP).read_text("ascii"), re.M)
+        found = re.search(rf"^{name}:\s+(\d+) kB", rollup.read_text("ascii"), re.M)
     except OSError:
         return None
     return 1024 * int(found[1]) if found else None

@@ -44,7 +44,7 @@ def choose_statistics(
         raise InputError("`mean` and `std` are of pixels from 0 to 1: divide those of 0 to 255.")
     names = ", ".join(f"`{name}`" for name in sorted(given))
     origin = f"{origin}, but {names} as given" if given else origin
-    return chosen, f"{_describe(chosen)} ({origin})."
+    return chosen, f"Image statistics: {format_statistics(chosen)} ({origin})."
 
 
 def _spread(
@@ -60,9 +60,8 @@ def _spread(
     return tuple(map(float, each))
 
 
-def _describe(chosen: Preprocess) -> str:
-    mean, std = (" ".join(f"{v:g}" for v in values) for values in (chosen.mean, chosen.std))
-    return (
-        f"Image statistics: mean {mean}, std {std}, crop {chosen.crop_pct:g} "
-        f"({chosen.crop_mode}), {chosen.interpolation}"
-    )
+def format_statistics(known: Preprocess) -> str:
+    """All of them in one line."""
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (known.mean, known.std))
+    crop = f"crop {known.crop_pct:g} ({known.crop_mode})"
+    return f"mean {mean}, std {std}, {crop}, {known.interpolation}"

@@ -13,6 +13,7 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.engines import opening
 from tocom_export.engines.bench import picking
 from tocom_export.engines.bench.picking import pick
+from tocom_export.engines.bench.timing import summarise_times
 from tocom_export.engines.picking import Choice, find_pick
 from tocom_export.engines.verify import sample_images
 from tocom_export.errors import InputError
@@ -36,11 +37,12 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def call(backend: str) -> None:
         real = run._time
+        ages = dict.fromkeys(("low_ms", "median_ms", "high_ms"), 1e6)
 
         def time(subjects: Any, *rest: Any) -> Any:
             found = real(subjects, *rest)
             return [
-                dataclasses.replace(t, median_ms=1e6) if s.about[1] == backend else t
+                dataclasses.replace(t, **ages) if s.about[1] == backend else t
                 for s, t in zip(subjects, found, strict=True)
             ]
 
@@ -57,6 +59,22 @@ def test_the_fastest_is_kept(bundle: Bundle, slow: Any, loser: str, wanted: Choi
     assert [row.backend for row in found.report.rows] == ["onnx"] * 2 + ["openvino"] * 2
     assert [candidate.loss for candidate in found.candidates] == [None, None]
     assert found.to_json()["choice"] == wanted.options
+    assert not any("scatter" in line for line in found.explain())
+
+
+def test_a_choice_that_chance_may_have_made_is_told(bundle: Bundle, monkeypatch):
+    def time(subjects: Any, *rest: Any) -> Any:
+        return [summarise_times([1 + n / 10, 2 + n / 10, 3], 1) for n, _ in enumerate(subjects)]
+
+    monkeypatch.setattr("tocom_export.engines.bench.run._time", time)
+    found = pick(bundle, [ONNX, F32], ["r16"], **QUICK)
+    first, last = found.explain()
+    assert found.choice == ONNX
+    assert last.startswith(f"Picked {ONNX}: ")
+    assert first == (
+        f"Times scatter more than those of {ONNX} and openvino in fp32 differ: another time it may "
+        "be another."
+    )
 
 
 def test_what_loses_too_much_is_not_timed(

@@ -166,6 +166,28 @@ def rows(name: str, *, is_peer: bool, each: float) -> list[Row]:
     ]
 
 
+def test_what_can_t_be_told_apart(named: Bundle):
+    """No row of one kind is faster or slower than that of another, beyond what they scatter."""
+
+    def time(kind: str, variant: str, *each: float) -> Row:
+        return Row(variant, kind, "fp32", variant, summarise_times(each, 1), kind == "torch")
+
+    rows = [
+        time("onnx", "r00", 20, 21, 22), time("onnx", "r08", 10, 11, 12),
+        time("openvino", "r00", 20, 22, 24), time("openvino", "r08", 10.5, 11.5, 12.5),
+        time("other", "r00", 20, 21, 22), time("other", "r08", 20, 21, 22),
+        time("torch", "r00", 30, 31, 32),
+    ]  # fmt: skip
+    report = Report(named, "a processor", rows)
+    assert report.fastest == ("onnx", "fp32")
+    assert report.find_rivals(report.fastest) == [("openvino", "fp32")]
+    assert report.find_rivals(("openvino", "fp32")) == [("onnx", "fp32")]
+    assert report.find_rivals(("other", "fp32")) == []
+    assert not any(map(report.is_slower, rows))
+    slow = dataclasses.replace(rows[1], timing=summarise_times([30, 31, 32], 1))
+    assert report.is_slower(slow)
+
+
 def test_what_is_drawn(named: Bundle, monkeypatch: pytest.MonkeyPatch):
     """Peers at the largest batch, and the accuracy of what was timed."""
     known = dataclasses.replace(named, accuracy={"fast": 80.0, "r08": 79.0})

@@ -17,6 +17,23 @@ def test_a_summary():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "faster"),
+    [
+        ([10] * 10, [10.2] * 10, True),  # on a quiet machine a little is told
+        ([10] * 10, [10] * 10, False),
+        ([9, 10, 14, 15, 16], [9.5, 10.5, 15, 15.5, 17], False),  # on a busy one noise is not
+        ([10] * 5, [9, 9.5, 12, 13, 14], False),  # the other's runs reach as low
+        ([10, 10, 10, 14, 15], [13] * 5, False),  # its own as high
+        ([9, 10, 11, 12, 13], [19, 20, 21, 22, 23], True),
+    ],
+)
+def test_what_is_faster_beyond_doubt(one: list[float], other: list[float], faster: bool):
+    first, second = (summarise_times([0.001 * ms for ms in times], 1) for times in (one, other))
+    assert first.is_faster(second) == faster
+    assert not second.is_faster(first)
+
+
 def test_engines_take_turns():
     ran: list[str] = []
     told: list[str] = []

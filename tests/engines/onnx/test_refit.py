@@ -157,8 +157,9 @@ def test_without_a_bank(
 def test_a_variant_without_weights_of_its_own(
     refit_graph: Callable[..., Bundle], fresh: Bundle, blueprint: Blueprint
 ):
+    """And that needs none."""
     with pytest.raises(BundleError, match=r"r00\.onnx has no weights of its own"):
-        refit_graph(fresh, changed(fresh, "r00", source=4), blueprint.weights)
+        refit_graph(fresh, changed(fresh, "r00", scale=0.5), blueprint.weights)
 
 
 def test_another_model(

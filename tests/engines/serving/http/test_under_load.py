@@ -124,7 +124,7 @@ def test_a_run_that_fails_is_not_the_end(serve, bundle, images, monkeypatch, cap
 
     with serve(bundle.path, policy="fixed") as running:
         with monkeypatch.context() as patched:
-            patched.setattr(Serving, "run", lambda self, images: 1 / 0)
+            patched.setattr(Serving, "run_all", lambda self, images: 1 / 0)
             reply = running.infer(images)
             assert (reply.status, reply.error) == (500, "the model could not be run.")
             assert "ZeroDivisionError" in caplog.text
@@ -144,7 +144,7 @@ def test_load_lowers_the_degree_and_raises_it_again(
         time.sleep(seconds[self.variant.name] * len(images))
         return run(self, images)
 
-    monkeypatch.setattr(Serving, "run", pretend)
+    monkeypatch.setattr(Serving, "run_all", pretend)
     with serve(bundle.path, policy=policy, slo=0.2, max_batch=1) as running:
         assert running.infer(images[:1]).status == 200
         assert running.service.control.variant == "r00"
