@@ -83,9 +83,8 @@ def run_command(
         documents = [_describe(opened, chosen.name, answer, top_k) for answer in answers]
         output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
         title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
-        _show(
-            [document for document in documents if "error" not in document], title, opened, output
-        )
+        answered = [document for document in documents if "error" not in document]
+        _show(answered, title, opened, output)
     if failed:
         click.get_current_context().exit(ImageError.exit_status)
 

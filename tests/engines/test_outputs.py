@@ -21,7 +21,8 @@ from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.engines.onnx.calibration import measure_input_scales
 from tocom_export.engines.serving.pool import EnginePool
-from tocom_export.engines.serving.triton import TritonOptions, write_repository
+from tocom_export.engines.serving.triton import write_repository
+from tocom_export.engines.serving.triton_options import TritonOptions
 from tocom_export.engines.subject import make_subject
 from tocom_export.engines.tensorrt.engine import TensorRtEngine
 from tocom_export.engines.tensorrt.plan import check_plan, list_marked, open_plan
