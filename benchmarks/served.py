@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 RATIO = 6
 """The latency wanted, over the dense model's."""
 BURST, STEADY = 1.5, 0.7
-"""Of what the dense model serves: a burst's rate in turns with a third of it, and steady traffic."""
+"""Of what the dense model serves: bursts, in turns with a third of them, and steady traffic."""
 
 
 @contextmanager

@@ -36,16 +36,18 @@ def make_subject(
 
     Raises:
         DegreeError: the bundle has no such variant.
-        InputError: the bundle has no such output, or a variant was refitted.
+        InputError: the bundle has no such output, or a variant was refitted by itself.
     """
     name = bundle.find_output(output)
     chosen = tuple(map(bundle.variant, bundle.variants if variants is None else variants))
+    # Where all were, the bundle is what they are of now.
+    partly = {*bundle.refitted} != {*bundle.variants}
     for variant in chosen:
-        if variant.name in bundle.refitted:
+        if partly and variant.name in bundle.refitted:
             raise InputError(
                 f"{bundle.graph(variant.name)} was refitted: its source and its weights are no "
-                "longer the bundle's, whose name its rows would bear. Evaluate the checkpoint, or "
-                "build a bundle of it."
+                "longer the bundle's, whose name its rows would bear. Refit the whole bundle, or "
+                "evaluate the checkpoint."
             )
     precision = bundle.precision
     if backend == "openvino" and chosen:  # which alone may take another

@@ -23,6 +23,7 @@ from .model.from_tensors import fit_spec
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
 from .model.hub import find_folder
 from .model.huggingface.files import CONFIG
+from .model.huggingface.preprocessor import has_preprocessor
 from .model.preprocess import Preprocess
 from .model.spec import Pool, VitSpec
 
@@ -116,7 +117,10 @@ def load_model(
     info, origin = opened.info, f"by the metadata of {opened.file.name}"
     if opened.config is not None:
         file = CONFIG if opened.timm else "preprocessor"
-        origin = f"by the {file} of {named or opened.config.parent.absolute().name}"
+        folder = opened.config.parent
+        origin = f"by the {file} of {named or folder.absolute().name}"
+        if not (opened.timm or has_preprocessor(folder)):
+            origin = "transformers' for its model_type; there is no preprocessor_config.json"
     if info.spec is None:
         advice = "Does `model` say which model it is?"
         spec, preprocess = load_spec(model or REFERENCE)

@@ -141,6 +141,8 @@ def refit(
             comparison.require("the PyTorch model", f"{opened.path} was left as it was.")
 
     after = refit_bundle(opened.path, decide, check, wait=wait, tell=tell)
+    if checkpoint is not None and wanted is None:
+        _tell_kept(made[0][0].checkpoint, after, tell)
     if scale is not None and made[0][0].bank is None:
         tell("Not compensated: without a `bank` the `scale` is of no effect.")
     if backend is None:
@@ -227,6 +229,14 @@ def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:
 
     model = load_model(now.spec, weights.checkpoint.tensors, now.method)
     return BankOracle(model, weights.bank, now.outputs, now.unit_embedding).run_all
+
+
+def _tell_kept(checkpoint: Checkpoint, after: Bundle, tell: Tell) -> None:
+    """Say what a checkpoint leaves as it was in a bundle that is of it now."""
+    kept = ["image statistics"] * (checkpoint.info.preprocess is None)
+    kept += ["names of classes"] * (checkpoint.info.classes is None and after.classes is not None)
+    if kept:
+        tell(f"Kept from the bundle, as {checkpoint.file} says none: {' and '.join(kept)}.")
 
 
 def _choose_backend(verify: bool | None) -> Backend | None:

@@ -21,11 +21,22 @@ _UNSAID: dict[str, tuple[tuple[float, ...], tuple[float, ...], int]] = {
     "dinov3_vit": (IMAGENET_MEAN, IMAGENET_STD, 2),
 }  # fmt: skip
 """model_type → mean, std and resample where the file doesn't say."""
+_SQUASH: Mapping[str, Any] = {"size": {"height": 224}}
+_ABSENT: dict[str, Mapping[str, Any]] = {
+    "vit": _SQUASH, "siglip": _SQUASH, "dinov3_vit": _SQUASH,
+    "clip": {"size": {"shortest_edge": 224}},
+}  # fmt: skip
+"""model_type → what transformers' own processor of it does where a folder has no file."""
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
+def has_preprocessor(folder: Path) -> bool:
+    """Whether a folder says how its images are prepared."""
+    return (folder / _FILE).exists() or (folder / _WHOLE).exists()
+
+
 def read_preprocess(folder: Path, kind: str) -> Preprocess | None:
-    """The image statistics of a folder; None where it has none.
+    """The image statistics of a folder, or of its ``model_type``; None where nothing says them.
 
     Raises:
         CheckpointError: they can't be read, or ask for what we don't do.
@@ -37,7 +48,7 @@ def read_preprocess(folder: Path, kind: str) -> Preprocess | None:
         file = folder / _WHOLE
         said = read_record(file).get("image_processor")
     else:
-        return None
+        said = _ABSENT.get(kind)
     if not isinstance(said, dict):
         return None
     try:
