@@ -28,7 +28,7 @@ class Answer:
 
     file: str
     outputs: Mapping[str, Logits]
-    """By their names, float32: logits (classes,), an embedding (features,). NaN where the image
+    """By their names, float32: logits (classes,), an embedding (channels,). NaN where the image
     can't be read."""
     error: str = ""
     """Why the image can't be read."""

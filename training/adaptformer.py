@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tocom_export.errors import InputError
 from tocom_export.model.from_timm import spec_from_timm
+from tocom_export.model.weight_names import HEADS
 
 
 class AdaptedMlp(Mlp):
@@ -89,7 +90,7 @@ def add_adapters(vit: nn.Module, adapter_width: int = 32, scale: float = 0.1) ->
 def freeze_all_but_adapters(vit: nn.Module) -> None:
     """Leave only the adapters and the head (both heads of a distilled model) to train."""
     for name, parameter in vit.named_parameters():
-        trained = name.startswith(("head.", "head_dist.")) or ".mlp.adapter_" in name
+        trained = name.startswith(HEADS) or ".mlp.adapter_" in name
         parameter.requires_grad_(trained)
 
 

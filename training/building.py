@@ -46,8 +46,10 @@ def vit_from_spec(spec: VitSpec, drop_path: float = 0.0) -> nn.Module:
             norm_layer=_norm_layer(spec),
             act_layer=get_act_layer(spec.pool_activation),
         )
-    if spec.classes and (spec.pool == "token_avg" or not spec.head_bias):
-        model.head = nn.Linear(spec.features, spec.classes, bias=spec.head_bias)
+    own = spec.pool == "token_avg" or not spec.head_bias  # timm makes no such head
+    if spec.projection or (spec.classes and own):
+        rows = spec.classes or spec.projection
+        model.head = nn.Linear(spec.features, rows, bias=spec.head_bias)
     model.global_pool = spec.pool  # timm has no name for token_avg
     if spec.adapter_width:
         add_adapters(model, spec.adapter_width, scale=1.0)

@@ -25,7 +25,7 @@ from .model import CompressedVit
 
 Loss = Literal["kl", "features", "classes"]
 """``kl``: soft targets of the teacher (section 4.2). ``features``: L1 distance from the
-teacher's pooled features, for backbones without a head (section 5.6). ``classes``: labels
+teacher's embedding, for backbones without a classifier (section 5.6). ``classes``: labels
 instead of a teacher, as the ablation has it (section 5.4)."""
 
 
@@ -50,7 +50,7 @@ def distill_loss(
     if loss == "classes":
         assert labels is not None
         return F.cross_entropy(model(images, target, side), labels)
-    output = model.pooled if loss == "features" else model
+    output = model.embedding if loss == "features" else model
     student = output(images, target, side).float()
     was_training = model.training
     model.eval()

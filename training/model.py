@@ -54,12 +54,18 @@ class CompressedVit(nn.Module):
         self.vit: Any = vit
 
     def forward(self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W); without ``side`` uncompensated."""
+        """Logits (B, classes) of images (B, C, H, W); without ``side`` uncompensated.
+
+        Of a model without classes its embedding (B, channels).
+        """
         return self.head(*self.features(images, degree, side))
 
-    def pooled(self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None) -> Tensor:
-        """What the head reads (B, C): the features of a backbone without one."""
-        return self.head(*self.features(images, degree, side), pre_logits=True)
+    def embedding(
+        self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None
+    ) -> Tensor:
+        """What a classifier reads, or a projection makes of that (B, channels)."""
+        x, size = self.features(images, degree, side)
+        return self.head(x, size, pre_logits=not self.spec.projection)
 
     def give(
         self,
@@ -72,7 +78,8 @@ class CompressedVit(nn.Module):
     ) -> dict[OutputName, Tensor]:
         """What a bundle's engines give of images (B, C, H, W), float32, by name; of one forward."""
         x, size = self.features(images, degree, side)
-        found = {name: self.head(x, size, name == "embedding").float() for name in names}
+        bare = {"logits": False, "embedding": not self.spec.projection}
+        found = {name: self.head(x, size, bare[name]).float() for name in names}
         if unit_embedding and "embedding" in found:
             found["embedding"] = nn.functional.normalize(found["embedding"], dim=-1)
         return found

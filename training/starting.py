@@ -17,6 +17,7 @@ from tocom_export.model.catalogue import REFERENCE
 from tocom_export.model.preprocess import Preprocess
 from tocom_export.model.resizing import resize_positions
 from tocom_export.model.spec import VitSpec
+from tocom_export.model.weight_names import HEADS
 
 from .adaptformer import add_adapters, freeze_all_but_adapters
 from .building import vit_from_spec
@@ -51,8 +52,9 @@ def change_classes(model: Model, wanted: Sequence[str]) -> Model:
     known, tensors = model.checkpoint.info.classes, model.checkpoint.tensors
     if tuple(known) == tuple(wanted) if known else model.spec.classes == len(wanted):
         return model
-    kept = {n: t for n, t in tensors.items() if not n.startswith(("head.", "head_dist."))}
-    return _change(model, replace(model.spec, classes=len(wanted)), kept)
+    kept = {n: t for n, t in tensors.items() if not n.startswith(HEADS)}
+    spec = replace(model.spec, classes=len(wanted), projection=0)
+    return _change(model, spec, kept)
 
 
 def make_network(

@@ -94,8 +94,8 @@ def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[
         return {"file": answer.file, "error": answer.error}
     document: dict[str, Any] = {"file": answer.file, "variant": variant}
     if not bundle.has_logits:
-        features = answer.outputs[bundle.find_output("embedding")]
-        return {**document, "features": [float(value) for value in features]}
+        embedding = answer.outputs[bundle.find_output("embedding")]
+        return {**document, "embedding": [float(value) for value in embedding]}
     names = bundle.classes
     classes = [
         {"name": names[i] if names else f"class {i}", "index": i, "probability": share}
@@ -108,16 +108,16 @@ def _show(documents: list[dict[str, Any]], title: str, bundle: Bundle, output: O
     rows: list[list[str]] = []
     for document in documents:
         name = document["file"]
-        if features := document.get("features"):
-            length = sum(value * value for value in features) ** 0.5
-            rows.append([name, str(len(features)), f"{length:.2f}"])
+        if embedding := document.get("embedding"):
+            length = sum(value * value for value in embedding) ** 0.5
+            rows.append([name, str(len(embedding)), f"{length:.2f}"])
         for place, found in enumerate(document.get("classes", ())):
             share = f"{100 * found['probability']:.1f} %"
             rows.append([name if place == 0 else "", found["name"], share])
-    if documents and "features" in documents[0]:
-        output.table(["image", "features", "length"], rows, title)
-        why = "The bundle gives no logits" if bundle.spec.classes else "The model has no head"
-        output.note(f"{why}: it gives features; --output embedding FILE writes them.")
+    if documents and "embedding" in documents[0]:
+        output.table(["image", "channels", "length"], rows, title)
+        why = "The bundle gives no logits" if bundle.spec.classes else "The model has no classes"
+        output.note(f"{why}: it gives embeddings; --output embedding FILE writes them.")
     else:
         output.table(["image", "class", "probability"], rows, title)
 

@@ -95,7 +95,7 @@ def test_both_arrays(succeeds: Run, both: Path, photos: Path, here: Path):
     assert "Wrote e.npy: 12 × 64 float32." in result.stderr
     for row, image in zip(logits, json.loads(result.stdout)["images"], strict=True):
         assert image["classes"][0]["index"] == row.argmax()
-        assert "features" not in image
+        assert "embedding" not in image
     bundle = Bundle.open(both)
     images = bundle.preprocess.load_batch(sorted(photos.rglob("*.png")), (32, 32))
     wanted = bundle.engine(8).run_all(images)
@@ -105,8 +105,8 @@ def test_both_arrays(succeeds: Run, both: Path, photos: Path, here: Path):
 
 def test_embeddings_alone(succeeds: Run, fails: Run, alone: Path, photos: Path, here: Path):
     result = succeeds("run", alone, photos / "a" / "0.png", "--output", "embedding", "e")
-    assert result.stdout.splitlines()[1].split() == ["image", "features", "length"]
-    assert "gives no logits: it gives features; --output embedding FILE" in result.stderr
+    assert result.stdout.splitlines()[1].split() == ["image", "channels", "length"]
+    assert "gives no logits: it gives embeddings; --output embedding FILE" in result.stderr
     (row,) = np.load(here / "e.npy")
     assert f"{np.linalg.norm(row):.2f}" in result.stdout.splitlines()[2]
     says = ("gives no logits", "build it with --output logits")
@@ -180,7 +180,7 @@ def expect(file: Path, spec: VitSpec, train: Path, test: Path, degree: int, coun
 
     def embed(place: Path) -> tuple[np.ndarray, np.ndarray]:
         ((images, labels),) = EvalData(open_images(place), spec, Preprocess())
-        found = model.pooled(images, degree).numpy().astype(np.float64)
+        found = model.embedding(images, degree).numpy().astype(np.float64)
         return found / np.linalg.norm(found, axis=1, keepdims=True), labels.numpy()
 
     (known, names), (asked, wanted) = embed(train), embed(test)

@@ -290,9 +290,9 @@ def test_a_model_without_a_head(
     succeeds("build", "--checkpoint", checkpoint, "--bank", "none", "--targets", "0", "--out", "b")
     photo = photos / "a" / "0.png"
     result = succeeds("run", "b", photo)
-    assert result.stdout.splitlines()[1].split() == ["image", "features", "length"]
+    assert result.stdout.splitlines()[1].split() == ["image", "channels", "length"]
     assert result.stdout.splitlines()[2].split()[:2] == [str(photo), "64"]
-    assert "The model has no head" in result.stderr
+    assert "The model has no classes" in result.stderr
     (found,) = json.loads(succeeds("run", "b", photo, "--json").stdout)["images"]
-    assert len(found["features"]) == 64
+    assert len(found["embedding"]) == 64
     assert "classes" not in found

@@ -63,7 +63,7 @@ def test_json_keeps_every_field():
         final_norm=None, family="relpos", norms="rms", positions=False,
         rotary=Rotary("cat", 100.0, True, "xy", 1.0, (4, 6)), relative="mlp", relative_width=8,
         patch_norm=True, post_norm=True, k_bias=False, split_qkv=True, attention_norm=True,
-        mlp="gated", mlp_norm=True, head_bias=False, mlp_scale=False,
+        mlp="gated", mlp_norm=True, head_bias=False, mlp_scale=False, projection=8,
     )  # fmt: skip
     left_out = {"distilled", "adapter_width", "pool_heads", "pool_mlp_width", "pool_prefix"}
     assert encode(spec, defaults=False).keys() == {f.name for f in fields(spec)} - left_out

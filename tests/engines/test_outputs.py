@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "distilled": {"distilled": True},
     "no head": {"classes": 0},
     "no head, distilled": {"classes": 0, "distilled": True},
+    "projection": {"classes": 0, "projection": 24, "head_bias": False, "pre_norm": True},
+    "projection of both": {"classes": 0, "projection": 24, "pool": "token_avg"},
 }
 BOTH: Any = ("logits", "embedding")
 RUNTIMES: dict[str, dict[str, Any]] = {
@@ -83,8 +85,10 @@ def ask_timm(bundle: Bundle, images: Any) -> dict[str, Any]:
         tokens = vit.forward_features(torch.from_numpy(images))
         if bundle.spec.pool == "token_avg":  # which timm has no name for
             embedding = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=-1)
-            return {"embedding": embedding.numpy(), "logits": vit.head(embedding).numpy()}
-        embedding = vit.forward_head(tokens, pre_logits=True)
+            logits = vit.head(embedding).numpy()
+            return {"embedding": logits if bundle.spec.projection else embedding.numpy(),
+                    "logits": logits}  # fmt: skip
+        embedding = vit.forward_head(tokens, pre_logits=not bundle.spec.projection)
         return {"embedding": embedding.numpy(), "logits": vit.forward_head(tokens).numpy()}
 
 
@@ -386,7 +390,7 @@ def test_an_engine_of_embeddings_is_given_weights(make: Make, make_weights: Any,
     engine.refit(new)
     wanted = load_model(bundle.spec, new, bundle.method)
     with torch.inference_mode():
-        expected = wanted.pooled(torch.from_numpy(images), 8).numpy()
+        expected = wanted.embedding(torch.from_numpy(images), 8).numpy()
     assert differ(engine.run(images), expected) < 1e-4
     engine.refit(bundle.tensors("r08"))
     np.testing.assert_allclose(engine.run(images), before, atol=1e-6)

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tocom_export import EnginePool, export, load, refit
 from tocom_export.cli.main import cli
 from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.metadata import to_metadata
 from tocom_export.compression.method import Method
 from tocom_export.errors import CheckpointError, InputError, UnsupportedModelError
 from tocom_export.loading import load_model
@@ -200,7 +201,7 @@ CASES: dict[str, tuple[Config, Shapes, dict[str, Any]]] = {
     "clip whole": (
         {**VISION, "model_type": "clip"},
         {**tower("vision_model.", True), **linear("visual_projection", 6, C, False), **TEXT},
-        {"classes": 6, "head_bias": False, "patch_bias": False, "pool": "token"},
+        {"classes": 0, "projection": 6, "embedding": 6, "head_bias": False, "pool": "token"},
     ),
     "clip bare": (
         {**SIZES, "model_type": "clip_vision_model", "hidden_act": "gelu"}, tower("", True),
@@ -266,6 +267,37 @@ def test_every_tensor_has_its_name_and_shape(write: Write, case: str):
     assert {name: getattr(spec, name) for name in expected} == expected
     assert spec.model == "my-model"
     assert opened.checkpoint.info.classes is None
+
+
+def test_clip_s_projection_makes_the_embedding(write: Write, tmp_path: Path):
+    """No classes, then; and a bundle in which it passed for a classifier is refitted all the same."""
+    torch = pytest.importorskip("torch")
+    folder, places = write("clip whole"), {"bank": "none", "targets": [0, 4], "verify": False}
+    bundle = export(checkpoint=folder, out=tmp_path / "b", unit_embedding=True, **places)
+    assert (bundle.outputs, bundle.has_logits, bundle.classes) == (("embedding",), False, None)
+    assert bundle.find_output("embedding") == "embedding"
+    opened = load_model(checkpoint=folder)
+    images = np.random.default_rng(1).standard_normal((2, 3, 16, 16), np.float32)
+    from tocom_export.training.torch_engine import load_model as load_network
+
+    network = load_network(opened.spec, opened.checkpoint.tensors, Method("tome"))
+    with torch.inference_mode():
+        x, size = network.features(torch.from_numpy(images), 4)
+        wanted = network.head(x, size, pre_logits=True).numpy()
+    wanted = wanted @ draw(CASES["clip whole"][1])["visual_projection.weight"].T
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    engine = load(bundle.path).engine(4, threads=1)
+    np.testing.assert_allclose(engine.run(images), wanted, atol=1e-4)
+    refit(bundle.path, checkpoint=folder)
+    with pytest.raises(InputError, match="`outputs` logits: my-model has no head that gives them"):
+        export(checkpoint=folder, out=tmp_path / "c", outputs=["logits"], **places)
+    old = replace(opened.spec, classes=6, projection=0)
+    info = replace(opened.checkpoint.info, spec=old)
+    tensors = {name: np.array(t) for name, t in opened.checkpoint.tensors.items()}
+    save_file(tensors, tmp_path / "old.safetensors", to_metadata(info))
+    before = export(checkpoint=tmp_path / "old.safetensors", out=tmp_path / "old", **places)
+    assert before.outputs == ("logits",)
+    refit(before.path, checkpoint=folder, verify=False)
 
 
 def test_queries_keys_and_values_are_one_after_another(write: Write):

@@ -104,7 +104,7 @@ def test_features_of_a_model_with_a_head_are_what_the_head_reads(
         loss = distill_loss(model, bank, images, 0, 8, "features")
         sides = ((0, None), (8, bank.side(0, 8)))
         read = [model.vit.norm(model.features(images, *s)[0])[:, 0] for s in sides]
-        pooled = [model.pooled(images, *s) for s in sides]
+        pooled = [model.embedding(images, *s) for s in sides]
         for features, side in zip(pooled, sides, strict=True):
             torch.testing.assert_close(model.vit.head(features), model(images, *side))
     assert read[0].shape == pooled[0].shape

@@ -128,5 +128,6 @@ class Manifest:
         return bool(self.spec.classes) and "logits" in self.outputs
 
     def reads(self, weight: str) -> bool:
-        """Whether its graphs read a weight: without logits, they leave out the heads."""
-        return "logits" in self.outputs or not weight.startswith(HEADS)
+        """Whether its graphs read a weight: without logits, they leave out classifiers."""
+        needed = "logits" in self.outputs or bool(self.spec.projection)
+        return needed or not weight.startswith(HEADS)

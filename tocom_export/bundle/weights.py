@@ -66,15 +66,16 @@ def check_same_model(checkpoint: Checkpoint, spec: VitSpec) -> None:
     found, told = checkpoint.check(spec), checkpoint.info.spec
     for field in dataclasses.fields(spec) if told else ():
         here, there = getattr(told, field.name), getattr(spec, field.name)
-        if here != there and field.name not in ("model", "classes"):
+        if here != there and field.name not in ("model", "classes", "projection"):
             raise CheckpointError(
                 f"{checkpoint.file} has {field.name} {here}, the bundle {there}; build a bundle of "
                 "it."
             )
     if found != spec:
+        what = "channels of an embedding" if spec.projection else "classes"
+        here, there = (s.projection if spec.projection else s.classes for s in (found, spec))
         raise CheckpointError(
-            f"{checkpoint.file} has {found.classes} classes, the bundle {spec.classes}; build a "
-            "bundle of it."
+            f"{checkpoint.file} has {here} {what}, the bundle {there}; build a bundle of it."
         )
 
 

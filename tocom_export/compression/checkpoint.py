@@ -135,7 +135,7 @@ class Checkpoint:
         return cls(file, found.tensors, info, note, config)
 
     def check(self, spec: VitSpec, advice: str = "Is it of another model?") -> VitSpec:
-        """The spec with this checkpoint's number of classes, once every tensor fits it.
+        """The spec with as many rows of its head as this has, once every tensor fits it.
 
         Args:
             advice: what to say where the tensors are another model's.
@@ -150,7 +150,8 @@ class Checkpoint:
             )
         head = self.tensors.get("head.weight")
         if head is not None and head.ndim == 2:
-            spec = dataclasses.replace(spec, classes=head.shape[0])
+            rows = "projection" if spec.projection else "classes"
+            spec = dataclasses.replace(spec, **{rows: head.shape[0]})
         elif not any(name.startswith("head") for name in self.tensors):
             spec = dataclasses.replace(spec, classes=0)
         named = self.info.classes

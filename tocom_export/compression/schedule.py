@@ -115,7 +115,8 @@ class Schedule:
         if spec.pool == "map":
             pooled = self.tokens_out[-1] - spec.pooled_from
             total += 2 * pooled * c * c + 2 * pooled * c + 2 * c * (c + spec.pool_mlp_width)
-        return total + spec.features * spec.classes * (1 + int(spec.distilled))
+        rows = spec.classes or spec.projection
+        return total + spec.features * rows * (1 + int(spec.distilled))
 
 
 def _interpolate(counts: Sequence[int], tokens: int) -> float:

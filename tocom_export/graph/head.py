@@ -38,12 +38,12 @@ def read_features(
 
 
 def apply_heads(builder: GraphBuilder, parts: Sequence[ir.Value], spec: VitSpec) -> ir.Value:
-    """What each head reads (B, features), stream → logits (B, classes) float32."""
+    """What each head reads (B, features), stream → logits, or an embedding (B, rows) float32."""
     names = ("head", "head_dist")
     logits = [
         linear(builder, builder.from_stream(part), name, spec.head_bias)
         for part, name in zip(parts, names, strict=False)
-    ]  # (B, classes) each
+    ]  # (B, rows) each
     return average_parts(builder, logits, builder.types.compute)
 
 

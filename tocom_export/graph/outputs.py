@@ -39,12 +39,14 @@ def add_outputs(
         parts = read_features(builder, last.x, spec, last.tokens, last.size)
 
     def give(name: str) -> ir.Value:
-        if name == "logits":
-            with builder.scope("head"):
-                return apply_heads(builder, parts, spec)
-        with builder.scope("embedding"):
-            whole = average_parts(builder, parts, builder.types.stream)
-            return normalise_length(builder, whole) if unit_embedding else whole
+        headed = name == "logits" or bool(spec.projection)
+        with builder.scope("head" if headed else "embedding"):
+            if headed:
+                made = apply_heads(builder, parts, spec)
+            else:
+                made = average_parts(builder, parts, builder.types.stream)
+            unit = unit_embedding and name == "embedding"
+            return normalise_length(builder, made) if unit else made
 
     values = []
     for name, form in list_forms(spec, names).items():

@@ -56,10 +56,12 @@ def spec_from_timm(vit: Any, name: str | None = None) -> VitSpec:
     norms = [n for n in ("norm", "fc_norm") if kind(getattr(vit, n)) != "Identity"]
     need(len(norms) < 2, "a norm before the pooling and one after it")
     registers = getattr(vit, "reg_token", None)
+    embeds = not vit.num_classes and kind(vit.head) == "Linear"
     return VitSpec(
         model=name,
         family=family,  # type: ignore[arg-type]
         classes=vit.num_classes,
+        projection=vit.head.out_features if embeds else 0,
         distilled=distilled,
         registers=0 if registers is None else registers.shape[1],
         final_norm=norms[0] if norms else None,  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ class Form:
 FORMS: Mapping[OutputName, Callable[[VitSpec], Form]] = {
     # Of a model without a head, bundles that were written before embeddings had a name.
     "logits": lambda spec: Form((spec.outputs,)),
-    "embedding": lambda spec: Form((spec.features,)),
+    "embedding": lambda spec: Form((spec.embedding,)),
 }
 
 
@@ -50,7 +50,7 @@ def format_outputs(forms: Mapping[str, Form], unit_embedding: bool) -> str:
 def choose_outputs(spec: VitSpec, asked: Iterable[str] = ()) -> tuple[OutputName, ...]:
     """The outputs that are asked for, each once; none is what a model is for.
 
-    That is logits where it has classes, else the embedding that its head would read.
+    That is logits where it has classes, else the embedding.
 
     Raises:
         InputError: there is no such output, or the model has none.

@@ -43,7 +43,7 @@ class VitSpec:
     heads: Size
     mlp_width: Size
     classes: Count
-    """Number of logits; 0 for a model without a head, whose pooled features are the output."""
+    """Number of logits; 0 for a model without a classifier, whose embedding is the output."""
     channels: Size = 3
     eps: Annotated[float, Meta(gt=0, lt=1)] = 1e-6
     """Epsilon of every LayerNorm."""
@@ -103,6 +103,8 @@ class VitSpec:
     """Whether attention pooling of a plain ViT reads the prefix tokens, too."""
     mlp_scale: bool = field(default=True, metadata=LATER)
     """Whether LayerScale, where there is one, scales the MLP's branch beside attention's."""
+    projection: Count = field(default=0, metadata=LATER)
+    """Channels of an embedding that the head makes of what it reads (CLIP); 0 where none does."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.model, re.ASCII):  # it becomes a folder's name
@@ -129,6 +131,8 @@ class VitSpec:
             raise InputError(
                 f"model spec: heads of {self.head_width} can't be rotated by two axes."
             )
+        if self.projection and (self.classes or self.distilled):
+            raise InputError("model spec: a head that makes an embedding stands alone.")
         plain = self.prefix_positions and not self.registers and self.final_norm != "fc_norm"
         if self.distilled and not (plain and self.class_token and self.pool == "token"):
             raise InputError(
@@ -161,8 +165,13 @@ class VitSpec:
 
     @property
     def features(self) -> int:
-        """Channels of an embedding: what the head reads."""
+        """Channels of what the head reads."""
         return self.width * (2 if self.pool == "token_avg" else 1)
+
+    @property
+    def embedding(self) -> int:
+        """Channels of an embedding: what the head makes, or what one would read."""
+        return self.projection or self.features
 
     @property
     def positional(self) -> bool:
@@ -176,8 +185,8 @@ class VitSpec:
 
     @property
     def outputs(self) -> int:
-        """Numbers per image: classes, or features where there is no head."""
-        return self.classes or self.features
+        """Numbers per image: classes, or an embedding's channels where there are none."""
+        return self.classes or self.embedding
 
     @property
     def pooled_from(self) -> int:

@@ -41,10 +41,10 @@ def list_weights(spec: VitSpec) -> Shapes:
         _norm(shapes, spec, spec.final_norm)
     if spec.pool == "map":
         _attention_pool(shapes, spec)
-    if spec.classes:
-        _linear(shapes, "head", spec.classes, spec.features, spec.head_bias)
+    if rows := spec.classes or spec.projection:
+        _linear(shapes, "head", rows, spec.features, spec.head_bias)
         if spec.distilled:
-            _linear(shapes, "head_dist", spec.classes, c, True)
+            _linear(shapes, "head_dist", rows, c, True)
     return shapes
 
 

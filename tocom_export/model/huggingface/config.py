@@ -61,11 +61,11 @@ class Description:
     fields: Mapping[str, Any]
     """Of a VitSpec."""
     heads: tuple[str, ...] = ("classifier.weight", "cls_classifier.weight")
-    """Tensors of which one, where it is there, has a row for each class."""
+    """Tensors of which one, where it is there, is the head's."""
 
     @property
     def embeds(self) -> bool:
-        """Whether the head makes an embedding, of which no class has a name."""
+        """Whether the head makes an embedding, not classes."""
         return "visual_projection.weight" in self.heads
 
     @property
@@ -73,14 +73,15 @@ class Description:
         """Whether it was trained as a masked autoencoder."""
         return self.kind == "vit_mae"
 
-    def make_spec(self, classes: int) -> VitSpec:
-        """The spec with so many classes.
+    def make_spec(self, rows: int) -> VitSpec:
+        """The spec with a head of so many rows; 0 for none.
 
         Raises:
             CheckpointError: it can't be; names a field.
         """
         try:
-            return decode(VitSpec, {**self.fields, "classes": classes})
+            head = {"classes": 0, "projection" if self.embeds else "classes": rows}
+            return decode(VitSpec, {**self.fields, **head})
         except InputError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from None
 

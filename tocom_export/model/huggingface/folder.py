@@ -57,7 +57,7 @@ def open_folder(folder: Path, weights: Mapping[str, Array]) -> HuggingFaceModel:
     spec = description.make_spec(heads[0].shape[0] if heads and heads[0].ndim == 2 else 0)
     converted = to_timm(tensors, spec, folder)
     _check_positions(converted, spec, folder)
-    classes = None if description.embeds else _read_classes(config, spec, folder)
+    classes = _read_classes(config, spec, folder)
     return HuggingFaceModel(
         spec, converted, classes, read_preprocess(folder, description.kind), description.masked
     )
