@@ -21,7 +21,7 @@ from .image_size import resize
 from .model.catalogue import REFERENCE, REFERENCE_CHECKPOINT, is_known, known_model
 from .model.from_tensors import fit_spec
 from .model.from_timm import preprocess_from_cfg, spec_from_timm
-from .model.hub import find_folder
+from .model.hub import find_folder, names_folder
 from .model.huggingface.files import CONFIG
 from .model.huggingface.preprocessor import has_preprocessor
 from .model.preprocess import Preprocess
@@ -105,15 +105,16 @@ def load_model(
         given = {"checkpoint": checkpoint, "image_size": size, "pool": pool}
         return _load_live(model, {**given, "weights_key": weights_key})
     named = None
+    if model is not None and checkpoint is not None and names_folder(model):
+        raise InputError(f"`model` {model} brings its weights along; leave `checkpoint` out.")
     if model is not None and (folder := find_folder(model)):
-        if checkpoint is not None:
-            raise InputError(f"`model` {model} brings its weights along; leave `checkpoint` out.")
         named, model, checkpoint = model, None, folder
     if checkpoint is None and weights_key is not None:
         raise InputError("`weights_key` names an entry of a `checkpoint`; give that, too.")
     if checkpoint is None and model not in (None, REFERENCE):
         return _load_pretrained(model, size, pool)
-    opened = _ask_timm(Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key))
+    opened = Checkpoint.open(checkpoint or REFERENCE_CHECKPOINT, weights_key, model=model)
+    opened = _ask_timm(opened)
     info, origin = opened.info, f"by the metadata of {opened.file.name}"
     if opened.config is not None:
         file = CONFIG if opened.timm else "preprocessor"

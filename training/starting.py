@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo
@@ -25,11 +24,16 @@ from .model import CompressedVit
 from .torch_engine import load_weights
 
 
-def start_at_random(model: str | None) -> Model:
-    """A model by its name, or by a .json file with its spec, that has no weights."""
+def start_at_random(model: str | None, image_size: tuple[int, int] | None = None) -> Model:
+    """A model by its name, or by a .json file with its spec, that has no weights.
+
+    Args:
+        image_size: height and width, pixels; default: the model's.
+    """
     name = model or REFERENCE
     known = (_read_spec(Path(name)), Preprocess()) if name.endswith(".json") else load_spec(name)
-    return Model(known[0], Checkpoint(Path(name), {}, ModelInfo()), known[1])
+    spec = resize_positions(known[0], {}, image_size)[0] if image_size else known[0]
+    return Model(spec, Checkpoint(Path(name), {}, ModelInfo()), known[1])
 
 
 def _read_spec(file: Path) -> VitSpec:
@@ -41,12 +45,6 @@ def _read_spec(file: Path) -> VitSpec:
         raise InputError(f"{file}: {error}") from None
 
 
-def resize(model: Model, image_size: int) -> Model:
-    """For square images of another size, pixels; see :func:`resize_positions`."""
-    side = (image_size, image_size)
-    return _change(model, *resize_positions(model.spec, model.checkpoint.tensors, side))
-
-
 def change_classes(model: Model, wanted: Sequence[str]) -> Model:
     """For other classes: a head of others is left out, and starts at random."""
     known, tensors = model.checkpoint.info.classes, model.checkpoint.tensors
@@ -54,7 +52,7 @@ def change_classes(model: Model, wanted: Sequence[str]) -> Model:
         return model
     kept = {n: t for n, t in tensors.items() if not n.startswith(HEADS)}
     spec = replace(model.spec, classes=len(wanted), projection=0)
-    return _change(model, spec, kept)
+    return replace(model, spec=spec, checkpoint=replace(model.checkpoint, tensors=kept))
 
 
 def make_network(
@@ -73,7 +71,3 @@ def make_network(
         add_adapters(vit, *adapter)
         freeze_all_but_adapters(vit)
     return CompressedVit(vit, method, model.spec.model)
-
-
-def _change(model: Model, spec: VitSpec, tensors: Mapping[str, Any]) -> Model:
-    return replace(model, spec=spec, checkpoint=replace(model.checkpoint, tensors=tensors))

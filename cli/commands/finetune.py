@@ -11,7 +11,7 @@ import click
 
 from tocom_export.errors import InputError
 
-from ..model_options import checkpoint_options, open_model, pool_option
+from ..model_options import checkpoint_options, form_options, open_model
 from ..options import DEGREE, FiniteFloat, common_options, method_options
 from ..output import Command, Output
 from ..training_options import (
@@ -36,18 +36,12 @@ if TYPE_CHECKING:
     "spec; default: what the checkpoint's metadata say, else 'reference'.",
 )
 @checkpoint_options("Weights to start from.")
-@pool_option
+@form_options
 @click.option(
     "--init",
     type=click.Choice(["checkpoint", "random"]),
     default="checkpoint",
     help="'random' trains from scratch.",
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(1),
-    metavar="PIXELS",
-    help="Train at another image size; position embeddings are resampled.",
 )
 @click.option(
     "--tune",
@@ -81,7 +75,6 @@ def finetune_command(
     model: str | None,
     checkpoint: Path | None,
     init: str,
-    image_size: int | None,
     source: int | None,
     val: str | None,
     **options: Any,
@@ -108,13 +101,11 @@ def finetune_command(
     from tocom_export.training.finetune import finetune
     from tocom_export.training.loop.distributed import join_processes
     from tocom_export.training.settings import ADAPTFORMER, FULL
-    from tocom_export.training.starting import change_classes, resize
+    from tocom_export.training.starting import change_classes
 
     output, out = start_training(options), options["out"]
     settings = (FULL if options["tune"] == "full" else ADAPTFORMER).change(options)
     start = _open_start(model, checkpoint, init, options, output)
-    if image_size:
-        start = resize(start, image_size)
     with join_processes(options["device"], options["amp"]) as process:
         images = open_data(settings, options, start)
         source = start.checkpoint.info.source or 0 if source is None else source
@@ -170,7 +161,7 @@ def _open_start(
     given = {"checkpoint": checkpoint, **options}
     if named := next((n for n in ("checkpoint", "weights_key", "pool") if given[n]), None):
         raise InputError(f"`{named}` has no meaning with `init` random.")
-    return start_at_random(model)
+    return start_at_random(model, options["image_size"])
 
 
 def _make_network(start: Model, drop_path: float, options: Mapping[str, Any]) -> CompressedVit:

@@ -187,7 +187,7 @@ def test_positions_are_resampled(
     succeeds: Run, checkpoint: Path, recipe: Options, here: Path, spec: VitSpec
 ):
     options = ("finetune", "--checkpoint", checkpoint, *recipe, "--lr", 1e-12, "--image-size", 48)
-    succeeds(*options)
+    assert "positions are resampled from 4×4 to 6×6 patches" in succeeds(*options).stderr
     found = load_file(here / "finetuned.safetensors")["pos_embed"]
     wanted = resize_positions(spec, load_file(checkpoint), (48, 48))[1]["pos_embed"]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -250,7 +250,7 @@ def test_a_stopped_run_is_continued(
     [
         (("--source", 8), "source 4 there, 8 here"),
         (("--label-smoothing", 0.5), "label-smoothing 0.1 there, 0.5 here"),
-        (("--image-size", 48), "image-size [32, 32] there, [48, 48] here"),
+        (("--image-size", 48, "--quiet"), "image-size [32, 32] there, [48, 48] here"),
         (("--tune", "adaptformer", "--lr", 1.875e-5), "adapter-scale null there, 0.1 here"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

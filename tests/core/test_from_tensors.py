@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from tocom_export.errors import InputError
+from tocom_export.compression.metadata import ModelInfo, to_metadata
+from tocom_export.errors import CheckpointError, InputError
+from tocom_export.loading import load_model
+from tocom_export.model.catalogue import known_model
 from tocom_export.model.from_tensors import find_image_size, fit_spec
 from tocom_export.model.spec import VitSpec
 
@@ -51,8 +57,7 @@ def test_an_image_size_may_be_given(make_spec: Callable[..., VitSpec]):
     )
     assert fit_spec(spec, wide.weights(), (40, 60)) == wide
     assert fit_spec(spec, wide.weights(), (24, 100)).grid == (3, 25)
-    ragged = replace(spec, image_size=(47, 62))  # timm's patches leave an edge out
-    assert fit_spec(spec, wide.weights(), (47, 62)) == ragged
+    assert fit_spec(spec, wide.weights(), (47, 62)) == wide  # patches leave an edge out
 
 
 TABLES: list[dict[str, Any]] = [
@@ -88,7 +93,7 @@ def test_weights_of_another_size_than_is_asked_for(
     )
     with pytest.raises(InputError, match=f"{what}, which are no square: `image_size` HxW says"):
         fit_spec(spec, wide.weights())
-    assert fit_spec(spec, spec.weights(), (63, 60)) == replace(spec, image_size=(63, 60))
+    assert fit_spec(spec, spec.weights(), (63, 60)) == spec
 
 
 @pytest.mark.parametrize("size", [(0, 0), (-56, -56), (3, 56), (-8, 8)])
@@ -139,3 +144,26 @@ def test_a_pooling_that_the_model_lacks(make_spec: Callable[..., VitSpec]):
     spec = make_spec(class_token=False, pool="avg")
     with pytest.raises(InputError, match="pool 'token' needs a class token"):
         fit_spec(spec, spec.weights(), pool="token")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_images_that_patches_dont_fill(tmp_path: Path, told: bool):
+    """They are refused whether or not the file says what it is of."""
+    spec = known_model("vit_tiny_patch16_224")[0]
+    spec = replace(spec, classes=3)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in spec.weights().items()}
+    metadata = to_metadata(ModelInfo(spec)) if told else None
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    model = None if told else spec.model
+    with pytest.raises(InputError, match=r"230×230.* must fill them; 224×224 would do"):
+        load_model(model, tmp_path / "x.safetensors", image_size=230)
+
+
+def test_metadata_of_more_layers_than_tensors(make_spec: Callable[..., VitSpec], tmp_path: Path):
+    """Their names aren't made."""
+    spec = make_spec()
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in spec.weights().items()}
+    deep = to_metadata(ModelInfo(replace(spec, depth=10**6)))
+    save_file(tensors, tmp_path / "x.safetensors", deep)
+    with pytest.raises(CheckpointError, match="metadata say 1000000 layers, but it has 56 tensors"):
+        load_model(checkpoint=tmp_path / "x.safetensors", image_size=64)

@@ -53,6 +53,12 @@ def test_a_folder_here(tmp_path: Path, source: str):
         load_model(name, tmp_path / "weights.safetensors")
 
 
+def test_nothing_is_downloaded_for_naught(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(InputError, match="hf-hub:me/birds brings its weights along; leave `checkp"):
+        load_model("hf-hub:me/birds", "x.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -270,7 +270,7 @@ def test_every_tensor_has_its_name_and_shape(write: Write, case: str):
 
 
 def test_clip_s_projection_makes_the_embedding(write: Write, tmp_path: Path):
-    """No classes, then; and a bundle in which it passed for a classifier is refitted all the same."""
+    """No classes, then; a bundle in which it passed for a classifier is refitted all the same."""
     torch = pytest.importorskip("torch")
     folder, places = write("clip whole"), {"bank": "none", "targets": [0, 4], "verify": False}
     bundle = export(checkpoint=folder, out=tmp_path / "b", unit_embedding=True, **places)
@@ -512,7 +512,9 @@ def test_shards_that_are_missing_or_lack_a_tensor(write: Write):
         ({"hidden_size": "many"}, "config.json: width: expected `?int"),
         ({"num_hidden_layers": 0}, "config.json: depth: expected `?int`? >= 1"),
         ({"num_attention_heads": 3}, "config.json: model spec: width 16 is no multiple"),
-        ({"num_hidden_layers": 3}, "tensors of my-model are missing, blocks.2"),
+        ({"num_hidden_layers": 3}, "the weights have 2 layers, not 3 as config.json says"),
+        ({"num_hidden_layers": 10**6}, "the weights have 2 layers, not 1000000 as config.json"),
+        ({"image_size": 10**6}, "62,500,000,000 patches; 65,536 is the most"),
         ({"id2label": {"0": "cat"}}, "names 1 classes, but the head has 5"),
         ({"id2label": dict.fromkeys("01235", "cat")}, "doesn't name classes 0 to 4"),
     ],
@@ -712,7 +714,7 @@ def test_names_of_a_parallel_model(write: Write, tmp_path: Path):
     file = bare(tmp_path, {f"module.{name}": tensor for name, tensor in tensors.items()})
     assert Checkpoint.open(file, spec=spec).check(spec) == spec
     save_file({**tensors, "module.vit.layernorm.bias": np.ones(C, np.float32)}, file)
-    with pytest.raises(CheckpointError, match=r"two tensors are layernorm.bias"):
+    with pytest.raises(CheckpointError, match=r"has both vit.layernorm.bias and module.vit.l"):
         Checkpoint.open(file, spec=spec)
 
 

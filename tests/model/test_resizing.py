@@ -13,8 +13,8 @@ import torch
 
 from tocom_export.errors import InputError
 from tocom_export.model.from_timm import spec_from_timm
-from tocom_export.model.resizing import MOST_PATCHES, list_positions, resize_positions
-from tocom_export.model.spec import VitSpec
+from tocom_export.model.resizing import list_positions, resize_positions
+from tocom_export.model.spec import MOST_PATCHES, VitSpec
 from tocom_export.training.building import vit_from_spec
 
 

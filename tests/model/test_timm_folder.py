@@ -259,11 +259,15 @@ def test_a_model_that_isnt_supported(save: Save, monkeypatch: pytest.MonkeyPatch
         ({"model_args": {**SMALL, "depth": "two"}}, "config.json: depth: expected `?int"),
         ({"model_args": {**SMALL, "num_heads": 3}}, "config.json: model spec: width 32 is no"),
         ({"model_args": {**SMALL, "img_size": 64}}, "images of 32x32, not of 64x64 as config.json"),
-        ({"model_args": {**SMALL, "depth": 3}}, "tensors of vit_tiny.* blocks.2.* Its config.json"),
+        ({"model_args": {**SMALL, "depth": 3}}, "the weights have 2 layers, not 3 as config.json"),
+        ({"model_args": {**SMALL, "depth": 10**6}}, "the weights have 2 layers, not 1000000 as"),
+        ({"model_args": {**SMALL, "img_size": [10**6] * 2}}, "patches; 65,536 is the most"),
         ({"model_args": [1]}, "config.json: pretrained_cfg and model_args are objects"),
         ({"pretrained_cfg": {"interpolation": "lanczos"}}, "config.json: pretrained_cfg: interpol"),
         ({"pretrained_cfg": {"mean": ["a", "b"]}}, "pretrained_cfg: mean and std are numbers"),
         ({"pretrained_cfg": {"mean": []}}, "pretrained_cfg: mean and std are numbers"),
+        ({"pretrained_cfg": {"mean": [10**400, 1, 1, 1]}}, "pretrained_cfg: mean and std are"),
+        ({"pretrained_cfg": {"mean": [10**400, 1, 1]}}, "config.json"),
         ({"pretrained_cfg": {"std": 0}}, "pretrained_cfg: image statistics can't be"),
         ({"architecture": 3}, "has no model_type, nor timm's architecture"),
         ({"architecture": "local-dir:my-model"}, "has no model_type, nor timm's architecture"),
@@ -277,6 +281,52 @@ def test_configs_that_are_refused(save: Save, change: Changes, says: str):
         load_model(checkpoint=folder)
     assert "\n" not in str(caught.value)
     assert "my-model" in str(caught.value)
+
+
+def test_positions_that_are_computed(save: Save):
+    """No tensor says that a record's image size is too large for any machine."""
+    folder = save("vit_small_patch16_dinov3", depth=1, img_size=64)
+    edit(folder, lambda config: config["model_args"].update(img_size=[10**6, 10**6]))
+    with pytest.raises(CheckpointError, match="3,906,250,000 patches; 65,536 is the most"):
+        load_model(checkpoint=folder)
+
+
+def test_names_of_a_parallel_model(save: Save):
+    folder = save(**SMALL)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, file)
+    for place in (file, folder):
+        opened = load_model(checkpoint=place)
+        assert opened.checkpoint.tensors.keys() == tensors.keys() == opened.spec.weights().keys()
+
+
+def test_averaged_weights_of_a_folder(save: Save):
+    folder = save(pickled=True, **SMALL)
+    file = folder / "pytorch_model.bin"
+    state = torch.load(file)
+    averaged = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, file)
+    for place in (file, folder):
+        opened = Checkpoint.open(place)
+        assert "the averaged weights are taken, state_dict_ema" in opened.note
+        assert np.array_equal(opened.tensors["norm.bias"], averaged["norm.bias"])
+        opened = Checkpoint.open(place, weights_key="state_dict")
+        assert (opened.note, opened.info.spec is not None) == ("", True)
+        assert np.array_equal(opened.tensors["norm.bias"], state["norm.bias"])
+
+
+def test_another_model_s_file_beside_a_config(save: Save):
+    """What is said to be the model is taken; the folder tells of its own weights."""
+    folder, name = save(**SMALL), "deit_tiny_patch16_224"
+    rng = np.random.default_rng(0)
+    shapes = known_model(name)[0].weights()
+    save_file(
+        {n: rng.random(s, np.float32) for n, s in shapes.items()}, folder / "mine.safetensors"
+    )
+    opened = load_model(name, folder / "mine.safetensors")
+    assert (opened.spec.model, opened.spec.depth) == (name, 12)
+    assert opened.preprocess_from == f"timm's for {name}"
 
 
 def test_both_norms(save: Save):

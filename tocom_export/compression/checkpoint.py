@@ -16,7 +16,14 @@ from ..errors import CheckpointError, InputError
 from ..io.pickles import AVERAGED, SUFFIXES, StateDict, clean_names, load_pickle
 from ..io.tensors import NUMPY_TYPES, is_finite, map_tensors, read_header
 from ..model.catalogue import is_known, known_model
-from ..model.huggingface.files import CONFIG, read_record, read_weights
+from ..model.huggingface.files import (
+    CONFIG,
+    PICKLED,
+    WEIGHTS,
+    find_pickled,
+    read_record,
+    read_weights,
+)
 from ..model.huggingface.folder import open_folder
 from ..model.huggingface.names import is_huggingface, list_needed, strip_names, to_timm
 from ..model.spec import VitSpec
@@ -46,7 +53,11 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, file: Path | str, weights_key: str | None = None, spec: VitSpec | None = None
+        cls,
+        file: Path | str,
+        weights_key: str | None = None,
+        spec: VitSpec | None = None,
+        model: str | None = None,
     ) -> Checkpoint:
         """Open a .safetensors, .pth, .pt, .bin or .tar file (the latter four need torch).
 
@@ -58,6 +69,8 @@ class Checkpoint:
                 averaged (EMA) ones where there are any, which ``note`` then says.
             spec: the model that the weights are for, where that is known; with it a file of
                 Hugging Face's needs no ``config.json``.
+            model: timm's name of it, as a person says; a ``config.json`` of timm's that stands
+                beside a lone file and says another is left alone.
 
         Raises:
             CheckpointError: the file is missing, truncated or of another format.
@@ -66,13 +79,14 @@ class Checkpoint:
         """
         file = Path(file)
         if file.is_dir():
-            _refuse_key(file, weights_key)
             read_record(file / CONFIG)  # tells of folders that are none of these
+            if pickled := find_pickled(file):
+                return cls._from_folder(file, file, *_unpickle(pickled, weights_key))
+            _refuse_key(file, weights_key)
             return cls._from_folder(file, file, read_weights(file))
         if file.suffix in SUFFIXES:
-            state = load_pickle(file, weights_key, choose=list_needed)
-            note = _tell_averaged(state, file, weights_key)
-            return cls._name(file, state.tensors, ModelInfo(), note, spec)
+            tensors, note = _unpickle(file, weights_key)
+            return cls._name(file, tensors, ModelInfo(), note, spec, model)
         stored, metadata = read_header(file)
         _refuse_key(file, weights_key)
         if holds_bank(stored):
@@ -88,9 +102,14 @@ class Checkpoint:
             info = from_metadata(ModelInfo, metadata)
         except InputError as error:
             raise CheckpointError(f"{file}: {error}") from None
-        names, tensors = clean_names(stored, file), map_tensors(stored)
-        cleaned = {names[name]: tensor for name, tensor in tensors.items()}
-        return cls._name(file, cleaned, info, "", spec)
+        if info.spec and info.spec.depth > len(stored):  # before any name is made
+            raise CheckpointError(
+                f"{file}: its metadata say {info.spec.depth} layers, but it has {len(stored)} "
+                "tensors; save it again."
+            )
+        names = clean_names(stored, file)
+        cleaned = {names[name]: tensor for name, tensor in map_tensors(stored).items()}
+        return cls._name(file, cleaned, info, "", spec, model)
 
     @classmethod
     def _name(
@@ -100,6 +119,7 @@ class Checkpoint:
         info: ModelInfo,
         note: str,
         spec: VitSpec | None,
+        model: str | None = None,
     ) -> Checkpoint:
         """Of a file's tensors what its folder, or the spec, makes of them."""
         folder = file.parent
@@ -112,7 +132,7 @@ class Checkpoint:
                     f"{CONFIG} that it was saved with beside it."
                 )
             tensors = to_timm(strip_names(tensors, file), spec, file)
-        elif info == ModelInfo() and is_timm_folder(folder):
+        elif info == ModelInfo() and is_timm_folder(folder) and _is_of_folder(file, model):
             return cls._from_folder(folder, file, tensors, note)
         return cls(file, tensors, info, note)
 
@@ -218,6 +238,12 @@ class Checkpoint:
         return next(source for source in (given, known, default) if source is not None)
 
 
+def _unpickle(file: Path, key: str | None) -> tuple[Mapping[str, Array], str]:
+    """A pickled file's tensors, and what a person should know of the entry that was taken."""
+    state = load_pickle(file, key, choose=list_needed)
+    return state.tensors, _tell_averaged(state, file, key)
+
+
 def _tell_averaged(state: StateDict, file: Path, key: str | None) -> str:
     """What a person should know of the entry that was taken.
 
@@ -234,6 +260,14 @@ def _tell_averaged(state: StateDict, file: Path, key: str | None) -> str:
         return ""
     note = f"{file}: the averaged weights are taken, {state.key}."
     return note + (f" `weights_key` chooses others: {others}." if others else "")
+
+
+def _is_of_folder(file: Path, model: str | None) -> bool:
+    """Whether timm's ``config.json`` beside a file tells of it."""
+    if model is None or file.name in (WEIGHTS, PICKLED):
+        return True
+    named: Any = read_record(file.parent / CONFIG)["architecture"]
+    return bool(model.split(".")[0] == named)
 
 
 def _refuse_key(file: Path, key: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from .resizing import list_positions
-from .spec import Pool, VitSpec
+from .spec import MOST_PATCHES, Pool, VitSpec
 
 _POOLS = {"map": "attention", "token_avg": "class token and average, side by side"}
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,11 +54,13 @@ def find_image_size(
     """
     found: tuple[int, int] | None = spec.image_size
     if (name := _name_positions(spec, shapes)) is not None:
-        sizes = (spec.image_size, asked, _find_square(spec, name, shapes[name]))
+        sizes = (
+            spec.image_size,
+            asked and _fill(spec, asked),
+            _find_square(spec, name, shapes[name]),
+        )
         fits = (s for s in sizes if s and _shape_at(spec, name, s) == shapes[name])
         found = next(fits, None)
-    if asked and found and _grid_of(spec, asked) == _grid_of(spec, found):
-        return asked  # but for an edge that no patch fills
     return found
 
 
@@ -83,9 +85,16 @@ def _grid_of(spec: VitSpec, size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // spec.patch_size[0], size[1] // spec.patch_size[1]
 
 
+def _fill(spec: VitSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """What patches fill of an image."""
+    height, width = _grid_of(spec, size)
+    return height * spec.patch_size[0], width * spec.patch_size[1]
+
+
 def _shape_at(spec: VitSpec, name: str, size: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of a tensor at another image size; empty where no patch fits into it."""
-    if min(_grid_of(spec, size)) < 1:
+    """The shape of a tensor at another image size; empty where no patch fits, or too many do."""
+    height, width = _grid_of(spec, size)
+    if min(height, width) < 1 or height * width > MOST_PATCHES:
         return ()
     return replace(spec, image_size=size).weights()[name]
 

@@ -14,6 +14,12 @@ _FILES = (
 )  # fmt: skip
 
 
+def names_folder(model: str) -> bool:
+    """Whether a name is of this form."""
+    source, _, place = model.partition(":")
+    return source.lower().replace("_", "-") in ("hf-hub", "local-dir") and bool(place)
+
+
 def find_folder(model: str) -> Path | None:
     """The folder that a name stands for, downloaded if need be; None for any other name.
 
@@ -30,12 +36,11 @@ def find_folder(model: str) -> Path | None:
                 f"local-dir:{model} a folder."
             )
         return None
-    source = source.lower().replace("_", "-")
-    if source not in ("hf-hub", "local-dir") or not place:
+    if not names_folder(model):
         raise UnknownModelError(
             f"`model` {model}: hf-hub:OWNER/NAME and local-dir:PATH are known, and timm's names."
         )
-    return Path(place) if source == "local-dir" else _download(model, place)
+    return _download(model, place) if source.lower().startswith("hf") else Path(place)
 
 
 def _download(model: str, place: str) -> Path:

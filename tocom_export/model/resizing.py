@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .resampling import resample_positions, resample_table
-from .spec import VitSpec
+from .spec import MOST_PATCHES, VitSpec
 from .weight_names import relative_name
-
-MOST_PATCHES = 65_536
-"""Of an image: 4,096 pixels on a side in patches of 16. Keeps a slip from costing all memory."""
 
 
 def list_positions(spec: VitSpec) -> list[str]:
@@ -51,12 +49,13 @@ def resize_positions(
             f"`image_size` {asked}: {spec.model} cuts images into patches of {patch}, which must "
             f"fill them; {near} would do."
         )
-    resized = dataclasses.replace(spec, image_size=image_size)
-    if resized.patches > MOST_PATCHES:
+    patches = math.prod(image_size) // math.prod(spec.patch_size)
+    if patches > MOST_PATCHES:
         raise InputError(
-            f"`image_size` {asked}: that is {resized.patches:,} patches of {patch}; "
+            f"`image_size` {asked}: that is {patches:,} patches of {patch}; "
             f"{MOST_PATCHES:,} is the most."
         )
+    resized = dataclasses.replace(spec, image_size=image_size)
     made, shapes = dict(tensors), spec.weights()
     old, new = spec.grid, resized.grid
     for name in list_positions(spec) if old != new else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -20,6 +21,14 @@ Pool = Literal["token", "avg", "map", "token_avg"]
 Size = Annotated[int, Meta(ge=1, le=1_000_000)]
 """No model has a dimension beyond it; keeps a bad file from costing memory."""
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+MOST_PATCHES = 65_536
+"""Of an image: 4,096 pixels on a side in patches of 16. Keeps a slip from costing all memory."""
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
+    "swish": "silu",
+}  # fmt: skip
+"""What timm and transformers call them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,11 @@ class VitSpec:
             )
         if not self.patches:
             raise InputError(f"model spec: image {self.image_size} is smaller than a patch.")
+        if self.patches > MOST_PATCHES:
+            raise InputError(
+                f"model spec: image {self.image_size} is {self.patches:,} patches; "
+                f"{MOST_PATCHES:,} is the most."
+            )
         if self.adapter_width and self.mlp != "plain":
             raise InputError("model spec: adapters stand beside an MLP that isn't gated.")
         if self.pool in ("token", "token_avg") and not self.class_token:

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..io.json_codec import decode, encode
 from .from_tensors import Shapes, fit_spec
 from .huggingface.files import CONFIG
-from .spec import VitSpec
+from .spec import ACTIVATIONS, VitSpec
 
 _FIELDS = {
     "img_size": "image_size", "patch_size": "patch_size", "embed_dim": "width", "depth": "depth",
@@ -29,10 +29,6 @@ _WITHOUT_EFFECT = re.compile(
     r"|fix_init|head_init_scale|scriptable|exportable|no_jit"
 )
 """On a trained model that is run at the one size that it is built for."""
-_ACTIVATIONS = {
-    "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
-    "silu": "silu", "swish": "silu",
-}  # fmt: skip
 
 
 def fit_arguments(
@@ -49,6 +45,12 @@ def fit_arguments(
             raise UnsupportedModelError(str(folder), f"the argument {name} in {CONFIG}")
     changes = {**_read_arguments(spec, arguments, folder), **_read_tensors(shapes, folder)}
     changes |= _read_pool(spec, changes, shapes)
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    depth = arguments.get("depth")
+    if isinstance(depth, int) and depth != len(layers):  # before any name is made
+        raise CheckpointError(
+            f"{folder}: the weights have {len(layers)} layers, not {depth} as {CONFIG} says."
+        )
     try:
         changed = decode(VitSpec, {**encode(spec), **changes})
         fitted = fit_spec(changed, shapes)
@@ -76,10 +78,10 @@ def _read_arguments(spec: VitSpec, given: Mapping[str, Any], folder: Path) -> di
     if "pre_norm" in given:
         changes["patch_bias"] = not given["pre_norm"]
     if activation is not None:
-        if not isinstance(activation, str) or activation not in _ACTIVATIONS or spec.mlp != "plain":
+        if not isinstance(activation, str) or activation not in ACTIVATIONS or spec.mlp != "plain":
             part = f"the argument act_layer {activation!r} in {CONFIG}"
             raise UnsupportedModelError(str(folder), part)
-        changes["activation"] = _ACTIVATIONS[activation]
+        changes["activation"] = ACTIVATIONS[activation]
     return changes
 
 

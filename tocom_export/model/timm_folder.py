@@ -136,7 +136,7 @@ def _read_preprocess(folder: Path, told: Mapping[str, Any], channels: int) -> Pr
         return decode(Preprocess, {"crop_pct": _CROP, **given})
     except InputError as error:
         raise CheckpointError(f"{folder / CONFIG}: pretrained_cfg: {error}") from None
-    except (TypeError, ZeroDivisionError):
+    except (TypeError, ArithmeticError):
         raise CheckpointError(
             f"{folder / CONFIG}: pretrained_cfg: mean and std are numbers."
         ) from None

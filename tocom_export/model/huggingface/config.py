@@ -9,13 +9,10 @@ from typing import Any
 
 from ...errors import CheckpointError, InputError, UnsupportedModelError
 from ...io.json_codec import decode
-from ..spec import VitSpec
+from ..spec import ACTIVATIONS, VitSpec
 from .files import CONFIG
+from .names import count_layers
 
-_ACTIVATIONS = {
-    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
-}  # fmt: skip
 _REFUSED = {
     "siglip2": "images of varying size (NaFlex)",
     "siglip2_vision_model": "images of varying size (NaFlex)",
@@ -103,6 +100,11 @@ def describe(config: Mapping[str, Any], folder: Path, name: str, tensors: Set[st
     c: dict[str, Any] = {**_BASE, **_DEFAULTS[kind], **told}
     need = _Need(folder)
     need.act(c["hidden_act"])
+    layers, depth = count_layers(tensors), c["num_hidden_layers"]
+    if isinstance(depth, int) and 0 < depth != layers:  # before any name is made
+        raise CheckpointError(
+            f"{folder}: the weights have {layers} layers, not {depth} as {CONFIG} says."
+        )
     for key in ("image_size", "patch_size"):
         c[key] = [c[key]] * 2 if isinstance(c[key], int) else c[key]
     fields = {
@@ -110,7 +112,7 @@ def describe(config: Mapping[str, Any], folder: Path, name: str, tensors: Set[st
         "width": c["hidden_size"], "depth": c["num_hidden_layers"],
         "heads": c["num_attention_heads"], "mlp_width": c["intermediate_size"],
         "channels": c["num_channels"], "eps": c["layer_norm_eps"],
-        "activation": _ACTIVATIONS[c["hidden_act"]], "qkv_bias": c["qkv_bias"],
+        "activation": ACTIVATIONS[c["hidden_act"]], "qkv_bias": c["qkv_bias"],
     }  # fmt: skip
     more = {"deit": _deit, "dinov2": _dinov2, "dinov2_with_registers": _dinov2,
             "dinov3_vit": _dinov3, "clip": _clip, "siglip": _siglip, "beit": _beit,
@@ -148,7 +150,7 @@ class _Need:
             raise UnsupportedModelError(str(self.folder), part)
 
     def act(self, name: Any) -> None:
-        self(isinstance(name, str) and name in _ACTIVATIONS, f"activation {name!r}")
+        self(isinstance(name, str) and name in ACTIVATIONS, f"activation {name!r}")
 
 
 Parts = tuple[dict[str, Any], dict[str, Any]]

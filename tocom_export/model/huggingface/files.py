@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import CheckpointError, InputError
 from ...io.json_codec import decode, read_json
-from ...io.pickles import SUFFIXES, load_pickle
+from ...io.pickles import clean_names
 from ...io.tensors import Array, StoredTensor, map_tensors, read_header
 from .names import list_needed
 
@@ -38,8 +38,14 @@ def read_record(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: {error}") from None
 
 
+def find_pickled(folder: Path) -> Path | None:
+    """The pickled weights of a folder that has no others."""
+    others = any((folder / name).exists() for name in (WEIGHTS, INDEX))
+    return folder / PICKLED if not others and (folder / PICKLED).exists() else None
+
+
 def read_weights(folder: Path, file: Path | None = None) -> dict[str, Array]:
-    """The tensors that a model may need, safetensors mapped.
+    """The tensors that a model may need, mapped, without prefixes of parallel models.
 
     Args:
         file: the one to read, unless it is one of several shards; default: what transformers
@@ -47,18 +53,14 @@ def read_weights(folder: Path, file: Path | None = None) -> dict[str, Array]:
 
     Raises:
         CheckpointError: a file is missing or broken, or an index leads astray.
-        MissingPackageError: the weights are pickled, and torch isn't installed.
     """
-    if file is None and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        file = folder / PICKLED if (folder / PICKLED).exists() else None
-    if file is not None and file.suffix in SUFFIXES:
-        return dict(load_pickle(file, choose=list_needed).tensors)
     stored = _read_stored(folder, file)
     kept = {name: stored[name] for name in list_needed(stored)}
+    names = clean_names(kept, file or folder)
     tensors: dict[str, Array] = {}
     for each in sorted({tensor.file for tensor in kept.values()}):
         tensors |= map_tensors({name: t for name, t in kept.items() if t.file == each})
-    return tensors
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def _read_stored(folder: Path, file: Path | None) -> dict[str, StoredTensor]:

@@ -75,6 +75,12 @@ def list_needed(names: Iterable[str]) -> list[str]:
     return [name for name in named if not name.endswith(".relative_position_index")]  # integers
 
 
+def count_layers(names: Iterable[str]) -> int:
+    """Layers that tensors are of, by the names that :func:`strip_names` gives them."""
+    found = (re.match(r"(?:encoder\.)?layers?\.(\d+)\.", name) for name in names)
+    return len({match[1] for match in found if match})
+
+
 def strip_names(tensors: Mapping[str, Array], place: Path) -> dict[str, Array]:
     """Those that are needed, by their names within the model that holds the layers.
 
