@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--loss",
     type=click.Choice(["kl", "features", "classes"]),
-    help="Soft targets of the teacher, its pooled features (L1), or labels; default: kl, and "
+    help="Soft targets of the teacher, its embedding (L1), or labels; default: kl, and "
     "features where the model has no head.",
 )
 @click.option(

@@ -10,6 +10,7 @@ import pytest
 
 from tocom_export.bundle.manifest import Manifest
 from tocom_export.bundle.writing import Blueprint, write_bundle
+from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import InputError
 from tocom_export.io.json_codec import decode, encode
 from tocom_export.model.outputs import (
@@ -95,3 +96,18 @@ def test_what_a_bundle_gives(make_blueprint: Callable[..., Blueprint], tmp_path:
         alone.find_output("logits")
     assert alone.reads("norm.weight") and bundle.reads("head.weight")
     assert not alone.reads("head.weight") and not alone.reads("head_dist.bias")
+
+
+def test_a_head_that_makes_an_embedding(make_spec: MakeSpec):
+    """It belongs to the embedding: no classes, its weights are read, and its products count."""
+    spec, bare = make_spec(classes=0, projection=24, head_bias=False), make_spec(classes=0)
+    assert choose_outputs(spec) == ("embedding",)
+    assert list_forms(spec, ("embedding",)) == {"embedding": Form((24,))}
+    assert {*spec.weights()} - {*bare.weights()} == {"head.weight"}
+    macs = [Schedule.of(each, 0).macs(each) for each in (spec, bare)]
+    assert macs[0] - macs[1] == 24 * 64
+    with pytest.raises(InputError, match="`outputs` logits: small has no head that gives them"):
+        choose_outputs(spec, ["logits"])
+    for more in ({"classes": 3}, {"distilled": True}):
+        with pytest.raises(InputError, match="a head that makes an embedding stands alone"):
+            make_spec(**{"classes": 0, "projection": 24, **more})
