@@ -124,16 +124,14 @@ def _list_variants(bundle: Bundle, layers: bool) -> list[Table]:
     spec = bundle.spec
     rows = []
     for name, variant in bundle.variants.items():
-        schedule = variant.schedule(spec)
-        left = schedule.tokens_out
+        left = (schedule := variant.schedule(spec)).tokens_out
         tokens = " ".join(map(str, left)) if layers else f"{spec.tokens} → {left[-1]}"
         own = sum(bundle.files[file.name].bytes for file in bundle.weight_files(name)[1:])
-        macs = f"{schedule.macs(spec) / 1e6:.1f} M"
         scale = f"{variant.scale:g}" if variant.baked else "-"
-        row = [name, variant.label, variant.source, scale, tokens, macs, format_megabytes(own)]
+        row = [name, variant.label, variant.source, scale, tokens]
+        row += [f"{schedule.macs(spec) / 1e6:.1f} M", format_megabytes(own)]
         if bundle.accuracy:
-            share = bundle.accuracy.get(name)
-            row.append("-" if share is None else f"{share:.2f} %")
+            row.append(f"{bundle.accuracy[name]:.2f} %" if name in bundle.accuracy else "-")
         rows.append(row)
     head = "tokens after each layer" if layers else "tokens"
     columns = ["variant", "degree", "source", "scale", head, "MACs", "own weights"]

@@ -158,7 +158,7 @@ def _describe(variant: Variant) -> dict[str, Any]:
 def _describe_ranking(service: Service, ranked: Ranked, top: int) -> dict[str, Any]:
     bundle = service.pool.bundle
     if not bundle.has_logits:
-        return {"features": next(iter(ranked.outputs.values())).tolist()}
+        return {"embedding": next(iter(ranked.outputs.values())).tolist()}
     names = bundle.classes
     return {
         "classes": [

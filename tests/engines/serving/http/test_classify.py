@@ -115,7 +115,7 @@ def test_a_model_without_a_head(serve, tmp_path: Path, make_blueprint, make_spec
     bundle = write_bundle(blueprint, tmp_path / "headless")
     with serve(bundle.path, policy="fixed") as running:
         (image,) = running.ask("POST", PLACE, encode()).document["images"]
-    assert len(image["features"]) == bundle.spec.width
+    assert len(image["embedding"]) == bundle.spec.width
 
 
 def test_classes_have_their_names(serve, tmp_path: Path, make_blueprint):
