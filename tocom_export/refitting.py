@@ -6,7 +6,7 @@ Looks up at ``engines`` and ``training``, as ``exporting.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -141,14 +141,9 @@ def refit(
             comparison.require("the PyTorch model", f"{opened.path} was left as it was.")
 
     after = refit_bundle(opened.path, decide, check, wait=wait, tell=tell)
-    if checkpoint is not None and wanted is None:
-        _tell_kept(made[0][0].checkpoint, after, tell)
-    if scale is not None and made[0][0].bank is None:
-        tell("Not compensated: without a `bank` the `scale` is of no effect.")
-    if backend is None:
-        tell("Not run: neither onnxruntime nor openvino is installed.")
-    if stale := [name for name in made[0][1] if name in after.plans]:
-        tell(f"Plans go on with the old weights: refit {', '.join(map(str, stale))} by .plan too.")
+    whole = checkpoint is not None and wanted is None
+    for line in _list_notes(after, *made[0], whole, scale is not None, backend is not None):
+        tell(line)
     return Refit(after, *made[0], found)
 
 
@@ -231,12 +226,32 @@ def make_oracle(now: Refittable, weights: ModelWeights) -> Oracle | None:
     return BankOracle(model, weights.bank, now.outputs, now.unit_embedding).run_all
 
 
-def _tell_kept(checkpoint: Checkpoint, after: Bundle, tell: Tell) -> None:
-    """Say what a checkpoint leaves as it was in a bundle that is of it now."""
-    kept = ["image statistics"] * (checkpoint.info.preprocess is None)
-    kept += ["names of classes"] * (checkpoint.info.classes is None and after.classes is not None)
-    if kept:
-        tell(f"Kept from the bundle, as {checkpoint.file} says none: {' and '.join(kept)}.")
+def _list_notes(
+    after: Bundle,
+    weights: ModelWeights,
+    changed: Mapping[str, Variant],
+    whole: bool,
+    scaled: bool,
+    run: bool,
+) -> Iterator[str]:
+    """What a person would want to know of a refit.
+
+    Args:
+        whole: the bundle is of another checkpoint now.
+        scaled: a scale was given.
+        run: the new engines were run.
+    """
+    info, file = weights.checkpoint.info, weights.checkpoint.file
+    kept = ["image statistics"] * (info.preprocess is None)
+    kept += ["names of classes"] * (info.classes is None and after.classes is not None)
+    if whole and kept:
+        yield f"Kept from the bundle, as {file} says none: {' and '.join(kept)}."
+    if scaled and weights.bank is None:
+        yield "Not compensated: without a `bank` the `scale` is of no effect."
+    if not run:
+        yield "Not run: neither onnxruntime nor openvino is installed."
+    if stale := [name for name in changed if name in after.plans]:
+        yield f"Plans go on with the old weights: refit {', '.join(stale)} by .plan too."
 
 
 def _choose_backend(verify: bool | None) -> Backend | None:

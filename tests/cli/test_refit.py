@@ -41,7 +41,7 @@ def test_another_source(
     assert not np.allclose(OnnxEngine(Bundle.open(bundle), 8).run(images), before)
     assert shown_in(succeeds("inspect", bundle).stdout, "r08") == ["8", "16", "0.05"]
     succeeds("verify", bundle)
-    says = ("was refitted", "build a bundle")
+    says = ("was refitted", "Refit the whole bundle")
     fails("evaluate", bundle, "--data", "images", "--variants", 8, says=says)
     # what isn't named stays as it is, and back
     again = ("refit", bundle / "r08.onnx", "--bank", bank_file, "--no-verify")

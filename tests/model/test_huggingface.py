@@ -426,7 +426,13 @@ def test_beit_resizes_both_sides(write: Write):
 
 
 def test_no_image_statistics(write: Write):
-    assert "nothing says which" in load_model(checkpoint=write()).preprocess_from
+    found = load_model(checkpoint=write())
+    assert "transformers' for its model_type" in found.preprocess_from
+    assert found.preprocess == Preprocess(HALF[0], HALF[1], 1.0, "bilinear", "squash")
+
+
+def test_a_type_that_says_no_image_statistics(write: Write):
+    assert "nothing says which" in load_model(checkpoint=write("deit")).preprocess_from
 
 
 @pytest.mark.parametrize(
