@@ -108,15 +108,16 @@ def _measure(
     from tocom_export.study.rows import check_conflicts, make_rows
     from tocom_export.study.subject import check_subjects
     from tocom_export.training.data.evaluation import EvalData, open_test_data
-    from tocom_export.training.data.opening import name_data
+    from tocom_export.training.data.opening import name_data, name_voters
     from tocom_export.training.loop.out_of_memory import explain_out_of_memory
 
     scale, held_out = options["scale"], options["held_out"]
     names = (options["name"] or name_data(options["data"]), options["bank_name"], options["seed"])
     knn = options["knn"]
     count = (options["neighbours"] or NEIGHBOURS) if knn else None
+    voters = name_voters(knn) if knn else ""
     subjects = _open_subjects(paths, options, output)
-    check_conflicts(subjects, *names, known, count)
+    check_conflicts(subjects, *names, known, count, voters)
     check_subjects(subjects, options["data"], held_out, scaled=scale is not None, heads=knn is None)
 
     def open_batches(place: str, split: str = "test") -> EvalData:
@@ -137,7 +138,7 @@ def _measure(
             progress=output.progress,
             neighbours=Neighbours(open_batches(knn, "train"), count) if knn and count else None,
         )
-    return measured, make_rows(measured, *names, count)
+    return measured, make_rows(measured, *names, count, voters)
 
 
 def _open_subjects(
@@ -201,7 +202,7 @@ def _show(
     ]
     columns = ["", "degrees", "reduced", "with ToCom", "gain", "trained there", "scale", "images/s"]
     first = rows[0]
-    near = f", {first.neighbours} nearest neighbours" if first.neighbours else ""
+    near = f", {first.neighbours} nearest neighbours in {first.knn}" if first.neighbours else ""
     output.table(columns, table, f"{first.dataset}, {first.images} images, {first.method}{near}")
     if unusable := sum(found.served.unusable for found in measured):
         output.note(f"{unusable} outputs hold values that are no numbers; they count as wrong.")

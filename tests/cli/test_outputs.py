@@ -77,6 +77,17 @@ def test_each_engine_is_held_against_the_model(succeeds: Run, model: Options, bo
     assert all(check["passed"] for check in checks)
 
 
+def test_without_torch_no_output_is_the_worst(
+    succeeds: Run, model: Options, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "tocom_export.export_checks.is_installed", lambda *names: names == ("onnxruntime",)
+    )
+    result = succeeds("build", *model[:-1], "--targets", "4,8", *BOTH, "--out", "unchecked")
+    assert "there is nothing to compare them with" in result.stderr
+    assert "worst output" not in result.stdout
+
+
 def test_an_engine_that_reads_other_weights_fails_by_its_embedding(
     fails: Run, alone: Path, misreads: Callable
 ):
@@ -212,7 +223,8 @@ def test_a_checkpoint_by_its_neighbours(
         assert [row["baseline"] for row in rows] == wanted
         assert count is None or len({*wanted}) > 1  # or it would say little
     table = succeeds("evaluate", bare, *options).stdout
-    assert table.startswith(f"moons, 24 images, tome, {count or 20} nearest neighbours")
+    near = f"{count or 20} nearest neighbours in {train.parent.name}/train"
+    assert table.startswith(f"moons, 24 images, tome, {near}")
 
 
 def test_a_bundle_by_its_neighbours(
@@ -248,9 +260,13 @@ def test_a_study_of_both_kinds(
     near = succeeds("evaluate", *options, "--knn", train, "--json")
     head, voted = rows_of(near)
     assert "neighbours" not in head and voted["neighbours"] == 20
+    assert voted["knn"] == f"{train.parent.name}/train"
+    train.rename(train.with_name("others"))
+    succeeds("evaluate", *options, "--knn", train.with_name("others"))
     page = (here / "study" / "results.md").read_text()
-    assert "## Accuracies by the 20 nearest neighbours" in page
-    assert len(rows_of(succeeds("evaluate", "--out", "study", "--json"))) == 2
+    for name in ("train", "others"):
+        assert f"## Accuracies by the 20 nearest neighbours in {train.parent.name}/{name}" in page
+    assert len(rows_of(succeeds("evaluate", "--out", "study", "--json"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -259,7 +275,7 @@ def test_a_study_of_both_kinds(
         (("--neighbours", 5), ("--neighbours is for --knn",)),
         (("--knn", "moons"), ("--knn is the same as --data moons",)),
         (("--knn", "train", "--neighbours", 99), ("--knn train has 24 images", "--neighbours")),
-        (("--knn", "none"), ("none",)),
+        (("--knn", "nowhere"), ("nowhere: no such folder",)),
     ],
 )
 def test_neighbours_that_can_t_be(
@@ -269,6 +285,21 @@ def test_neighbours_that_can_t_be(
     test_set.rename(here / "moons")
     given = (checkpoint, "--bank", "none", "--targets", 0, "--data", "moons")
     fails("evaluate", *given, *options, says=says)
+
+
+def test_splits_of_one_set(
+    succeeds: Run, fails: Run, checkpoint: Path, image_folder: Callable[..., Path], here: Path
+):
+    """Training images are those of the training split, unless they are told otherwise."""
+    for split in ("train", "test"):
+        image_folder(here / "root" / split)
+    name = "torch/image_folder"
+    options = (checkpoint, "--bank", "none", "--targets", 0, "--neighbours", 2)
+    options = (*options, "--data-root", "root", "--data", name)
+    (row,) = rows_of(succeeds("evaluate", *options, "--knn", name, "--json"))
+    assert (row["dataset"], row["images"], row["knn"]) == ("image_folder", 12, name)
+    says = (f"--knn is the same as --data {name}:test; name other images",)
+    fails("evaluate", *options, "--knn", f"{name}:test", says=says)
 
 
 def test_other_classes(fails: Run, checkpoint: Path, test_set: Path, photos: Path):

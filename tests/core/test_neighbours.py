@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -128,11 +130,55 @@ def test_embeddings_that_are_no_numbers():
     assert score.unusable == 1
 
 
+def test_a_model_of_which_training_images_are_no_numbers():
+    """Nobody votes on anything, and for no class; beside a model that is sound."""
+    rng = np.random.default_rng(0)
+    train, test = (Data(n, *plant(rng, 8, 0.05), 5) for n in ("train", "test"))
+
+    def break_some(images: Array) -> Array:
+        found = identity(images).copy()
+        found[np.isin(found[:, 0], train.vectors[1:, 0])] = np.nan
+        return found
+
+    broken, sound = measure_neighbours([break_some, identity], test, Neighbours(train, 2))
+    assert (broken.right, broken.unusable, broken.total) == (0, 40, 40)
+    assert (sound.right, sound.unusable) == (40, 0)
+    (one,) = measure_neighbours([break_some], test, Neighbours(train, 1))
+    assert (said(one) == train.labels[0]).all()
+    says = "`knn` train: 1 of 40 embeddings hold no NaN or Inf; lower `neighbours`, of which 2"
+    with pytest.raises(DataError, match=says):
+        measure_neighbours([break_some], test, Neighbours(train, 2))
+
+
+def test_embeddings_are_in_memory_once():
+    count, width = 16384, 256
+
+    class Many(Data):
+        def __iter__(self) -> Iterator[tuple[Any, Any]]:
+            for _ in range(0, count, 256):
+                yield np.ones((256, width, 1, 1), np.float32), np.zeros(256, int)
+
+    train = Data("train", np.eye(20, width, dtype=np.float32), np.zeros(20, int), 2)
+    test = Many("test", np.zeros((0, width)), np.zeros(0, int), 2)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        measure_neighbours([lambda x: x[:, :, 0, 0].copy()], test, Neighbours(train, 1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.6 * 4 * count * width
+
+
 def test_too_few_to_vote():
     vectors = np.eye(4, dtype=np.float32)
     train, test = (Data(n, vectors, np.arange(4), 4) for n in ("train", "test"))
     with pytest.raises(DataError, match="`knn` train has 4 images; lower `neighbours`, of which 5"):
         measure_neighbours([identity], test, Neighbours(train, 5))
+    train.total = 4  # type: ignore[attr-defined]  # where that is known, before the work
+    with pytest.raises(DataError, match="`knn` train has 4 images; lower `neighbours`, of which 5"):
+        Neighbours(train, 5).check(test, "data")
+    Neighbours(train, 4).check(test, "data")
     with pytest.raises(InputError, match="`neighbours` 0: there is one at least"):
         Neighbours(train, 0)
 
@@ -185,8 +231,8 @@ def test_with_and_without_the_bank(subject: Subject, sets: Any):
     assert [m.served.accuracy for m in found] == [100] * 3
     assert found[0].plain.accuracy == 100
     assert all(m.plain.accuracy < 95 for m in found[1:])
-    rows = make_rows(found, "moons", "tocom", 0, 20)
-    assert {row.neighbours for row in rows} == {20}
+    rows = make_rows(found, "moons", "tocom", 0, 20, "moons/train")
+    assert {(row.neighbours, row.knn) for row in rows} == {(20, "moons/train")}
     assert [row.describe()["neighbours"] for row in rows] == [20] * 3
     assert [parse_row(row.describe()) for row in rows] == rows
 
@@ -226,6 +272,18 @@ def test_rows_of_both_kinds_stay_apart():
     assert "| fast | moons | ToMe" in format_page(Results((fast,)), {})
 
 
+def test_rows_by_other_training_images_stay_apart():
+    one = row(baseline=70.0, neighbours=20, knn="moons/train")
+    other = replace(one, knn="stars|all", baseline=90.0)
+    trained = replace(one, source=8, baseline=80.0, tocom=None)
+    merged = Results((one,)).merge([other, trained]).rows
+    assert [(r.baseline, r.reference) for r in merged] == [(70, 80), (90, None), (80, 80)]
+    page = format_page(Results(merged), {})
+    _, first, second = page.split("## Accuracies by the 20 nearest neighbours in ")
+    assert first.startswith("moons/train\n") and "70.00" in first and "90.00" not in first
+    assert second.startswith("stars\\|all\n") and "90.00" in second
+
+
 def test_a_study_without_them_is_written_as_before(tmp_path: Path):
     publish(tmp_path / "a", [row()])
     assert "neighbours" not in (tmp_path / "a" / "results.json").read_text()
@@ -243,3 +301,4 @@ def test_a_model_owns_its_rows_of_each_kind(subject: Subject):
     check_conflicts([subject], "moons", "tocom", 0, known, 5)
     with pytest.raises(InputError, match="would share their rows"):
         check_conflicts([subject], "moons", "tocom", 0, known, 20)
+    check_conflicts([subject], "moons", "tocom", 0, known, 20, "others")

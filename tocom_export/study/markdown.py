@@ -167,10 +167,11 @@ def _quote_paper(method: str, bank: str, column: int) -> str:
 
 
 def _format_neighbours(rows: Sequence[Row]) -> list[str]:
-    """What no head has to do with: a section for each number of neighbours."""
+    """What no head has to do with: a section for each number of neighbours, and of which images."""
     parts: list[str] = []
-    for count, own in summary.group_rows(rows, "neighbours").items():
-        parts += [f"## Accuracies by the {count} nearest neighbours", _NEIGHBOURS]
+    for (count, knn), own in summary.group_rows(rows, "neighbours", "knn").items():
+        of_which = f" in {_escape(knn)}" if knn else ""
+        parts += [f"## Accuracies by the {count} nearest neighbours{of_which}", _NEIGHBOURS]
         for method in METHODS:
             of = [row for row in own if row.method == method and row.target is not None]
             parts += _format_accuracies(of, method)

@@ -21,7 +21,7 @@ from .subject import Batches
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _ROWS = 4096
-"""Test images whose similarities are in memory at a time."""
+"""Test images at the least whose similarities are in memory at a time."""
 Array = npt.NDArray[Any]
 
 
@@ -44,7 +44,7 @@ class Neighbours:
         """Raise where these can't vote on images that an option names.
 
         Raises:
-            DataError: their classes are others.
+            DataError: their classes are others, or they are known to be too few.
             InputError: they are the same images, each of which would be its own neighbour.
         """
         ours, theirs = self.images, f"`{option}` {data.name}"
@@ -55,6 +55,17 @@ class Neighbours:
                 f"`knn` {ours.name} has {len(ours.classes)} classes and {theirs} has "
                 f"{len(data.classes)}, or they are called otherwise; both need the same names in "
                 "the same order."
+            )
+        known = getattr(self.images, "total", None)
+        if known is not None:
+            self.check_count(known)
+
+    def check_count(self, images: int) -> None:
+        """Raise DataError where there are fewer images than are to vote."""
+        if images < self.count:
+            raise DataError(
+                f"`knn` {self.images.name} has {images} images; lower `neighbours`, of which "
+                f"{self.count} are to vote."
             )
 
 
@@ -74,17 +85,17 @@ def measure_neighbours(
         advance: called with the number of images of each batch that is done.
 
     Raises:
-        DataError: there are fewer training images than are to vote.
+        DataError: there are fewer training images than are to vote, or fewer that any run gives
+            numbers of. A run that gives fewer than another leaves each image without a class.
     """
     scores = [Score() for _ in runs]
     labels: list[Array] = []
-    embedded: list[list[Array]] = [[] for _ in runs]
+    nearest = [_Nearest(neighbours.count) for _ in runs]
     for wanted, outputs in run_in_turns(runs, data, scores):
         labels.append(wanted)
-        for kept, output in zip(embedded, outputs, strict=True):
-            kept.append(output)
+        for found, output in zip(nearest, outputs, strict=True):
+            found.ask(output)
         advance(len(wanted))
-    nearest = [_Nearest(np.concatenate(kept), neighbours.count) for kept in embedded]
     seen = 0
     for images, known in neighbours.images:
         pixels = np.asarray(images, np.float32)
@@ -93,10 +104,11 @@ def measure_neighbours(
                 found.look_at(np.asarray(run(pixels)), np.asarray(known))
             seen += len(pixels)
             advance(len(pixels))
-    if seen < neighbours.count:
+    neighbours.check_count(seen)
+    if (most := max((found.seen for found in nearest), default=seen)) < neighbours.count:
         raise DataError(
-            f"`knn` {neighbours.images.name} has {seen} images; lower `neighbours`, of which "
-            f"{neighbours.count} are to vote."
+            f"`knn` {neighbours.images.name}: {most} of {seen} embeddings hold no NaN or Inf; "
+            f"lower `neighbours`, of which {neighbours.count} are to vote."
         )
     for score, found in zip(scores, nearest, strict=True):
         predicted = found.vote(len(data.classes))
@@ -107,58 +119,89 @@ def measure_neighbours(
 
 
 class _Nearest:
-    """The nearest of the training images so far of each test image, the nearest first.
+    """The nearest of the training images so far of each test image, by one run's embeddings.
 
-    Of equally near ones those that came first. An embedding with a NaN is nobody's neighbour.
+    Test images are joined some thousand at a time, so that no embedding is in memory twice.
     """
 
-    def __init__(self, embeddings: Array, count: int) -> None:
-        self._usable = _find_usable(embeddings)
-        self._directions = _normalise(np.where(self._usable[:, None], embeddings, 0))
-        self._similarity = np.full((len(embeddings), count), -np.inf, np.float32)
-        self._labels = np.zeros((len(embeddings), count), np.int64)
+    def __init__(self, count: int) -> None:
+        self.seen = 0
+        """Training images that could be a neighbour."""
+        self._count = count
+        self._waiting: list[Array] = []
+        self._blocks: list[_Block] = []
+
+    def ask(self, embeddings: Array) -> None:
+        """Take in a batch of test images (B, F), before any training images."""
+        self._waiting.append(_normalise(embeddings))
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._join()
 
     def look_at(self, embeddings: Array, labels: Array) -> None:
         """Take in a batch of training images, (B, F) and (B,)."""
-        usable = _find_usable(embeddings)
-        directions, labels = _normalise(embeddings[usable]), labels[usable]
-        if not len(labels):
-            return
-        count = self._similarity.shape[1]
-        for start in range(0, len(self._directions), _ROWS):
-            near = self._directions[start : start + _ROWS] @ directions.T  # (R, B)
-            last = self._similarity[start : start + _ROWS, -1]
-            closer = np.flatnonzero(near.max(axis=1) > last)
-            rows, near = start + closer, near[closer]
-            both = np.concatenate([self._similarity[rows], near], axis=1)
-            theirs = np.broadcast_to(labels, near.shape)
-            named = np.concatenate([self._labels[rows], theirs], axis=1)
-            order = np.argsort(-both, axis=1, kind="stable")[:, :count]
-            self._similarity[rows] = np.take_along_axis(both, order, axis=1)
-            self._labels[rows] = np.take_along_axis(named, order, axis=1)
+        self._join()
+        directions = _normalise(embeddings)
+        usable = _find_usable(directions)
+        directions, labels = directions[usable], labels[usable]
+        self.seen += len(labels)
+        for block in self._blocks if len(labels) else ():
+            block.look_at(directions, labels)
 
     def vote(self, classes: int) -> npt.NDArray[np.int64]:
-        """The class of each test image (B,); -1 where its embedding holds a NaN."""
-        found = np.full(len(self._labels), -1, np.int64)
-        for start in range(0, len(found), _ROWS):
-            rows = slice(start, start + _ROWS)
-            # Below 1 at any similarity: what they are multiplied by changes no vote.
-            weights = np.exp((self._similarity[rows].astype(np.float64) - 1) / TEMPERATURE)
-            votes = np.zeros((len(weights), classes))
-            np.add.at(votes, (np.arange(len(weights))[:, None], self._labels[rows]), weights)
-            found[rows] = np.where(self._usable[rows], votes.argmax(axis=1), -1)
-        return found
+        """The class of each test image (B,); -1 where it, or too few others, have a direction."""
+        self._join()
+        return np.concatenate([block.vote(classes) for block in self._blocks])
+
+    def _join(self) -> None:
+        if self._waiting:
+            self._blocks.append(_Block(np.concatenate(self._waiting), self._count))
+            self._waiting = []
 
 
-def _find_usable(embeddings: Array) -> npt.NDArray[np.bool_]:
-    """Which of (B, F) hold numbers alone."""
-    return np.asarray(np.isfinite(embeddings).all(axis=1))
+class _Block:
+    """Some test images; of equally near ones those that came first are kept, the nearest first."""
+
+    def __init__(self, directions: Array, count: int) -> None:
+        self._usable = _find_usable(directions)
+        directions[~self._usable] = 0
+        self._directions = directions
+        self._similarity = np.full((len(directions), count), -np.inf, np.float32)
+        self._labels = np.zeros((len(directions), count), np.int64)
+
+    def look_at(self, directions: Array, labels: Array) -> None:
+        """Take in a batch of training images, (B, F) and (B,)."""
+        near = self._directions @ directions.T  # (R, B)
+        rows = np.flatnonzero(near.max(axis=1) > self._similarity[:, -1])
+        near = near[rows]
+        both = np.concatenate([self._similarity[rows], near], axis=1)
+        theirs = np.broadcast_to(labels, near.shape)
+        named = np.concatenate([self._labels[rows], theirs], axis=1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, : self._labels.shape[1]]
+        self._similarity[rows] = np.take_along_axis(both, order, axis=1)
+        self._labels[rows] = np.take_along_axis(named, order, axis=1)
+
+    def vote(self, classes: int) -> npt.NDArray[np.int64]:
+        """As :meth:`_Nearest.vote`."""
+        # Below 1 at any similarity: what they are multiplied by changes no vote.
+        weights = np.exp((self._similarity.astype(np.float64) - 1) / TEMPERATURE)
+        votes = np.zeros((len(weights), classes))
+        np.add.at(votes, (np.arange(len(weights))[:, None], self._labels), weights)
+        enough = self._similarity[:, -1] > -np.inf
+        return np.where(self._usable & enough, votes.argmax(axis=1), -1)
+
+
+def _find_usable(directions: Array) -> npt.NDArray[np.bool_]:
+    """Which of (B, F) are directions."""
+    return np.asarray(~np.isnan(directions).any(axis=1))
 
 
 def _normalise(embeddings: Array) -> npt.NDArray[np.float32]:
-    """(B, F) float32 of length 1; zeros stay that."""
+    """(B, F) float32 of length 1; zeros stay that, and what holds a NaN or an Inf becomes NaN."""
     wide = np.asarray(embeddings, np.float32)
+    bad = ~np.asarray(np.isfinite(wide).all(axis=1))
+    wide = np.where(bad[:, None], np.float32(0), wide)
     unit: npt.NDArray[np.float32] = wide / np.maximum(
         np.linalg.norm(wide, axis=1, keepdims=True), np.float32(1e-12)
     )
+    unit[bad] = np.nan
     return unit

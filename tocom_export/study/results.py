@@ -61,11 +61,13 @@ class Row:
     """Name of the variant that was run, where that has a degree per layer."""
     neighbours: Annotated[int, Meta(gt=0)] | None = field(default=None, metadata=LATER)
     """How many nearest neighbours voted on each image; None where a head named the classes."""
+    knn: str = field(default="", metadata=LATER)
+    """Name of the labelled images that they are of; empty where that isn't known."""
 
     @property
     def task(self) -> tuple[object, ...]:
         """What the row of the model that was trained for it has in common with this one."""
-        return self.dataset, self.method, self.target, self.seed, self.neighbours
+        return self.dataset, self.method, self.target, self.seed, self.neighbours, self.knn
 
     @property
     def key(self) -> tuple[object, ...]:

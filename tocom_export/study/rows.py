@@ -22,6 +22,7 @@ def make_rows(
     bank_name: str,
     seed: int,
     neighbours: int | None = None,
+    knn: str = "",
 ) -> list[Row]:
     """Rows of a study, those of models that were trained at a target degree in place.
 
@@ -30,6 +31,7 @@ def make_rows(
         bank_name: what to call the bank.
         seed: that of training.
         neighbours: how many voted on each image; None where heads named the classes.
+        knn: what to call the images that they are of.
     """
     rows = []
     for found in measured:
@@ -52,6 +54,7 @@ def make_rows(
             model=found.subject.path.name,
             schedule="" if by_degree else variant.name,
             neighbours=neighbours,
+            knn=knn,
         )
         rows.append(row)
     return list(Results(tuple(rows)).merge().rows)
@@ -64,6 +67,7 @@ def check_conflicts(
     seed: int,
     known: Sequence[Row] = (),
     neighbours: int | None = None,
+    knn: str = "",
 ) -> None:
     """Raise InputError where two models would have the same rows, before anything is measured.
 
@@ -75,8 +79,8 @@ def check_conflicts(
         (row.method, row.source): row.model
         for row in known
         if row.model
-        and (row.dataset, row.variant, row.seed, row.neighbours)
-        == (name, bank_name, seed, neighbours)
+        and (row.dataset, row.variant, row.seed, row.neighbours, row.knn)
+        == (name, bank_name, seed, neighbours, knn)
     }
     for subject in subjects:
         path = subject.path

@@ -42,6 +42,11 @@ class EvalData(Loader):
         """Number of batches."""
         return math.ceil(len(self._images) / self._batch)
 
+    @property
+    def total(self) -> int:
+        """Number of images, those that can't be read included."""
+        return len(self._images)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) float32 and labels (B,) int64; see :meth:`Loader.load`."""
         keys: list[Key] = [(index,) for index in range(len(self._images))]

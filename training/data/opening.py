@@ -69,3 +69,11 @@ def name_data(data: str) -> str:
     """A data set's name from where it lies: ``cifar10`` of ``data/cifar10/test``."""
     parts = [p for p in Path(data.split(":")[0]).parts if p not in ("test", "val", "validation")]
     return parts[-1] if parts else data
+
+
+def name_voters(data: str) -> str:
+    """What rows call the images that voted: ``cifar10/train`` of ``data/cifar10/train``."""
+    path = Path(data)
+    if not path.exists() and is_timm_set(data):
+        return data
+    return "/".join(path.resolve().parts[-2:])

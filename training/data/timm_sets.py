@@ -24,7 +24,10 @@ def is_timm_set(data: str) -> bool:
 
 
 def open_timm_set(name: str, data_root: Path | None, split: str, download: bool) -> MapDataset:
-    """Open a data set by timm's name for it; ``<name>:<split>`` goes before ``split``."""
+    """Open a data set by timm's name for it; ``<name>:<split>`` goes before ``split``.
+
+    What is opened is called by the split that it is, whatever that was asked for as.
+    """
     prefix = name.partition("/")[0].lower()
     if prefix in _STREAMS:
         instead = "the shards' folder or pattern" if prefix == "wds" else "a torch/ or hfds/ name"
@@ -50,7 +53,24 @@ def open_timm_set(name: str, data_root: Path | None, split: str, download: bool)
         raise DataError(
             f"{name}: split {split} can't be opened in `data_root` {place} ({brief(error)}).{hint}"
         ) from None
-    return MapDataset(name, found)
+    return MapDataset(_name_split(short, found, place, split), found)
+
+
+def _name_split(name: str, found: Any, place: str | None, split: str) -> str:
+    """``torch/cifar10:test``, though ``val`` was asked for; without a split where it has none.
+
+    torchvision takes other words for a split, too, and whatever it doesn't know for the test split.
+    """
+    prefix, _, rest = name.partition("/")
+    if prefix.lower() == "hfds":
+        return f"hfds/{rest}:{split}"
+    if isinstance(trained := getattr(found, "train", None), bool):
+        split = "train" if trained else "test"
+    elif known := getattr(found, "split", None) or getattr(found, "version", None):
+        split = str(known)
+    elif root := getattr(found, "root", None):  # of class folders, with splits around them or not
+        split = "" if Path(root) == Path(place or "") else Path(root).name
+    return f"torch/{rest.lower()}" + (f":{split}" if split else "")
 
 
 class MapDataset:

@@ -30,13 +30,35 @@ def test_torchvision_by_name(tmp_path: Path, image_folder: Callable[..., Path], 
     split = "test" if ":" in name else "train"  # the name's own goes first
     images = open_images(name, data_root=tmp_path / "root", split=split)
     plain = open_images(folder)
-    assert (len(images), images.classes, images.name) == (6, ("a", "b"), name)
+    assert (len(images), images.classes) == (6, ("a", "b"))
+    assert images.name == "torch/image_folder:train"
     for index in range(6):
         assert np.array_equal(images.read(index)[0], plain.read(index)[0])
         assert images.read(index)[1] == plain.read(index)[1]
     (folder / "a" / "2.png").write_bytes(b"")
     with pytest.raises(UnreadableImage, match=r"train/a/2\.png"):
         images.read(2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "name"),
+    [
+        ("torch/cifar10", {"train": True, "root": "data"}, "torch/cifar10:train"),
+        ("torch/cifar10:test", {"train": False}, "torch/cifar10:test"),
+        ("Torch/CIFAR10:val", {"train": False}, "torch/cifar10:test"),
+        ("torch/imagenet:valid", {"split": "val", "root": "data/val"}, "torch/imagenet:val"),
+        ("torch/inat", {"version": "2021_train"}, "torch/inat:2021_train"),
+        ("torch/image_folder:test", {"root": "data/test"}, "torch/image_folder:test"),
+        ("torch/image_folder:test", {"root": "data"}, "torch/image_folder"),
+        ("hfds/x/Y", {"train": None}, "hfds/x/Y:train"),
+        ("hfds/x/Y:test[:9%]", {}, "hfds/x/Y:test[:9%]"),
+    ],
+)
+def test_a_name_says_the_split_that_was_opened(
+    monkeypatch: pytest.MonkeyPatch, asked: str, found: dict[str, Any], name: str
+):
+    hugging_face(monkeypatch, SimpleNamespace(classes=("a", "b"), **found))
+    assert open_images(asked, data_root=Path("data")).name == name
 
 
 def test_training_on_torchvision(tmp_path: Path, image_folder: Callable[..., Path], spec: VitSpec):
@@ -134,7 +156,7 @@ def test_labels_that_are_none(monkeypatch: pytest.MonkeyPatch, label: Any):
     reader = _Reader()
     reader.label = label
     hugging_face(monkeypatch, _Set(reader))
-    with pytest.raises(DataError, match=r"hfds/x: image 0 has label .* not one of 2 classes") as e:
+    with pytest.raises(DataError, match=r"hfds/x:train: image 0 has label .* not one of 2 ") as e:
         open_images("hfds/x").read(0)
     assert not isinstance(e.value, UnreadableImage)
 
@@ -162,5 +184,5 @@ def test_no_class_names(monkeypatch: pytest.MonkeyPatch):
     reader = _Reader()
     reader.class_to_idx = {}
     hugging_face(monkeypatch, _Set(reader))
-    with pytest.raises(DataError, match="hfds/x: the set doesn't name its classes"):
+    with pytest.raises(DataError, match="hfds/x:train: the set doesn't name its classes"):
         open_images("hfds/x")
