@@ -109,8 +109,9 @@ def _show(bundle: Bundle, rows: list[dict[str, Any]], output: Output) -> None:
 
 
 def _name_worst(bundle: Bundle, check: dict[str, Any] | None) -> str:
-    """Which output the difference is of, where there are several."""
-    return str(check["output"]) if check and len(bundle.outputs) > 1 else "-"
+    """Which output the difference is of, where there is one and there are several outputs."""
+    told = check and check["max_difference"] is not None and len(bundle.outputs) > 1
+    return str(check["output"]) if check and told else "-"
 
 
 def _make_title(bundle: Bundle, variants: list[Variant]) -> str:

@@ -73,7 +73,9 @@ class Comparison:
     @property
     def share(self) -> float:
         """|Δ| as a share of what it may be; 0 where there was nothing to compare with."""
-        return (self.max_difference or 0.0) / (self.tolerance or math.inf)
+        if not self.max_difference or self.tolerance is None:
+            return 0.0
+        return self.max_difference / self.tolerance if self.tolerance else math.inf
 
     def leave_to_accuracy(self) -> Comparison:
         """The same where labelled images were run, too.
@@ -117,7 +119,8 @@ def verify(
     """Run a bundle's engines of one backend on images (B, C, H, W), one comparison each.
 
     Args:
-        oracle: gives what the model does; None checks for NaN and Inf alone.
+        oracle: gives what the model does, as arrays or what NumPy makes arrays of; None checks for
+            NaN and Inf alone.
         variants: names; default: all of the bundle.
         atol: what |Δ| may be; default: that of :data:`TOLERANCES`, times an output's largest
             value.
@@ -125,6 +128,7 @@ def verify(
             float32 unless ``inference_precision`` says otherwise: a CPU's bf16 would hide bugs.
 
     Raises:
+        InputError: the oracle doesn't give each of the bundle's outputs.
         TocomError: what opening an engine raises.
     """
     if backend == "openvino":
@@ -195,26 +199,34 @@ def _judge(blank: Comparison, got: Logits, wanted: Logits | None, atol: float | 
 
 
 def _rank(found: Comparison) -> tuple[bool, bool, int, float]:
-    """How bad it is; of two that are as bad otherwise, by |Δ| as a share of what it may be."""
-    return not found.finite, not found.passed, found.beyond, found.share
+    """How bad it is; of two that are as bad otherwise, by |Δ| as a share of what it may be.
+
+    What was given is the same for both, and may be 0: then by |Δ| itself.
+    """
+    far = found.max_difference or 0.0 if found.strict else found.share
+    return not found.finite, not found.passed, found.beyond, far
 
 
 def _run_all(run: Run, batches: Sequence[Images], names: Sequence[str]) -> Outputs:
     """Each output of all batches.
 
     Raises:
-        InputError: one array is given for several outputs.
+        InputError: one array is given for several outputs, or one of them isn't given.
     """
-    found: list[Mapping[str, Logits]] = []
+    found: list[Outputs] = []
     for part in batches:
         given = run(part)
-        if isinstance(given, np.ndarray):
+        if not isinstance(given, Mapping):
             if len(names) > 1:
                 raise InputError(
                     f"`oracle` gives one array; {', '.join(names)} are wanted, each by its name."
                 )
             given = {names[0]: given}
-        found.append(given)
+        if missing := [name for name in names if name not in given]:
+            raise InputError(
+                f"`oracle` gives no {missing[0]}; give {', '.join(names)}, each by its name."
+            )
+        found.append({name: np.asarray(given[name]) for name in names})
     return {name: np.concatenate([part[name] for part in found]) for name in names}
 
 

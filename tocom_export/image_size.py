@@ -39,11 +39,19 @@ def resize(
 def resize_for(spec: VitSpec, checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """Other weights of a bundle's model for its image size, as ``build`` would make them.
 
-    Where nothing says what they are of, or patches don't fill the bundle's images, they are left
-    to :func:`~tocom_export.bundle.weights.check_same_model`.
+    Unless they say what they are of, those that already have as many positions stay as they are.
+    Where nothing says it, or patches don't fill the bundle's images, they are left to
+    :func:`~tocom_export.bundle.weights.check_same_model`.
     """
     told, now = checkpoint.info.spec, spec.image_size
     if told is None:
+        wanted = spec.weights()
+        fits = [
+            name in checkpoint.tensors and checkpoint.tensors[name].shape == wanted[name]
+            for name in list_positions(spec)
+        ]
+        if fits and all(fits):
+            return checkpoint, ""
         named = known_model(spec.model)[0].image_size if is_known(spec.model) else now
         of = dataclasses.replace(spec, image_size=named)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

@@ -43,7 +43,7 @@ def prepare(
     image_size: tuple[int, int] | int | None = None,
     pool: Pool | None = None,
     classes: Sequence[str] | Path | str | None = None,
-    outputs: Iterable[str] = (),
+    outputs: Iterable[str] | str = (),
     unit_embedding: bool = False,
     tell: Tell = lambda _: None,
     **statistics: Any,

@@ -16,8 +16,10 @@ from .model.spec import Count, VitSpec
 MAX_SCALE = 1000.0
 """Of a bank's gap; the paper tries 0.01 to 1."""
 _NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
-_CONSTANT = re.compile(r"r(\d\d|[1-9]\d{2,6})", re.ASCII)
+_CONSTANT = re.compile(r"r\d\d", re.ASCII)
 """Names of a degree for all layers."""
+_LONGER = re.compile(r"r[1-9]\d{2,6}", re.ASCII)
+"""The same of more digits; in earlier bundles schedules may be called so."""
 _RESERVED = ("weights", "manifest")
 """Names of other files in a bundle."""
 
@@ -49,11 +51,7 @@ class Variant:
                 f"{self.name!r} can't name a variant: a letter first, then letters, digits, '-' "
                 f"and '_', 64 at most, and not {' or '.join(_RESERVED)}."
             )
-        if _CONSTANT.fullmatch(self.name) and self.name != constant_name(self.degrees):
-            raise InputError(
-                f"{self.name} is the name of degree {int(self.name[1:])} in each layer; choose "
-                "another."
-            )
+        _reserve(_CONSTANT, self.name, self.degrees)
         if self.source not in range(MAX_DEGREE + 1):
             raise DegreeError(f"`source` {self.source}: 0 to {MAX_DEGREE} is expected.")
         if not 0 <= self.scale <= MAX_SCALE:
@@ -92,6 +90,7 @@ class Variant:
         name = constant_name(schedule.degrees) if name is None else name
         if name is None:
             raise InputError("a schedule with another degree in each layer needs a name.")
+        _reserve(_LONGER, name, schedule.degrees)
         return cls(name, schedule.degrees, schedule.targets, source, scale, compensated)
 
     @property
@@ -122,6 +121,14 @@ class Variant:
 def constant_name(degrees: Sequence[int]) -> str | None:
     """``r08`` of degree 8 in each layer, ``r100`` of 100; None of degrees that differ."""
     return f"r{degrees[0]:02d}" if len(set(degrees)) == 1 else None
+
+
+def _reserve(names: re.Pattern[str], name: str, degrees: Sequence[int]) -> None:
+    """Raise InputError where a name is one of those, and so that of other degrees."""
+    if names.fullmatch(name) and name != constant_name(degrees):
+        raise InputError(
+            f"{name} is the name of degree {int(name[1:])} in each layer; choose another."
+        )
 
 
 def find_variant(variants: Mapping[str, Variant], name: str | int, where: object) -> Variant:

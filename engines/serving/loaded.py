@@ -19,6 +19,7 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.compression.metadata import ModelInfo
 from tocom_export.errors import BankError, BundleError, InputError, PoolError
+from tocom_export.image_size import resize_for
 from tocom_export.io.tensors import Tensors
 from tocom_export.model.catalogue import REFERENCE
 from tocom_export.model.weight_names import qkv_weights
@@ -182,6 +183,7 @@ class Loaded:
             opened = recover_checkpoint(own, spec, bundle.precision)
             check_same_model(opened, spec)
         else:
+            opened, _ = resize_for(spec, opened)
             check_same_model(opened, spec)
             stored = ModelWeights(spec, opened, None, bundle.precision).shared()
             # Those that are no copies already are views of the mapped file.

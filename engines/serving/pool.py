@@ -13,7 +13,7 @@ from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import BundleError, CheckFailed, InputError, PoolError
 from tocom_export.io.memory import release_memory
-from tocom_export.model.outputs import pluralise
+from tocom_export.model.outputs import format_outputs, pluralise
 from tocom_export.variant import find_variant
 
 from ..engine import Backend, Images, Logits, Outputs, name_unusable, take_first
@@ -157,6 +157,7 @@ class EnginePool:
 
         Args:
             checkpoint: the new weights, of the same model and classes; default: those it has now.
+                Positions for another image size are resampled, as :func:`tocom_export.refit` does.
             weights_key: the entry of a pickled checkpoint that is taken; default: averaged weights
                 (EMA) where there are any, as timm.
             bank: what all variants are compensated with, or its file, or ``none``; default: those
@@ -196,8 +197,9 @@ class EnginePool:
             loaded = Loaded.of(Bundle.open(path), self._chosen, now.backend, now.options)
             if loaded.bundle.spec != self.spec:
                 raise BundleError(f"{path} is of another model now; open a pool of it.")
-            if loaded.bundle.outputs != now.bundle.outputs:
-                given = ", ".join(loaded.bundle.outputs)
+            old, new = now.bundle, loaded.bundle
+            if (new.outputs, new.unit_embedding) != (old.outputs, old.unit_embedding):
+                given = format_outputs(new.forms, new.unit_embedding)
                 raise BundleError(f"{path} gives other outputs now ({given}); open a pool of it.")
             if name not in loaded.names:
                 raise BundleError(

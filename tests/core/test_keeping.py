@@ -40,7 +40,9 @@ specs = st.builds(
         ("keep:0.07", 0.07, "keep7"),
         ("keep:0.55", 0.55, "keep55"),
         ("keep:0.125", 0.125, "keep12_5"),
-        ("keep:0.000000001", 1e-9, "keep1e_07"),
+        ("keep:0.1234567", 0.1234567, "keep12_34567"),
+        ("keep:0.1234568", 0.1234568, "keep12_34568"),
+        ("keep:0.000000001", 1e-9, "keep0_0000001"),
     ],
 )
 def test_a_rule(text: str, share: float, name: str):
@@ -49,6 +51,12 @@ def test_a_rule(text: str, share: float, name: str):
     assert isinstance(rule, Keep)
     assert rule.name == name
     assert Keep.parse(str(rule)) == rule
+
+
+@given(billionths=st.integers(1, 10**9 - 1))
+def test_each_share_has_a_name_of_its_own(billionths: int):
+    name = Keep.parse(f"keep:0.{billionths:09d}").name
+    assert round(float(name[4:].replace("_", ".")) * 1e7) == billionths
 
 
 @pytest.mark.parametrize(

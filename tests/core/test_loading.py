@@ -215,6 +215,15 @@ def test_weights_that_can_t_take_a_bundle_s_place(
     assert "from 7×7 to 8×8 patches" in told
 
 
+def test_bare_weights_of_as_many_positions_stay(make_spec: Callable[..., Any], make_weights: Any):
+    """7×28 patches are as many as 14×14, which the model's name says."""
+    spec = make_spec(model=TINY, image_size=[112, 448], patch_size=[16, 16], depth=1)
+    bare = Checkpoint(Path("bare"), make_weights(spec), ModelInfo())
+    assert resize_for(spec, bare) == (bare, "")
+    told = Checkpoint(Path("told"), bare.tensors, ModelInfo(replace(spec, image_size=(224, 224))))
+    assert "from 14×14 to 7×28 patches" in resize_for(spec, told)[1]
+
+
 def test_positions_that_are_computed(
     checkpoint: Callable[..., Path], make_spec: Callable[..., VitSpec]
 ):

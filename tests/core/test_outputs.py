@@ -47,6 +47,7 @@ def test_what_a_model_is_for(make_spec: MakeSpec):
     assert choose_outputs(spec) == ("logits",)
     assert choose_outputs(bare) == ("embedding",)
     assert choose_outputs(spec, ["embedding", "logits", "embedding"]) == ("embedding", "logits")
+    assert choose_outputs(spec, "embedding") == ("embedding",)
     with pytest.raises(InputError, match="`outputs` logits: small has no head that gives them"):
         choose_outputs(bare, ["embedding", "logits"])
     with pytest.raises(InputError, match=r"`outputs` 'probs': it is logits, embedding\."):

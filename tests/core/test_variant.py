@@ -144,6 +144,14 @@ def test_a_name_that_says_another_degree(spec: VitSpec, name: str):
         assert f"{name} is the name of degree {int(name[1:])} in each layer" in str(caught.value)
 
 
+def test_a_schedule_of_an_earlier_bundle(spec: VitSpec):
+    """Longer names of a degree are reserved where a variant is made, and not where it is read."""
+    old = replace(Variant.of(spec, [20, 17, 11, 6], "old"), name="r384")
+    assert decode(Variant, json.loads(json.dumps(encode(old)))) == old
+    with pytest.raises(InputError, match="r84 is the name of degree 84"):
+        replace(old, name="r84")
+
+
 @pytest.mark.parametrize("degree", [-1, 1_000_001])
 @pytest.mark.parametrize("compensated", [True, False])
 def test_degrees_out_of_range(spec: VitSpec, degree: int, compensated: bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +223,12 @@ def test_ranges_are_measured_beside_several_outputs(
 
 
 def give(logits: float, embedding: float) -> Callable[[Any], Any]:
-    """Logits up to 100 and an embedding up to 1, each off by so much."""
+    """Logits up to 100, of the last class, and an embedding up to 1, each off by so much."""
 
     def run(images: Any) -> Any:
         ones = np.ones((len(images), 3), np.float32)
-        return {"logits": 100 * ones + logits, "embedding": ones + embedding}
+        classes = np.array([20, 50, 100], np.float32)
+        return {"logits": classes * ones + logits, "embedding": ones + embedding}
 
     return run
 
@@ -245,7 +247,7 @@ def test_each_is_held_against_its_own_largest_value(off: Any, output: str, passe
     found = compare(give(*off), images, give(0, 0), *values, outputs=BOTH)
     assert (found.output, found.passed) == (output, passed)
     assert found.to_json()["output"] == output
-    assert found.agreement == (100 if np.isfinite(off[0]) else found.agreement)
+    assert found.agreement == (0 if np.isnan(off[0]) else 100)
     if not passed:
         said = "gives .* that are NaN or Inf" if not found.finite else "differs from the model"
         with pytest.raises(CheckFailed, match=said) as caught:
@@ -253,6 +255,37 @@ def test_each_is_held_against_its_own_largest_value(off: Any, output: str, passe
         assert ("embeddings" in str(caught.value)) is (output == "embedding")
     alone = compare(give(*off), images, None, *values, outputs=BOTH)
     assert (alone.passed, alone.agreement) == (bool(np.isfinite(off).all()), None)
+
+
+@pytest.mark.parametrize("worst", BOTH)
+def test_the_worst_where_nothing_may_differ(worst: str):
+    off = (1.0, 1e-6) if worst == "logits" else (1e-4, 1.0)
+    images = np.zeros((20, 1), np.float32)
+    for order in (BOTH, BOTH[::-1]):
+        run = partial(compare, give(*off), images, give(0, 0), "r08.onnx", "r08", "fp32")
+        found = run(outputs=order, atol=0.0)
+        assert (found.output, found.max_difference) == (worst, 1)
+        assert (found.beyond, found.share, found.passed) == (20, np.inf, False)
+    same = compare(give(*off), images, give(*off), "r08.onnx", "r08", "fp32", atol=0.0)
+    assert (same.share, same.passed) == (0, True)
+
+
+def test_what_an_oracle_may_give(make: Make):
+    bundle = make({}, outputs=("embedding",), targets=(8,))
+    images = sample_images(bundle.spec, 3)
+    oracle = make_oracle(bundle)
+    forms: dict[str, Callable[[Any], Any]] = {
+        "tensor": torch.from_numpy, "lists": np.ndarray.tolist, "array": np.asarray,
+        "named": lambda found: {"embedding": torch.from_numpy(found), "more": None},
+    }  # fmt: skip
+    for form in forms.values():
+        (found,) = verify(bundle, images, lambda v, i, f=form: f(oracle(v, i)), threads=1)
+        assert found.passed
+        (found,) = verify(bundle, images, lambda v, i, f=form: f(oracle(v, i) + 1), threads=1)
+        assert not found.passed
+    says = "`oracle` gives no embedding; give embedding, each by its name"
+    with pytest.raises(InputError, match=says):
+        list(verify(bundle, images, lambda v, i: {"logits": oracle(v, i)}, threads=1))
 
 
 def test_one_array_can_t_stand_for_several_outputs(make: Make):
@@ -418,6 +451,18 @@ def test_a_pool_gives_all(make: Make):
         with pytest.raises(BundleError, match="gives other outputs now"):
             pool.reload()
         np.testing.assert_array_equal(pool.run(images), found["logits"])
+
+
+def test_a_pool_of_other_lengths(make: Make):
+    """Dividing by its length makes another output of an embedding."""
+    bundle, unit = make(), make({}, "unit", unit=True)
+    with EnginePool(bundle.path, threads=1) as pool:
+        bundle.path.rename(bundle.path.with_name("gone"))
+        unit.path.rename(bundle.path)
+        says = r"gives other outputs now \(logits \(10\), embedding \(64, of length 1\)\); open"
+        with pytest.raises(BundleError, match=says):
+            pool.reload()
+        assert not pool.bundle.unit_embedding
 
 
 def test_triton_is_told_of_each_output(make_blueprint: Callable[..., Blueprint], tmp_path: Path):

@@ -45,7 +45,7 @@ class Keep:
     @property
     def name(self) -> str:
         """A variant's name for it: ``keep50`` of a half, ``keep12_5`` of an eighth."""
-        return f"keep{100 * self.share:g}".replace(".", "_").replace("-", "_")
+        return "keep" + f"{100 * self.share:.7f}".rstrip("0").rstrip(".").replace(".", "_")
 
     def list_degrees(self, spec: VitSpec) -> tuple[int, ...]:
         """What each layer of a model removes, within ToMe's bound of half.

@@ -47,15 +47,15 @@ def format_outputs(forms: Mapping[str, Form], unit_embedding: bool) -> str:
     return ", ".join(told)
 
 
-def choose_outputs(spec: VitSpec, asked: Iterable[str] = ()) -> tuple[OutputName, ...]:
-    """The outputs that are asked for, each once; none is what a model is for.
+def choose_outputs(spec: VitSpec, asked: Iterable[str] | str = ()) -> tuple[OutputName, ...]:
+    """The outputs that are asked for, each once, or by one name; none is what a model is for.
 
     That is logits where it has classes, else the embedding.
 
     Raises:
         InputError: there is no such output, or the model has none.
     """
-    names = tuple(dict.fromkeys(asked))
+    names = tuple(dict.fromkeys((asked,) if isinstance(asked, str) else asked))
     if unknown := [name for name in names if name not in get_args(OutputName)]:
         known = ", ".join(get_args(OutputName))
         raise InputError(f"`outputs` {unknown[0]!r}: it is {known}.")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tocom_export import EnginePool
+from tocom_export import EnginePool, refit
 from tocom_export.bundle.opening import Bundle
 from tocom_export.bundle.writing import Blueprint, write_bundle
 from tocom_export.compression.checkpoint import Checkpoint
@@ -82,6 +82,22 @@ def test_another_models_weights(
         assert not same(of_pool(pool, images), wanted)
         pool.refit(bank=blueprint.weights.bank, source=4)
         assert same(of_pool(pool, images), wanted)
+
+
+def test_weights_for_another_image_size(
+    fresh: Bundle, blueprint: Blueprint, tmp_path: Path, images, answers, of_pool, same,
+    make_checkpoint: Callable[..., Path],
+):  # fmt: skip
+    """They are resampled, as a refit of the bundle's files does."""
+    spec = dataclasses.replace(fresh.spec, image_size=(64, 40))
+    (tmp_path / "wide").mkdir()
+    file = make_checkpoint(tmp_path / "wide", spec, 5, metadata=to_metadata(ModelInfo(spec)))
+    bank = blueprint.weights.bank
+    with EnginePool(fresh.path, threads=1) as pool:
+        pool.refit(checkpoint=file, bank=bank)
+        found = of_pool(pool, images)
+    done = refit(fresh.path, checkpoint=file, bank=bank)
+    assert same(found, answers(done.bundle, images))
 
 
 def test_an_entry_of_a_pickle(
