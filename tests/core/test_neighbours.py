@@ -145,7 +145,7 @@ def test_a_model_of_which_training_images_are_no_numbers():
     assert (sound.right, sound.unusable) == (40, 0)
     (one,) = measure_neighbours([break_some], test, Neighbours(train, 1))
     assert (said(one) == train.labels[0]).all()
-    says = "`knn` train: 1 of 40 embeddings hold no NaN or Inf; lower `neighbours`, of which 2"
+    says = "`knn` train: 1 of 40 embeddings are free of NaN and Inf; lower `neighbours`, of which 2"
     with pytest.raises(DataError, match=says):
         measure_neighbours([break_some], test, Neighbours(train, 2))
 

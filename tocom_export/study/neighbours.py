@@ -107,7 +107,7 @@ def measure_neighbours(
     neighbours.check_count(seen)
     if (most := max((found.seen for found in nearest), default=seen)) < neighbours.count:
         raise DataError(
-            f"`knn` {neighbours.images.name}: {most} of {seen} embeddings hold no NaN or Inf; "
+            f"`knn` {neighbours.images.name}: {most} of {seen} embeddings are free of NaN and Inf; "
             f"lower `neighbours`, of which {neighbours.count} are to vote."
         )
     for score, found in zip(scores, nearest, strict=True):
