@@ -75,6 +75,19 @@ KINDS = {
                                    "vit_so150m2_patch16_reg1_gap_384"),
 }  # fmt: skip
 """What people call them: a pattern of ``name.tag``, and names to show."""
+FOLDERS = {
+    "vit": "google/vit-base-patch16-224",
+    "deit": "facebook/deit-base-distilled-patch16-224",
+    "dinov2": "facebook/dinov2-base",
+    "dinov2_with_registers": "facebook/dinov2-with-registers-base",
+    "dinov3_vit": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "clip": "openai/clip-vit-base-patch32",
+    "siglip": "google/siglip-base-patch16-224",
+    "vit_mae": "facebook/vit-mae-base",
+    "beit": "microsoft/beit-base-patch16-224",
+    "data2vec-vision": "facebook/data2vec-vision-base",
+}
+"""model_type → a repository of the hub that people know."""
 OTHERS = ("vit_base_patch16_224_miil", "vit_medium_patch16_gap_256", "vit_base_patch16_rpn_224")
 HEAD = """\
 <!-- Written by scripts/models_page.py from tocom_export/assets. -->
@@ -88,6 +101,14 @@ can't be expressed, whether timm is installed or not:
 $ tocom-export build --model vit_small_r26_s32_224 --bank none
 Error: vit_small_r26_s32_224: patch embedding HybridEmbed (convolutions) is not supported.
 ```
+"""
+
+ON_FOLDERS = """\
+## A folder of Hugging Face's
+
+Its `config.json` has a `model_type`. These are read as they lie, by `--checkpoint FOLDER`, and so are folders that timm
+saved ([checkpoints.md](checkpoints.md#hugging-face-folders)). Of kinds below that are not among them (AIMv2, EVA-02,
+I-JEPA, Perception Encoder, ...) timm's weights build.
 """
 
 
@@ -192,6 +213,14 @@ def format_refused(lists: Lists) -> str:
     return format_table(("refused for", "names", "weights", "which"), rows)
 
 
+def format_folders() -> str:
+    """A row for each type of folder that is read."""
+    return format_table(
+        ("`model_type`", "such as"),
+        [(f"`{kind}`", f"`{FOLDERS[kind]}`" if kind in FOLDERS else "") for kind in SUPPORTED],
+    )
+
+
 def format_page(lists: Lists | None = None) -> str:
     """The page, of the lists that are there."""
     lists = lists or Lists.read()
@@ -200,6 +229,9 @@ def format_page(lists: Lists | None = None) -> str:
     count = sum(len(names) for parts in others.values() for names in parts.values())
     return "\n".join([
         HEAD.format(names=len(lists.built), tags=tags, version=lists.version),
+        ON_FOLDERS,
+        format_folders(),
+        "",
         "## By kind\n",
         "`NAME.TAG` names weights, as in timm; a name may have weights of several kinds.\n",
         format_kinds(lists),
@@ -209,10 +241,8 @@ def format_page(lists: Lists | None = None) -> str:
         "CaiT, XCiT, Hiera, ...),\nby which they are refused.\n",
         "## Refused ViTs\n",
         format_refused(lists),
-        "\n## Hugging Face folders\n",
-        "`model_type` of those that are read as they lie "
-        "([checkpoints.md](checkpoints.md#hugging-face-folders)):",
-        ", ".join(f"`{kind}`" for kind in SUPPORTED) + ".",
+        "\n## All names that build\n",
+        ", ".join(f"`{name}`" for name in sorted(lists.built)) + ".",
     ]) + "\n"  # fmt: skip
 
 

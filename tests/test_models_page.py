@@ -26,6 +26,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_page_is_what_the_lists_give(page: ModuleType):
     written = page.PAGE.read_text("utf-8")
     assert written == page.format_page(), "run scripts/models_page.py"
+    assert page.FOLDERS.keys() <= {*page.SUPPORTED}
     for linking in ("README.md", "docs/checkpoints.md"):
         assert "models.md" in (ROOT / linking).read_text("utf-8")
 

@@ -57,8 +57,8 @@ class UnknownModelError(InputError):
 class UnsupportedModelError(InputError):
     """The model has a part that a :class:`~tocom_export.VitSpec` can't express."""
 
-    def __init__(self, model: str, part: str) -> None:
-        super().__init__(f"{model}: {part} is not supported.")
+    def __init__(self, model: str, part: str, hint: str = "") -> None:
+        super().__init__(f"{model}: {part} is not supported{f'; {hint}' if hint else ''}.")
         self.part = part
 
 

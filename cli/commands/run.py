@@ -84,7 +84,7 @@ def run_command(
         output.document({"bundle": str(bundle), "engine": engine.about, "images": documents})
         title = f"{opened.spec.model}, {chosen.name}, {engine.about}"
         answered = [document for document in documents if "error" not in document]
-        _show(answered, title, opened, output)
+        _show(answered, title, opened, bool(wanted), output)
     if failed:
         click.get_current_context().exit(ImageError.exit_status)
 
@@ -104,7 +104,9 @@ def _describe(bundle: Bundle, variant: str, answer: Answer, count: int) -> dict[
     return {**document, "classes": classes}
 
 
-def _show(documents: list[dict[str, Any]], title: str, bundle: Bundle, output: Output) -> None:
+def _show(
+    documents: list[dict[str, Any]], title: str, bundle: Bundle, written: bool, output: Output
+) -> None:
     rows: list[list[str]] = []
     for document in documents:
         name = document["file"]
@@ -117,7 +119,8 @@ def _show(documents: list[dict[str, Any]], title: str, bundle: Bundle, output: O
     if documents and "embedding" in documents[0]:
         output.table(["image", "channels", "length"], rows, title)
         why = "The bundle gives no logits" if bundle.spec.classes else "The model has no classes"
-        output.note(f"{why}: it gives embeddings; --output embedding FILE writes them.")
+        if not written:
+            output.note(f"{why}: it gives embeddings; --output embedding FILE writes them.")
     else:
         output.table(["image", "class", "probability"], rows, title)
 

@@ -131,9 +131,8 @@ def _read_kind(config: Mapping[str, Any], folder: Path) -> str:
     if kind in _REFUSED:
         raise UnsupportedModelError(f"{folder} ({kind})", _REFUSED[kind])
     if kind not in SUPPORTED:
-        raise UnsupportedModelError(
-            str(folder), f"model_type {kind!r} (known are {', '.join(SUPPORTED)})"
-        )
+        known = f"known are {', '.join(SUPPORTED)}"
+        raise UnsupportedModelError(str(folder), f"model_type {kind!r}", known)
     if config.get("quantization_config") is not None:
         raise UnsupportedModelError(str(folder), "quantized weights (quantization_config)")
     return kind.removesuffix("_vision_model")
