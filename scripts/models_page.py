@@ -106,9 +106,9 @@ Error: vit_small_r26_s32_224: patch embedding HybridEmbed (convolutions) is not 
 ON_FOLDERS = """\
 ## A folder of Hugging Face's
 
-Its `config.json` has a `model_type`. These are read as they lie, by `--checkpoint FOLDER`, and so are folders that timm
-saved ([checkpoints.md](checkpoints.md#hugging-face-folders)). Of kinds below that are not among them (AIMv2, EVA-02,
-I-JEPA, Perception Encoder, ...) timm's weights build.
+Its `config.json` has a `model_type`. These are read as they lie, by `--checkpoint FOLDER`, and so
+are folders that timm saved ([checkpoints.md](checkpoints.md#hugging-face-folders)). Of kinds below
+that are not among them (AIMv2, EVA-02, I-JEPA, Perception Encoder, ...) timm's weights build.
 """
 
 

@@ -117,7 +117,9 @@ def test_both_arrays(succeeds: Run, both: Path, photos: Path, here: Path):
 def test_embeddings_alone(succeeds: Run, fails: Run, alone: Path, photos: Path, here: Path):
     result = succeeds("run", alone, photos / "a" / "0.png", "--output", "embedding", "e")
     assert result.stdout.splitlines()[1].split() == ["image", "channels", "length"]
-    assert "gives no logits: it gives embeddings; --output embedding FILE" in result.stderr
+    assert "gives embeddings" not in result.stderr, "they were asked for"
+    told = succeeds("run", alone, photos / "a" / "0.png").stderr
+    assert "gives no logits: it gives embeddings; --output embedding FILE" in told
     (row,) = np.load(here / "e.npy")
     assert f"{np.linalg.norm(row):.2f}" in result.stdout.splitlines()[2]
     says = ("gives no logits", "build it with --output logits")

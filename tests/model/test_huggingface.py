@@ -507,7 +507,7 @@ def test_shards_that_are_missing_or_lack_a_tensor(write: Write):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "bert"}, r"model_type 'bert' \(known are vit, deit, .*\) is not supported"),
+        ({"model_type": "bert"}, r"model_type 'bert' is not supported; known are vit, deit, .*"),
         ({"model_type": "clip_text_model"}, "a text model is not supported"),
         ({"model_type": "siglip2"}, r"siglip2\): images of varying size \(NaFlex\) is not"),
         ({"model_type": "beit"}, "a model without positions"),
