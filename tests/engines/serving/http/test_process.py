@@ -112,7 +112,7 @@ def test_a_second_signal_ends_it_at_once(bundle: Bundle, make_images: Callable[.
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(30) == 130
         for connection in connections:
             connection.close()
 
