@@ -138,7 +138,7 @@ class Trt:
     SerializationFlag = SimpleNamespace(
         EXCLUDE_WEIGHTS="EXCLUDE_WEIGHTS", INCLUDE_REFIT="INCLUDE_REFIT"
     )
-    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8", INT32="INT32",
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8",
                                INT64="INT64")  # fmt: skip
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
