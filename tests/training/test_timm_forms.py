@@ -27,7 +27,6 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
      {"pool": "avg"}),
     ("vit_tiny_patch16_224", {"img_size": 64, "fc_norm": True}, {"pool": "token"}),
     ("vit_tiny_patch16_224", {"img_size": (48, 160)}, {"image_size": (48, 160)}),
-    ("vit_tiny_patch16_224", {"img_size": (100, 101)}, {"image_size": (100, 101)}),
     ("deit_tiny_distilled_patch16_224", {"img_size": 128, "num_classes": 5}, {}),
     ("deit3_small_patch16_224", {"img_size": 80}, {}),
     ("vit_small_patch14_reg4_dinov2", {"img_size": 126, "num_classes": 4}, {}),
