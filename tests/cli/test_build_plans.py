@@ -173,7 +173,7 @@ class TestGpu:
         succeeds("build", *options, *strip, "--out", "again")
         assert builds(nvidia) == 1
         nan = np.full((20, 10), np.nan, np.float32)
-        monkeypatch.setattr(TensorRtEngine, "run", lambda *_: nan)
+        monkeypatch.setattr(TensorRtEngine, "run_all", lambda *_: {"logits": nan})
         says = ("r08.plan gives logits that are NaN or Inf",)
         fails("build", *options, *strip, "--out", "b", says=says, status=1)
 

@@ -436,7 +436,7 @@ def test_a_refit_drops_what_was_recorded_of_its_variant(
     succeeds("evaluate", bundle, "--data", data, "--record")
     before = recorded(bundle)
     assert list(before) == ["r04", "r08"]
-    options = ("--bank", bank_file, "--source", 16, "--no-verify")
+    options = ("--bank", bank_file, "--scale", 0.2, "--no-verify")
     succeeds("refit", bundle / "r08.onnx", *options)
     assert recorded(bundle) == {"r04": before["r04"]}
 
@@ -464,7 +464,7 @@ def test_variants_are_a_bundle_s(fails: Run, checkpoint: Path, bank_file: Path):
 
 
 def test_a_refitted_variant(succeeds: Run, fails: Run, bundle: Path, bank_file: Path, data: Path):
-    options = ("--bank", bank_file, "--source", 16, "--no-verify")
+    options = ("--bank", bank_file, "--scale", 0.2, "--no-verify")
     succeeds("refit", bundle / "r08.onnx", *options)
     says = ("r08.onnx was refitted", "no longer the bundle's")
     fails("evaluate", bundle, "--data", data, says=says)

@@ -54,13 +54,13 @@ def test_it_is_timed(succeeds: Run, fails: Run, planned: Path):
 
 def test_it_is_verified(succeeds: Run, planned: Path, monkeypatch):
     seen: list[str] = []
-    run = TensorRtEngine.run
+    run = TensorRtEngine.run_all
 
     def note(engine: TensorRtEngine, images: Any) -> Any:
         seen.append(engine.variant.name)
         return run(engine, images)
 
-    monkeypatch.setattr(TensorRtEngine, "run", note)
+    monkeypatch.setattr(TensorRtEngine, "run_all", note)
     document = json.loads(
         succeeds("verify", planned, "--backend", "tensorrt", "--atol", "1e9", "--json").stdout
     )

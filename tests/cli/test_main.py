@@ -63,6 +63,7 @@ def test_the_commands():
         "refit",
         "verify",
         "run",
+        "show",
         "bench",
         "train",
         "finetune",

@@ -68,7 +68,9 @@ def test_every_parameter_of_every_command_has_a_name(name: str):
     for parameter in command.params:
         shown = command.name_options(f"`{parameter.name}`")
         option = isinstance(parameter, click.Option)
-        assert re.fullmatch("--[a-z][a-z-]*" if option else r"[\[\]A-Z|.-]+|{bash.*}", shown), shown
+        assert re.fullmatch("--[a-z][a-z0-9-]*" if option else r"[\[\]A-Z|.=-]+|{bash.*}", shown), (
+            shown
+        )
 
 
 @pytest.mark.parametrize(

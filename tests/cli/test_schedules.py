@@ -140,7 +140,7 @@ def test_run(succeeds: Run, fails: Run, mixed: Path, photos: Path):
     fails("run", mixed, "--variant", "faster", file, says=("faster", "r00, r08, r16, fast"))
 
 
-@pytest.mark.parametrize("options", [("--scale", 0.05), ("--source", 0), ("--bank", "none")])
+@pytest.mark.parametrize("options", [("--scale", 0.05), ("--bank", "none")])
 def test_refit(succeeds: Run, mixed: Path, bank_file: Path, options: Options):
     own = mixed / "fast.safetensors"
     before = own.read_bytes()
