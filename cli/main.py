@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": "Hold every engine of a bundle against the PyTorch model.",
     "run": "Classify image files with one engine of a bundle.",
     "show": "Draw which patches of an image become one token.",
+    "tune": "Find the schedule that loses least at a cost, without labels.",
     "bench": "Time the engines of a bundle.",
     "train": "Distil a ToCom bank from a model and its pre-training images.",
     "finetune": "Train a model at a source degree.",

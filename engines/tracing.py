@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tocom_export.bundle.extending import read_input_scales
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import BundleError, brief
 from tocom_export.graph.precision import TYPES
@@ -20,7 +21,6 @@ from .engine import Images, Outputs, check_finite, check_images, check_outputs
 from .onnx.session import open_session
 
 Maps = npt.NDArray[np.int32]
-_SCALE = ".input_scale"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def write_traced(bundle: Bundle, variant: Variant) -> bytes:
     weights: dict[str, StoredTensor] = {}
     for file in bundle.weight_files(variant.name):
         weights |= read_header(file)[0]
-    scales = _read_input_scales(bundle, variant) if bundle.precision == "int8" else None
+    scales = read_input_scales(bundle, variant)
     model = write_graph(
         bundle.spec, variant.schedule(bundle.spec), bundle.method, weights, {},
         TYPES[bundle.precision], scales, _list_outputs(bundle), bundle.unit_embedding, trace=True,
@@ -103,17 +103,3 @@ def write_traced(bundle: Bundle, variant: Variant) -> bytes:
 def _list_outputs(bundle: Bundle) -> tuple[OutputName, ...]:
     """What its graphs give; of a model without a head older bundles call that logits."""
     return choose_outputs(bundle.spec, bundle.outputs if bundle.spec.classes else ("embedding",))
-
-
-def _read_input_scales(bundle: Bundle, variant: Variant) -> dict[str, float]:
-    """Quantized layer → what one step of its int8 input stands for, in the bundle's graph."""
-    file = bundle.graph(variant.name)
-    try:
-        graph = ir.load(file).graph
-        return {
-            name.removesuffix(_SCALE): float(value.const_value.numpy())
-            for name, value in graph.initializers.items()
-            if name.endswith(_SCALE) and value.const_value is not None
-        }
-    except Exception as error:  # of many types: a damaged file
-        raise BundleError(f"{file} can't be read ({brief(error)}); build it again.") from error

@@ -64,6 +64,7 @@ def test_the_commands():
         "verify",
         "run",
         "show",
+        "tune",
         "bench",
         "train",
         "finetune",

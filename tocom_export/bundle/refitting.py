@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def refit_bundle(
         for variant in needing:
             _rewrite_graph(bundle, made, variant, beside)
         names = [file.name for file in beside.iterdir()]
-        _link_others(path, beside)
+        link_others(path, beside)
         refitted = dict.fromkeys((*bundle.refitted, *variants))
         changed = dataclasses.replace(
             bundle,
@@ -161,12 +161,16 @@ def _rewrite_graph(bundle: Bundle, made: Blueprint, variant: Variant, beside: Pa
     (beside / graph_name(variant.name)).write_bytes(graph.SerializeToString())
 
 
-def _link_others(path: Path, beside: Path) -> None:
-    """All else that lies there: files that stay, plans, and what others have put beside them."""
+def link_others(path: Path, beside: Path, without: Sequence[str] = ()) -> None:
+    """All else that lies there: files that stay, plans, and what others have put beside them.
+
+    Args:
+        without: names of files that don't stay.
+    """
     names = [file.name for file in path.iterdir()]
     for file in map(path.joinpath, names):
         to = beside / file.name
-        if to.exists() or file.name == MANIFEST or is_left(file.name, names):
+        if to.exists() or file.name in (MANIFEST, *without) or is_left(file.name, names):
             continue
         if file.is_symlink():
             to.symlink_to(file.readlink())

@@ -163,23 +163,9 @@ def _write(
         for name, job in jobs.items():
             progress(name)
             files[name] = job.result()
-    shared, _ = read_header(folder / WEIGHTS)
     for name, variant in blueprint.variants.items():
         progress(graph_name(name))
-        own = read_header(folder / weights_name(name))[0] if variant.baked else {}
-        scales = input_scales[name] if input_scales else None
-        model = write_graph(
-            spec,
-            variant.schedule(spec),
-            blueprint.method,
-            {**shared, **own},
-            describe_graph(blueprint, variant),
-            TYPES[weights.precision],
-            scales,
-            blueprint.outputs,
-            blueprint.unit_embedding,
-        )
-        ir.save(model, folder / graph_name(name))
+        _write_graph(blueprint, variant, folder, input_scales[name] if input_scales else None)
     files |= record_files(folder, map(graph_name, blueprint.variants))
     progress(MANIFEST)
     bundle = Bundle(
@@ -205,6 +191,40 @@ def _write_shared(blueprint: Blueprint, folder: Path) -> FileRecord:
     """Write the weights that all variants read."""
     save_file(blueprint.weights.shared(), folder / WEIGHTS, describe_shared(blueprint))
     return record_files(folder, [WEIGHTS])[WEIGHTS]
+
+
+def write_variant(
+    blueprint: Blueprint, variant: Variant, folder: Path, input_scales: Mapping[str, float] | None
+) -> None:
+    """Write what is a variant's alone beside the weights that all of them share.
+
+    Args:
+        input_scales: of an int8 graph: layer → what one step of its int8 input stands for.
+    """
+    if variant.baked:
+        write_own(blueprint.weights, variant, folder)
+    _write_graph(blueprint, variant, folder, input_scales)
+
+
+def _write_graph(
+    blueprint: Blueprint, variant: Variant, folder: Path, input_scales: Mapping[str, float] | None
+) -> None:
+    """Write a variant's graph, whose weights are there already."""
+    spec = blueprint.weights.spec
+    shared, _ = read_header(folder / WEIGHTS)
+    own = read_header(folder / weights_name(variant.name))[0] if variant.baked else {}
+    model = write_graph(
+        spec,
+        variant.schedule(spec),
+        blueprint.method,
+        {**shared, **own},
+        describe_graph(blueprint, variant),
+        TYPES[blueprint.weights.precision],
+        input_scales,
+        blueprint.outputs,
+        blueprint.unit_embedding,
+    )
+    ir.save(model, folder / graph_name(variant.name))
 
 
 def write_own(weights: ModelWeights, variant: Variant, folder: Path) -> FileRecord:

@@ -1,0 +1,1 @@
+"""Searching schedules for a model and a machine, without labels."""
