@@ -28,6 +28,10 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @contextmanager
 def start(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, and its address."""
+    if hasattr(signal, "SIGCHLD"):
+        # The loop of gevent, by which Triton's client works, collects any child of this process
+        # that has ended; who waits for it is then told that its status was 0.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     line = [sys.executable, "-m", "tocom_export.cli.main", "serve", "--threads", "1"]
     process = subprocess.Popen(
         [*line, "--port", "0", *map(str, arguments)], stderr=subprocess.PIPE, text=True
@@ -112,9 +116,12 @@ def test_a_second_signal_ends_it_at_once(bundle: Bundle, make_images: Callable[.
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        for connection in connections:
-            connection.close()
+        try:
+            # By the system, where it was about to end when the second came.
+            assert process.wait(30) in (130, -signal.SIGINT)
+        finally:
+            for connection in connections:
+                connection.close()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
