@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +58,21 @@ def build_bundle(model: str, folder: Path, targets: Iterable[int]) -> Path:
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return out
+
+
+@contextmanager
+def start_server(bundle: Path, *options: str) -> Iterator[str]:
+    """``tocom-export serve`` of a bundle, as a model called ``m``; its address."""
+    line = [sys.executable, "-m", "tocom_export.cli.main", "serve", f"m={bundle}"]
+    line += ["--port", "0", *options]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = next(said for said in process.stderr if said.startswith(("Serving ", "Error")))
+        yield said.split("//")[1].strip()
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def describe_machine() -> str:

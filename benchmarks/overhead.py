@@ -9,18 +9,14 @@ binary. Both run the same variant, with as many threads as ONNX Runtime chooses.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
-from common import Row, build_bundle
+from common import Row, build_bundle, start_server
 
 from tocom_export import EnginePool
 from tocom_export.engines.verify import sample_images
@@ -29,24 +25,10 @@ SMALL = "deit_small_patch16_224"
 REQUESTS = 300
 
 
-@contextmanager
-def start_server(bundle: Path, variant: str) -> Iterator[str]:
-    """A server of one variant; its address."""
-    line = [sys.executable, "-m", "tocom_export.cli.main", "serve", f"m={bundle}", "--port", "0"]
-    process = subprocess.Popen([*line, "--variant", variant], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = next(said for said in process.stderr if said.startswith(("Serving ", "Error")))
-        yield said.split("//")[1].strip()
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def time_overhead(bundle: Path, variant: str, requests: int = REQUESTS) -> Row:
     """Latency of a request to the server over that of the same run in the pool."""
     with (
-        start_server(bundle, variant) as address,
+        start_server(bundle, "--variant", variant) as address,
         EnginePool(bundle, variants=[variant]) as pool,
         triton.InferenceServerClient(address) as client,
     ):

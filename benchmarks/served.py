@@ -16,14 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
-from common import Row, build_bundle
+from common import Row, build_bundle, start_server
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.engines.verify import sample_images
@@ -38,21 +36,6 @@ RATIO = 6
 """The latency wanted, over the dense model's."""
 BURST, STEADY = 1.5, 0.7
 """Of what the dense model serves: bursts, in turns with a third of them, and steady traffic."""
-
-
-@contextmanager
-def start_server(bundle: Path, *options: str) -> Iterator[str]:
-    """A server; its address."""
-    line = [sys.executable, "-m", "tocom_export.cli.main", "serve", f"m={bundle}"]
-    line += ["--port", "0", *options]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = next(said for said in process.stderr if said.startswith(("Serving ", "Error")))
-        yield said.split("//")[1].strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def send_load(address: str, bundle: Path, slo_ms: float, seconds: float, *more: str) -> Any:

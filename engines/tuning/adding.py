@@ -16,11 +16,13 @@ from tocom_export.bundle.weights import ModelWeights, recover_checkpoint
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
 from tocom_export.errors import ImageError, InputError
+from tocom_export.export_checks import GRAPH_BACKENDS
 from tocom_export.io.locking import hear_nothing
 from tocom_export.model.preprocess import choose_spread, find_images
 from tocom_export.refitting import choose_bank
 
 from ..engine import Images
+from ..picking import resolve
 from .budget import Budget, Found
 from .journal import Journal
 from .trial import open_workshop
@@ -60,6 +62,12 @@ def tune_bundle(
         TocomError: the bundle or the pictures can't be used, or a budget can't be met.
     """
     bundle = Bundle.open(path, hashes=True)
+    asked = engine.get("inference_precision", "auto")
+    # Once, by the bundle: what was picked for it isn't known of a candidate.
+    backend, precision = resolve(bundle, engine.get("backend", "auto"), engine.get("device"), asked)
+    if backend not in GRAPH_BACKENDS:
+        raise InputError(f"`backend` {backend}: candidates are graphs; name onnx or openvino.")
+    engine = {**engine, "backend": backend, "inference_precision": precision}
     weights = find_weights(bundle, bank)
     files = choose_spread(find_images(images), limit)
     labels = _read_labels(files, images, bundle) if labelled else None

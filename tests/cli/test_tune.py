@@ -113,6 +113,7 @@ def test_milliseconds_and_a_scale(
     ("more", "says"),
     [
         ((), "--speedup, a --budget-ms or a share of --macs"),
+        (("--macs", 0.5, "--backend", "tensorrt"), "--backend tensorrt: candidates are graphs"),
         (("--macs", 0.01), "no schedule of tiny costs so little"),
         (("--budget-ms", 1e6), "the uncompressed model costs no more than that"),
         (("--macs", 0.5, "--macs", 0.6, "--name", "x"), "--name is for one budget"),
