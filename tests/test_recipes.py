@@ -16,7 +16,7 @@ from tocom_export.cli.main import cli
 RECIPE = Path(__file__).parent.parent / "recipes" / "reference"
 
 
-@pytest.fixture(params=["full", "reduced"])
+@pytest.fixture(params=["full", "standard", "reduced"])
 def programme(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Any]]:
     sys.path.insert(0, str(RECIPE))
     try:

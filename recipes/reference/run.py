@@ -1,7 +1,8 @@
 """The reference model, its banks and the study, stage by stage.
 
-python recipes/reference/run.py full    DATA OUT    on a GPU; sized for half an hour, not run yet
-python recipes/reference/run.py reduced DATA OUT    on two CPU cores, some hours
+python recipes/reference/run.py full DATA OUT      on a GPU; sized for half an hour, not run yet
+python recipes/reference/run.py reduced DATA OUT   on two CPU cores, some hours
+python recipes/reference/run.py standard DATA OUT   on two CPU cores with bfloat16, about a day
 
 DATA is what prepare.py makes. What is finished is not done again, and what was broken off goes on
 where it was: run the same command again. --stages backbone,tome-bank does part of it.
@@ -91,7 +92,7 @@ def collect(out: Path) -> None:
 def main() -> int:
     """Exit status 1 where a task failed or waits for one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("form", choices=("full", "reduced"))
+    parser.add_argument("form", choices=("full", "standard", "reduced"))
     parser.add_argument("data", type=lambda name: Path(name).resolve())
     parser.add_argument("out", type=lambda name: Path(name).resolve())
     parser.add_argument("--stages", help="comma-separated; default: all")
