@@ -88,14 +88,14 @@ def measure() -> list[Row]:
         for draw in range(STEPS):
             for name in ("ours", "masked") if (number + draw) % 2 else ("masked", "ours"):
                 began = time.perf_counter()
-                loss = distill_loss(model, banks[name], images, *draw_degrees(draw))  # type: ignore[arg-type]
+                loss = distill_loss(model, banks[name], images, *draw_degrees(0, draw))  # type: ignore[arg-type]
                 optimizers[name].zero_grad()
                 loss.backward()
                 optimizers[name].step()
                 seconds[name].append(time.perf_counter() - began)
     bytes_kept = {
         name: np.mean([
-            count_kept_bytes(lambda: distill_loss(model, bank, images, *draw_degrees(draw)))  # type: ignore[arg-type]  # noqa: B023
+            count_kept_bytes(lambda: distill_loss(model, bank, images, *draw_degrees(0, draw)))  # type: ignore[arg-type]  # noqa: B023
             for draw in range(STEPS)
         ])
         for name, bank in banks.items()

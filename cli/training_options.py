@@ -78,8 +78,7 @@ _OPTIONS = (
     click.option(
         "--crop-scale",
         type=click.FloatRange(0.01, 1),
-        default=0.08,
-        help="Smallest share of an image that a random crop keeps.",
+        help="Smallest share of an image that a random crop keeps; default: 0.08.",
     ),
     click.option("--mixup", type=FiniteFloat(0), help="Mixup's alpha; 0 for none."),
     click.option("--cutmix", type=FiniteFloat(0), help="CutMix's alpha; 0 for none."),
@@ -127,13 +126,15 @@ def start_training(options: dict[str, Any]) -> Output:
     return output if int(os.environ.get("RANK", 0)) == 0 else Output(False, -1)
 
 
-def open_data(settings: Settings, options: Mapping[str, Any], model: Model) -> TrainData:
-    """The images to train a model on."""
+def open_data(
+    settings: Settings, options: Mapping[str, Any], model: Model, labels: bool = True
+) -> TrainData:
+    """The images to train a model on, with or without labels."""
     from tocom_export.training.data.opening import open_images
     from tocom_export.training.data.train import TrainData
 
     root, download = options["data_root"], options["download"]
-    images = open_images(options["data"], data_root=root, download=download)
+    images = open_images(options["data"], data_root=root, download=download, labels=labels)
     return TrainData(
         images, model.spec, model.preprocess, settings.batch,
         seed=settings.seed, workers=options["workers"], warn=_warn, **settings.augmentation(),
@@ -141,10 +142,12 @@ def open_data(settings: Settings, options: Mapping[str, Any], model: Model) -> T
 
 
 def open_val(val: str, options: Mapping[str, Any], model: Model, output: Output) -> EvalData:
-    """The images of ``--val``, to measure a model on."""
+    """The images of ``--val``, to measure a model on; without labels where a folder has none."""
+    from tocom_export.model.preprocess import holds_images
     from tocom_export.training.data.evaluation import open_test_data
 
     given = {name: options[name] for name in ("workers", "data_root", "download")}
+    given["labels"] = not holds_images(val)
     return open_test_data(val, model.spec, model.preprocess, warn=output.note, **given)
 
 

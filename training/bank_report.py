@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from tocom_export.loading import Model
 from tocom_export.study.accuracy import Run, Score, measure_accuracy
 from tocom_export.study.subject import Batches, check_classes
 
+from .data.loose_images import UNLABELLED
 from .distill import Loss, measure_distance
 from .lora import TrainableBank
 from .model import CompressedVit
@@ -97,6 +99,11 @@ class BankReport:
         }  # fmt: skip
 
 
+def list_pairs(source: int) -> tuple[tuple[int, int], ...]:
+    """What a bank is measured at that is for a model trained at one degree."""
+    return tuple((source, target) for target in (0, 8, 16) if target != source)
+
+
 def explain_labels(model: Model, data: Batches, name: str) -> str:
     """Why labels are not those of a model's head, which accuracy needs; empty where they are.
 
@@ -105,6 +112,8 @@ def explain_labels(model: Model, data: Batches, name: str) -> str:
     """
     if not model.spec.classes:
         return ""  # nothing asks for labels
+    if data.classes == UNLABELLED:
+        return f"{name} has no labels."
     checkpoint = model.checkpoint
     try:
         check_classes(data.classes, name, model.spec, checkpoint.info.classes, checkpoint.file)
@@ -128,13 +137,15 @@ def report_bank(
     model: CompressedVit,
     bank: TrainableBank,
     batches: Batches,
+    degrees: Sequence[tuple[int, int]] = PAIRS,
     *,
     labelled: bool = True,
     progress: Progress = lambda title, steps: nullcontext(lambda step: None),
 ) -> BankReport:
-    """Measure a bank at :data:`PAIRS`, with the scale that it was trained with.
+    """Measure a bank with the scale that it was trained with.
 
     Args:
+        degrees: pairs of source and target.
         model: what it was trained on, on the same device; left in evaluation mode, as the bank.
         labelled: whether the labels are those of the model's head, so that accuracy is told.
         progress: opens a bar with a title and a number of steps; called for each step.
@@ -142,14 +153,14 @@ def report_bank(
     measure: Loss = "kl" if model.spec.classes else "features"
     bank.eval()
     with torch.no_grad():
-        sides = {pair: bank.side(*pair) for pair in PAIRS}
-    degrees = sorted({degree for pair in PAIRS for degree in pair})
-    plain = {degree: _Latest(make_runner(model, degree)) for degree in degrees}
+        sides = {pair: bank.side(*pair) for pair in degrees}
+    each = sorted({degree for pair in degrees for degree in pair})
+    plain = {degree: _Latest(make_runner(model, degree)) for degree in each}
     students = {
         pair: (plain[pair[1]], _Latest(make_runner(model, pair[1], side)))
         for pair, side in sides.items()
     }
-    sums = {pair: [0.0, 0.0] for pair in PAIRS}
+    sums = {pair: [0.0, 0.0] for pair in degrees}
     seen = 0
 
     def add(images: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tocom_export.compression.bank import ToComBank
-from tocom_export.compression.schedule import MAX_DEGREE
+from tocom_export.compression.schedule import MAX_DEGREE, Schedule
 from tocom_export.errors import InputError
 from tocom_export.io.json_codec import encode
 
@@ -21,8 +22,12 @@ from .loop.loop import ReportStep, train
 from .loop.optimizer import Hyperparameters
 from .loop.state import hash_weights, locate_state
 from .lora import TrainableBank
-from .model import CompressedVit
+from .model import CompressedVit, Degrees
 
+Draw = Callable[[int, int], tuple[int, Degrees]]
+"""Of a seed and a step's number alone: the teacher's degree and the student's, or its schedule.
+
+Every process of a run so draws the same, and does the same amount of work."""
 Loss = Literal["kl", "features", "classes"]
 """``kl``: soft targets of the teacher (section 4.2). ``features``: L1 distance from the
 teacher's embedding, for backbones without a classifier (section 5.6). ``classes``: labels
@@ -34,7 +39,7 @@ def distill_loss(
     bank: TrainableBank,
     images: Tensor,
     source: int,
-    target: int,
+    target: Degrees,
     loss: Loss = "kl",
     labels: Tensor | None = None,
 ) -> Tensor:
@@ -44,9 +49,10 @@ def distill_loss(
     model at the source degree, without drop path. ``kl`` is in nats.
 
     Args:
+        target: of a schedule, each layer gains the gap to the degree that it is at.
         labels: (B,), or (B, classes) where images are mixed; read by ``classes`` alone.
     """
-    side = bank.side(source, target)
+    side = bank.side(source, Schedule.of(model.spec, target).targets)
     if loss == "classes":
         assert labels is not None
         return F.cross_entropy(model(images, target, side), labels)
@@ -73,13 +79,28 @@ def measure_distance(student: Tensor, teacher: Tensor, loss: Loss) -> Tensor:
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def draw_degrees(*key: int) -> tuple[int, int]:
-    """A source and another target, uniformly from 0..16; a function of the key alone.
-
-    Every process of a run so draws the same degrees, and does the same amount of work.
-    """
-    source, shift = np.random.default_rng(key).integers((0, 1), (MAX_DEGREE + 1, MAX_DEGREE + 1))
+def draw_degrees(seed: int, step: int) -> tuple[int, int]:
+    """A source and another target, uniformly from 0..16 (:data:`Draw`)."""
+    source, shift = np.random.default_rng((seed, step)).integers((0, 1), MAX_DEGREE + 1)
     return int(source), int(source + shift) % (MAX_DEGREE + 1)
+
+
+def draw_from(source: int, schedules: Sequence[Schedule]) -> Draw:
+    """The source that a model was trained at, and uniformly one of the schedules that it is for.
+
+    Raises:
+        InputError: there is none that would have to be compensated for.
+    """
+    choices = [s.degrees for s in schedules if any(target != source for target in s.targets)]
+    if not choices:
+        raise InputError(
+            f"`schedules`: all are at degree {source}, which the model was trained at."
+        )
+
+    def draw(seed: int, step: int) -> tuple[int, Degrees]:
+        return source, choices[np.random.default_rng((seed, step)).integers(len(choices))]
+
+    return draw
 
 
 def distill(
@@ -90,6 +111,8 @@ def distill(
     out: Path,
     *,
     loss: Loss = "kl",
+    draw: Draw = draw_degrees,
+    about: Mapping[str, object] | None = None,
     process: Process = SINGLE_PROCESS,
     accumulate: int = 1,
     report: ReportStep | None = None,
@@ -97,6 +120,10 @@ def distill(
     """Train the bank of a frozen model; write it to ``out`` (.safetensors).
 
     Its training state lies beside it until then, and is continued by the next call.
+
+    Args:
+        draw: the degrees of each step.
+        about: what else decides the outcome, as JSON: what the bank begins with, and ``draw``.
 
     Raises:
         InputError: the loss needs a head, or classes, that aren't there; or see ``train``.
@@ -106,8 +133,8 @@ def distill(
     bank.to(process.device)
 
     def loss_of(images: Tensor, labels: Tensor, step: int) -> Tensor:
-        degrees = draw_degrees(hyperparameters.seed, step)
-        return distill_loss(model, bank, images, *degrees, loss=loss, labels=labels)
+        source, target = draw(hyperparameters.seed, step)
+        return distill_loss(model, bank, images, source, target, loss=loss, labels=labels)
 
     identity = {
         "spec": encode(model.spec, defaults=False),
@@ -118,6 +145,7 @@ def distill(
         "scale": bank.scale,
         "dropout": bank.dropout,
         "weights": hash_weights(model.vit),
+        **(about or {}),
     }
     state_file = locate_state(out)
     train(

@@ -87,10 +87,10 @@ class TrainableBank(nn.Module):
         return ToComBank(*factors, self.method, self.model, self.arithmetic)
 
     @classmethod
-    def from_bank(cls, bank: ToComBank, spec: VitSpec) -> TrainableBank:
+    def from_bank(cls, bank: ToComBank, spec: VitSpec, scale: float = 0.1) -> TrainableBank:
         """The inverse of :meth:`to_bank`, in evaluation mode, once the bank fits the spec."""
         bank.check(spec, bank.method)
-        self = cls(spec, bank.method, rank=bank.rank, arithmetic=bank.arithmetic)
+        self = cls(spec, bank.method, rank=bank.rank, scale=scale, arithmetic=bank.arithmetic)
         with torch.no_grad():
             for side, (down, up) in enumerate(((bank.q_down, bank.q_up), (bank.v_down, bank.v_up))):
                 self.down[:, side] = torch.tensor(down)

@@ -41,6 +41,13 @@ DISTILL = Settings(
 )  # fmt: skip
 """A bank on ImageNet; the base learning rate of 1e-3 is per 512 images."""
 
+LOCAL = Settings(
+    epochs=1, batch=64, lr=4e-3, augment="crop", crop_scale=0.35, clip=1.0, drop_path=0.0
+)  # fmt: skip
+"""A bank for one downstream model, on its own images (beyond the paper)."""
+LOCAL_STEPS = 600
+"""Of which a local bank takes about as many, by as many passes over its images as need be."""
+
 FULL = replace(DISTILL, epochs=30, batch=64, lr=2e-4, warmup_epochs=5, label_smoothing=0.1)
 """All weights, on the fine-grained sets; the paper searches the learning rate from 1e-4 to
 5e-3 there."""

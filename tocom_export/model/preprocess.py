@@ -134,6 +134,12 @@ def find_images(folder: Path | str) -> list[Path]:
     return found
 
 
+def holds_images(folder: Path | str) -> bool:
+    """Whether image files lie in a folder itself, rather than in class folders."""
+    folder = Path(folder)
+    return folder.is_dir() and any(p.suffix.lower() in SUFFIXES for p in folder.iterdir())
+
+
 def choose_spread(files: Sequence[Path], most: int) -> Sequence[Path]:
     """Every nth file, so that at most so many are left, of all folders and classes."""
     return files[:: -(-len(files) // most)]

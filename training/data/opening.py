@@ -1,4 +1,4 @@
-"""Opening labelled images: a folder, WebDataset shards, or a data set that timm names."""
+"""Opening images to train on: a folder, WebDataset shards, or a data set that timm names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from tocom_export.errors import DataError, brief
 from tocom_export.model.image_files import SUFFIXES, decode_image
 
 from .images import LabelledImages
+from .loose_images import LooseImages
 from .shards import Shards, is_shards
 from .timm_sets import MapDataset, is_timm_set, open_timm_set
 
 
 def open_images(
-    data: str | Path, *, data_root: Path | None = None, split: str = "train", download: bool = False
+    data: str | Path,
+    *,
+    data_root: Path | None = None,
+    split: str = "train",
+    download: bool = False,
+    labels: bool = True,
 ) -> LabelledImages:
     """Open labelled images; a path that exists is taken before a name of timm's.
 
@@ -26,19 +32,22 @@ def open_images(
         data_root: the folder that a set by name lies in, or is downloaded to.
         split: which part of a set by name that doesn't say it.
         download: fetch a ``torch/`` set that isn't there. ``hfds/`` sets are fetched anyway.
+        labels: whether they are wanted; else a folder may also hold images as they come.
 
     Raises:
-        DataError: they can't be opened, or have fewer than two classes.
+        DataError: they can't be opened, or have fewer than two classes where labels are wanted.
     """
     text, path = str(data), Path(data)
     images: LabelledImages
+    if not labels and path.is_dir() and not is_shards(text):
+        return LooseImages(path)
     if not path.exists() and is_timm_set(text):
         images = open_timm_set(text, data_root, split, download)
     elif is_shards(text):
         images = Shards(text)
     else:
         images = _open_folder(path)
-    if len(images.classes) < 2:
+    if labels and len(images.classes) < 2:
         only = repr(images.classes[0]) if images.classes else "none"
         raise DataError(
             f"{text}: one class only ({only}), but two or more are needed. Is this the folder of "
