@@ -21,9 +21,11 @@ def programme(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[A
     sys.path.insert(0, str(RECIPE))
     try:
         from program import tasks
+        from tuned import tuned
 
         form = json.loads((RECIPE / f"{request.param}.json").read_text("utf-8"))
-        yield list(tasks(form, tmp_path / "data", tmp_path))
+        places = (form, tmp_path / "data", tmp_path)
+        yield [*tasks(*places), *tuned(*places)]
     finally:
         sys.path.remove(str(RECIPE))
 

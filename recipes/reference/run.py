@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from program import Task, tasks
+from tuned import add_columns, tuned
 
 from tocom_export.study.results import Results, parse_row
 
@@ -84,7 +86,8 @@ def collect(out: Path) -> None:
         target = out / "study" / "results.json"
         target.parent.mkdir(exist_ok=True)
         known = Results.load(target) if target.exists() else Results()
-        known.merge(rows).save(target)
+        merged = known.merge(rows)
+        replace(merged, rows=tuple(add_columns(merged.rows, out))).save(target)
         command = [sys.executable, "-m", "tocom_export.cli.main", "evaluate", "--out"]
         subprocess.run([*command, str(target.parent)], check=True)
 
@@ -102,7 +105,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = options.stages.split(",") if options.stages else None
     failed = False
-    for stage, group in groupby(tasks(form, options.data, options.out), lambda task: task.stage):
+    planned = chain(*(plan(form, options.data, options.out) for plan in (tasks, tuned)))
+    for stage, group in groupby(planned, lambda task: task.stage):
         if wanted and stage not in wanted:
             continue
         jobs = form["jobs"] if stage in PARALLEL else 1

@@ -63,6 +63,14 @@ class Row:
     """How many nearest neighbours voted on each image; None where a head named the classes."""
     knn: str = field(default="", metadata=LATER)
     """Name of the labelled images that they are of; empty where that isn't known."""
+    searched: Percent | None = field(default=None, metadata=LATER)
+    """Of the schedule that was searched for the cost of the target, with compression alone."""
+    searched_tocom: Percent | None = field(default=None, metadata=LATER)
+    """Likewise with the bank."""
+    searched_local: Percent | None = field(default=None, metadata=LATER)
+    """Likewise with a bank of the model's own."""
+    local: Percent | None = field(default=None, metadata=LATER)
+    """At the target degree with a bank of the model's own."""
 
     @property
     def task(self) -> tuple[object, ...]:
