@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         accuracy = Bundle.open(options.bundle).accuracy if options.bundle else {}
     except TocomError as error:
         sys.exit(str(error))
+    if not len(arrivals):
+        sys.exit("no request is due in that time; raise --rate or --duration.")
     answers = asyncio.run(send(options, arrivals))
     if options.record:
         times = sorted(answer.sent for answer in answers)
@@ -146,7 +148,7 @@ async def make_bodies(
         async with session.get(place) as answer:
             answer.raise_for_status()
             (wanted,) = json.loads(await answer.read())["inputs"]
-    except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
+    except (aiohttp.ClientError, asyncio.TimeoutError, KeyError, ValueError) as error:
         sys.exit(f"{place}: no metadata of a model with one input: {error or type(error)}.")
     if wanted["datatype"] != "FP32" or any(size < 1 for size in wanted["shape"][1:]):
         sys.exit(f"{place}: FP32 of a known shape is expected: {wanted}.")
@@ -179,7 +181,7 @@ async def ask(
                 return Answer(sent, math.inf, failure=f"status {answer.status}")
             document = json.loads(content[: int(answer.headers.get(LENGTH, len(content)))])
             return Answer(sent, latency, find_variant(document))
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
         return Answer(sent, math.inf, failure=type(error).__name__)
 
 

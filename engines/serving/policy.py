@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
-from .service_times import Seconds
+from .service_times import Seconds, ServiceTimes
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,38 @@ class Policy(Protocol):
     def observe(self, state: State, variant: str, seconds: float, batch: int = 1) -> State:
         """The state after a batch took so many seconds, its requests' wait not counted."""
         ...
+
+
+class Ladder:
+    """What policies have in common that choose from a ladder of variants by measured times.
+
+    Its fields are those of the dataclasses that are made of it.
+    """
+
+    seconds: Seconds
+    accuracy: Mapping[str, float]
+    variants: Sequence[str] | None
+    max_batch: int | None
+
+    @cached_property
+    def times(self) -> ServiceTimes:
+        """Of batches up to the largest."""
+        return ServiceTimes.of(self.seconds, self.max_batch)
+
+    @cached_property
+    def ladder(self) -> tuple[str, ...]:
+        """The variants worth using, the best first, each faster than those before it."""
+        return self.times.rank(self.variants, self.accuracy)
+
+    def start(self) -> State:
+        """Before the first request: the best variant."""
+        return State(self.ladder[0])
+
+    def observe(self, state: State, variant: str, seconds: float, batch: int = 1) -> State:
+        """The state after a batch took so many seconds, its requests' wait not counted.
+
+        Raises:
+            InputError: the variant is not one of these, or a number is not positive.
+        """
+        slowdown = self.times.learn(state.slowdown, variant, seconds, batch)
+        return dataclasses.replace(state, slowdown=slowdown)

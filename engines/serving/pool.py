@@ -134,8 +134,9 @@ class EnginePool:
             MissingPackageError: ONNX Runtime isn't installed.
             TocomError: the pool has no such variant, or its bundle's files have changed.
         """
-        _ = self.serving  # it may be closed
-        loaded, name, tracers = self._loaded, self._find(variant), self._tracers
+        with self._pointing:  # or those of the old weights would be kept among the new ones
+            _ = self.serving  # it may be closed
+            loaded, name, tracers = self._loaded, self._find(variant), self._tracers
         if (tracer := tracers.get(name)) is None:
             weights = {**loaded.shared, **loaded.own(name)}
             chosen = loaded.bundle.variants[name]
@@ -211,7 +212,7 @@ class EnginePool:
     def close(self) -> None:
         """Let the engines go; requests that are under way end, others are refused."""
         with self._changing, self._pointing:
-            self._now, self._servings = None, {}
+            self._now, self._servings, self._tracers = None, {}, {}
 
     def __enter__(self) -> EnginePool:
         return self

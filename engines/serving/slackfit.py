@@ -9,15 +9,15 @@ from functools import cached_property
 
 from tocom_export.errors import InputError
 
-from .policy import Load, State
-from .service_times import HEADROOM, Seconds, ServiceTimes
+from .policy import Ladder, Load, State
+from .service_times import HEADROOM, Seconds
 
 _BUCKETS = 16
 """Into which times are put, from the shortest to the latency wanted."""
 
 
 @dataclass(frozen=True)
-class SlackFit:
+class SlackFit(Ladder):
     """Picks the variant and the batch by the time that the most urgent request has left.
 
     After SuperServe (Khare and others, NSDI 2025), which calls it so; what its description leaves
@@ -53,16 +53,6 @@ class SlackFit:
         _ = self.ladder
 
     @cached_property
-    def times(self) -> ServiceTimes:
-        """Of batches up to the largest."""
-        return ServiceTimes.of(self.seconds, self.max_batch)
-
-    @cached_property
-    def ladder(self) -> tuple[str, ...]:
-        """The variants worth using, the best first, each faster than those before it."""
-        return self.times.rank(self.variants, self.accuracy)
-
-    @cached_property
     def _pairs(self) -> list[tuple[int, int, int, float]]:
         """Bucket, batch, minus the rung, and seconds of each pair; what is preferred comes last."""
         took = self.times.took
@@ -73,10 +63,6 @@ class SlackFit:
             for rung, name in enumerate(self.ladder)
             for size in range(1, self.times.largest + 1)
         )
-
-    def start(self) -> State:
-        """Before the first request: the best variant."""
-        return State(self.ladder[0])
 
     def step(self, state: State, load: Load) -> State:
         """The state for the batch about to start: its ``variant`` and ``batch`` are to be run."""
@@ -89,12 +75,3 @@ class SlackFit:
         else:
             batch, minus_rung = min(queued, self.times.largest), 1 - len(self.ladder)
         return dataclasses.replace(state, variant=self.ladder[-minus_rung], batch=batch)
-
-    def observe(self, state: State, variant: str, seconds: float, batch: int = 1) -> State:
-        """The state after a batch took so many seconds, its requests' wait not counted.
-
-        Raises:
-            InputError: the variant is not one of these, or a number is not positive.
-        """
-        slowdown = self.times.learn(state.slowdown, variant, seconds, batch)
-        return dataclasses.replace(state, slowdown=slowdown)

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 from tocom_export.errors import InputError
 
+from .policy import Ladder
 from .policy import Load as Load
 from .policy import State as State
-from .service_times import HEADROOM, Seconds, ServiceTimes
+from .service_times import HEADROOM, Seconds
 
 _CHANCE = 3.0
 """Standard deviations by which more requests may come than expected."""
@@ -24,7 +25,7 @@ _EVEN, _CLUMPS = 0.25, 4.0
 
 
 @dataclass(frozen=True)
-class Steering:
+class Steering(Ladder):
     """Picks the variant and the batch of each run from the queue and the measured times.
 
     A pure function: all that changes is in the :class:`State`, which the caller keeps. Taken is the
@@ -74,20 +75,6 @@ class Steering:
             raise InputError("`slo` and `workers` are positive numbers, `hold` 0 or more.")
         _ = self.ladder
 
-    @cached_property
-    def times(self) -> ServiceTimes:
-        """Of batches up to the largest."""
-        return ServiceTimes.of(self.seconds, self.max_batch)
-
-    @cached_property
-    def ladder(self) -> tuple[str, ...]:
-        """The variants worth using, the best first, each faster than those before it."""
-        return self.times.rank(self.variants, self.accuracy)
-
-    def start(self) -> State:
-        """Before the first request: the best variant."""
-        return State(self.ladder[0])
-
     def step(self, state: State, load: Load) -> State:
         """The state for the batch about to start: its ``variant`` and ``batch`` are to be run.
 
@@ -116,15 +103,6 @@ class Steering:
             calm_since=since if rung == now else None,
             left=load.queued - batch,
         )
-
-    def observe(self, state: State, variant: str, seconds: float, batch: int = 1) -> State:
-        """The state after a batch took so many seconds, its requests' wait not counted.
-
-        Raises:
-            InputError: the variant is not one of these, or a number is not positive.
-        """
-        slowdown = self.times.learn(state.slowdown, variant, seconds, batch)
-        return dataclasses.replace(state, slowdown=slowdown)
 
     def _count(self, state: State, load: Load) -> State:
         """The state with what came since the last look counted in."""

@@ -87,6 +87,9 @@ def _guard(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 async def _answer(handler: Handler, site: Site, request: Request) -> Response:
     try:
+        if {"content-length", "transfer-encoding"} <= set(request.headers):
+            # What is before us may have gone by the other one, and see two requests here.
+            raise Refusal(400, "Content-Length and Transfer-Encoding don't go together.", CLOSE)
         return await handler(site, request)
     except Refusal as refusal:
         return write_refusal(refusal)

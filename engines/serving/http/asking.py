@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from tocom_export.variant import Variant
 
 from ...classifying import Answer as Ranked
 from .bodies import hold_body
-from .line import Answer, refuse_full
-from .protocol import HEADER_LENGTH, InferRequest, format_answer, parse_request
+from .line import Answer
+from .protocol import HEADER_LENGTH, InferRequest, format_answer, measure_text, parse_request
 from .refusals import Refusal
 from .service import Service
 from .site import Site, ask
@@ -53,17 +52,17 @@ async def _infer(
 ) -> tuple[InferRequest, Answer]:
     """What is asked, and its answer."""
     since = time.monotonic()
+    deadline = read_deadline(request, since)
     most, headers = service.form.largest, request.headers
     async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
         header_length = headers.get(HEADER_LENGTH)
         parse = partial(parse_request, body, header_length, service.form)
-        if header_length is None and len(body) > _AT_ONCE:
-            loop = asyncio.get_running_loop()
-            asked = await loop.run_in_executor(site.executor, parse)
+        if measure_text(body, header_length) > _AT_ONCE:
+            asked = await site.prepare(service, variant, deadline, parse)
         else:
             asked = parse()
         del parse, body
-    deadline = min(read_deadline(request, since), since + (asked.seconds or math.inf))
+    deadline = min(deadline, since + (asked.seconds or math.inf))
     return asked, await ask(service, asked.images, variant, deadline, request.receive)
 
 
@@ -81,18 +80,16 @@ async def _classify(
     site: Site, request: Request, service: Service, variant: str | None
 ) -> tuple[list[str], Answer]:
     """Names of the files, and the answer."""
-    from .images import prepare_pictures, split_pictures
+    from .images import read_pictures
 
     since = time.monotonic()
     deadline = read_deadline(request, since)
     most, headers = site.largest_image, request.headers
-    bundle = service.pool.bundle
+    kind, bundle = headers.get("content-type", ""), service.pool.bundle
     async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
-        pictures = split_pictures(body, headers.get("content-type", ""), service.most)
-        prepare = partial(prepare_pictures, pictures, bundle)
-        images = await asyncio.get_running_loop().run_in_executor(site.executor, prepare)
-        names = [picture.name for picture in pictures]
-        del pictures, prepare, body
+        read = partial(read_pictures, body, kind, service.most, bundle)
+        names, images = await site.prepare(service, variant, deadline, read)
+        del read, body
     return names, await ask(service, images, variant, deadline, request.receive)
 
 
@@ -106,9 +103,7 @@ def find_asked(site: Site, request: Request) -> tuple[Service, str | None]:
     service = site.find(request.path_params["model"])
     version = request.path_params.get("version")
     variant = None if version is None else service.find(version).variant.name
-    if service.line.full:
-        service.counts.note_failure(variant or service.control.variant)
-        raise refuse_full()
+    site.check_room(service, variant)
     return service, variant
 
 

@@ -35,6 +35,18 @@ class Picture:
     content: bytes
 
 
+def read_pictures(
+    body: bytes, content_type: str, most: int, bundle: Bundle
+) -> tuple[list[str], Images]:
+    """The names of a request's files, and the files as a batch; takes a while, and raises as both.
+
+    Args:
+        most: files.
+    """
+    pictures = split_pictures(body, content_type, most)
+    return [picture.name for picture in pictures], prepare_pictures(pictures, bundle)
+
+
 def split_pictures(body: bytes, content_type: str, most: int) -> list[Picture]:
     """The files of a request: its parts, where it is ``multipart/form-data``, else its body.
 
@@ -45,21 +57,21 @@ def split_pictures(body: bytes, content_type: str, most: int) -> list[Picture]:
     if kind != b"multipart/form-data":
         pictures = [Picture("", body)] if body else []
     else:
-        pictures = _split_parts(body, options.get(b"boundary", b""))
+        pictures = _split_parts(body, options.get(b"boundary", b""), most)
     if not pictures:
         raise Refusal(400, "there is no image in the request.")
-    if len(pictures) > most:
-        raise Refusal(400, f"{len(pictures)} images; {most} are taken at most.")
     return pictures
 
 
-def _split_parts(body: bytes, boundary: bytes) -> list[Picture]:
+def _split_parts(body: bytes, boundary: bytes, most: int) -> list[Picture]:
     parts: list[Picture] = []
     field, value, data = bytearray(), bytearray(), bytearray()
     names: list[str] = []
     ended = False
 
     def begin() -> None:
+        if len(parts) == most:
+            raise Refusal(400, f"{most} images are taken at most; there are more.")
         data.clear()
         names.clear()
 

@@ -14,6 +14,9 @@ from tocom_export.variant import Variant
 from ...engine import Images, Outputs
 from .refusals import CLOSE, SOON, Refusal
 
+LATE = 504
+"""Status of what was not run in time."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -84,11 +87,6 @@ class Line:
     def __len__(self) -> int:
         """Images that wait."""
         return self._images
-
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for one more image."""
-        return self._images >= self.most
 
     def join(self, ticket: Ticket) -> None:
         """Wait at the end.
@@ -200,7 +198,7 @@ def refuse_full() -> Refusal:
 
 def refuse_late() -> Refusal:
     """A request's time was up before its turn came."""
-    return Refusal(504, "the request's timeout was over before it was its turn.")
+    return Refusal(LATE, "the request's timeout was over before it was its turn.")
 
 
 def refuse_stopping() -> Refusal:

@@ -21,7 +21,7 @@ _TRITON: Mapping[str, tuple[str, Callable[[Sums], float]]] = {
     "nv_inference_queue_duration_us": ("Waiting for a run", lambda s: 1e6 * s.queue),
     "nv_inference_compute_infer_duration_us": ("In a run", lambda s: 1e6 * s.compute),
 }
-_SUFFIX = re.compile(rb"\b(nv_\w+?)_total\b")
+_SUFFIX = re.compile(rb"^((?:# (?:HELP|TYPE) )?nv_\w+?)_total\b", re.M)
 
 
 class Metrics:

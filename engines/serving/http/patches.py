@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
+import math
 import time
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from ...merge_picture import restore_pixels
 from ..pool import EnginePool
 from .asking import describe_answer, find_asked, read_deadline, read_top
 from .bodies import hold_body
-from .images import prepare_pictures, split_pictures
+from .images import read_pictures
 from .refusals import refuse
 from .site import Site, ask
 from .writing import write_json
@@ -35,13 +35,13 @@ async def show_patches(site: Site, request: Request) -> Response:
     top, seen = read_top(request), request.query_params.get("seen") == "1"
     since = time.monotonic()
     deadline, headers = read_deadline(request, since), request.headers
-    bundle = service.pool.bundle
-    run = partial(asyncio.get_running_loop().run_in_executor, site.executor)
+    kind, bundle = headers.get("content-type", ""), service.pool.bundle
     most = site.largest_image
     async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
-        pictures = split_pictures(body, headers.get("content-type", ""), 1)
-        images = await run(partial(prepare_pictures, pictures, bundle))
-        del pictures, body
+        _, images = await site.prepare(
+            service, variant, deadline, partial(read_pictures, body, kind, 1, bundle)
+        )
+        del body
     asked = time.monotonic()
     answer = await ask(service, images, variant, deadline, request.receive)
     found: dict[str, Any] = {
@@ -49,6 +49,7 @@ async def show_patches(site: Site, request: Request) -> Response:
         "answered_ms": 1000 * (time.monotonic() - asked),
     }
     found |= found.pop("images")[0]
+    run = partial(site.prepare, service, variant, math.inf)  # it has its answer, late or not
     found |= await run(partial(_trace, service.pool, answer.variant.name, images, service.paths))
     if seen:
         found["seen"] = await run(partial(_encode, images, bundle.preprocess))

@@ -6,6 +6,7 @@ behind the JSON text, whose length is in the header ``Inference-Header-Content-L
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +26,20 @@ _TEXT = 65_536
 """Bytes of JSON around a tensor, at most."""
 _DIGITS = 26
 """Bytes of a number in JSON, at most: a double, its sign, exponent and comma."""
+
+
+_LONGEST = 2**63 - 1
+"""Microseconds of a timeout, at most."""
+_NESTED = re.compile(rb"\s*\[\s*\[")
+_BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+class _Numbers(msgspec.Struct):
+    data: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Outline(msgspec.Struct):
+    inputs: tuple[_Numbers]
 
 
 class _Tensor(msgspec.Struct):
@@ -86,10 +101,13 @@ def parse_request(body: bytes, header_length: str | None, form: Form) -> InferRe
     Raises:
         Refusal: what is wrong with it.
     """
-    text, binary = _split(body, header_length)
+    length = measure_text(body, header_length)
+    text = memoryview(body)[:length]
+    binary = None if header_length is None else memoryview(body)[length:]
     try:
+        _check_outline(text)
         request = msgspec.json.decode(text, type=_Request)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except _BROKEN as error:
         raise Refusal(400, f"the request is not as the protocol has it: {error}.") from None
     parameters = request.parameters or {}
     if sequence := [name for name in parameters if name.startswith("sequence_")]:
@@ -104,17 +122,32 @@ def parse_request(body: bytes, header_length: str | None, form: Form) -> InferRe
     return InferRequest(images, request.id, outputs, _read_timeout(parameters))
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview | None]:
-    """The JSON, and what follows it."""
-    view = memoryview(body)
+def measure_text(body: bytes, header_length: str | None) -> int:
+    """Bytes of JSON in a body.
+
+    Raises:
+        Refusal: ``header_length`` is none of this body.
+    """
     if header_length is None:
-        return view, None
-    length = int(header_length) if header_length.isascii() and header_length.isdigit() else -1
-    if not 0 < length <= min(len(body), _TEXT):
+        return len(body)
+    digits = header_length.isascii() and header_length.isdigit()
+    length = int(header_length[:20]) if digits else -1
+    if not 0 < length <= len(body):
         raise Refusal(
             400, f"{HEADER_LENGTH} {header_length[:40]!r}: the body's JSON isn't as long."
         )
-    return view[:length], view[length:]
+    return length
+
+
+def _check_outline(text: memoryview) -> None:
+    """Raise Refusal where much JSON is around the numbers, of which objects would be made.
+
+    They would take twenty times the memory of their text, and more time than others can wait.
+    """
+    if len(text) > _TEXT:
+        (tensor,) = msgspec.json.decode(text, type=_Outline).inputs
+        if len(text) - memoryview(tensor.data).nbytes > _TEXT:
+            raise Refusal(400, f"there are more than {_TEXT} bytes around the numbers.")
 
 
 def _parse_images(tensor: _Tensor, binary: memoryview | None, form: Form) -> Images:
@@ -155,15 +188,13 @@ def _parse_numbers(text: bytes, shape: Sequence[int]) -> Images:
     # Before any object is made: each number takes ten times its text.
     if text.count(b",") != count - 1:
         raise Refusal(400, f"{INPUT} of shape {list(shape)}: data must have {count} numbers.")
+    kind: Any = list[list[list[list[float]]]] if _NESTED.match(text) else list[float]
     try:
-        numbers = np.asarray(msgspec.json.decode(text), np.float64)
-    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError, TypeError):
-        raise Refusal(400, f"data of {INPUT} are not numbers alone.") from None
-    if (
-        numbers.size != count
-        or numbers.ndim not in (1, 4)
-        or numbers.shape[1:] not in ((), tuple(shape[1:]))
-    ):
+        numbers = np.asarray(msgspec.json.decode(text, type=kind), np.float64)
+    except (*_BROKEN, ValueError):
+        wanted = f"in one list, or in lists as deep as {list(shape)}"
+        raise Refusal(400, f"data of {INPUT} are not numbers alone, {wanted}.") from None
+    if numbers.size != count or numbers.shape[1:] not in ((), tuple(shape[1:])):
         raise Refusal(
             400, f"data of {INPUT} are of shape {list(numbers.shape)}, not {list(shape)}."
         )
@@ -200,7 +231,7 @@ def _read_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
 def _read_timeout(parameters: Mapping[str, Any]) -> float | None:
     """Triton's ``timeout``, microseconds, in seconds; 0 is none."""
     value = parameters.get("timeout", 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST:
         raise Refusal(400, "timeout is a whole number of microseconds.")
     return value / 1e6 if value else None
 

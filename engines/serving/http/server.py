@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from tocom_export.errors import InputError
 
 from .app import build_app
+from .connections import Connection
 from .site import Site
 
 _CONNECTIONS = 2048
@@ -37,6 +43,20 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, site: Site, tell: Callable[[], None]) -> None:
         super().__init__(config)
         self._site, self._tell = site, tell
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As Uvicorn's, but what whoever started us has ignored stays so, as in other commands.
+
+        A shell does that with Ctrl-C for what it runs in the background. Uvicorn would end at it
+        and raise it again at the end, in vain: the exit status would be 0.
+        """
+        ignored = [n for n in HANDLED_SIGNALS if signal.getsignal(n) is signal.SIG_IGN]
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                for number in ignored:
+                    signal.signal(number, signal.SIG_IGN)
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by :meth:`serve`."""
@@ -68,7 +88,8 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError):
         raise InputError(f"`host` {host}: there is no such address.") from None
     found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # elsewhere it lets another process take the port as well
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(address)
     except OSError as error:
@@ -133,7 +154,7 @@ def make_server(
     config = uvicorn.Config(
         build_app(site),
         loop="asyncio",
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

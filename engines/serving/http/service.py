@@ -97,6 +97,8 @@ class Service:
         fixed = pool.variants[0] if options.variant is None else options.variant
         self.control = Control(self._make_policy(), pool.open(fixed).variant.name, self.most)
         self.line = Line(options.queue)
+        self.preparing = 0
+        """Requests that are made ready to wait in it; for the event loop's thread alone."""
         self.counts = Counts(pool.variants, self.slo)
         self.changing = threading.Lock()
         """Held while an administrator's wish is carried out."""

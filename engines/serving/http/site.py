@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ...engine import Images
 from .bodies import Budget, Receive, wait_until_gone
-from .line import Answer, Ticket, refuse_late, refuse_stopping
+from .line import LATE, Answer, Ticket, refuse_full, refuse_late, refuse_stopping
 from .metrics import Metrics
 from .refusals import Gone, Refusal
 from .service import Service
@@ -23,6 +23,7 @@ _PATIENCE = 30.0
 """Seconds that the last requests have for their answers, once the server is stopping."""
 _LINGER = 0.25
 """Seconds without a request after which it ends: one that is on its way is still told."""
+T = TypeVar("T")
 
 
 class Site:
@@ -41,7 +42,8 @@ class Site:
         largest = max([largest_image, *(s.form.largest for s in services.values())])
         self.budget = Budget(max(_HELD, 2 * largest))
         # Decoding, unpacking and parsing that would keep others waiting.
-        self.executor = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "prepare")
+        self.workers = min(4, os.cpu_count() or 1)
+        self.executor = ThreadPoolExecutor(self.workers, "prepare")
         self.metrics = Metrics(services)
         self.since = time.time()
         self.stopping_since: float | None = None
@@ -72,6 +74,41 @@ class Site:
         """Raise Refusal where the server is stopping."""
         if self.stopping:
             raise refuse_stopping()
+
+    def check_room(self, service: Service, variant: str | None) -> None:
+        """Raise Refusal where as many wait as may, those among them that wait to be prepared."""
+        waiting = len(service.line) + max(0, service.preparing - self.workers)
+        if waiting >= service.line.most:
+            service.counts.note_failure(variant or service.control.variant)
+            raise refuse_full()
+
+    async def prepare(
+        self, service: Service, variant: str | None, deadline: float, call: Callable[[], T]
+    ) -> T:
+        """Do beside the event loop what a request needs before or after its run.
+
+        Args:
+            deadline: of ``time.monotonic``; after it, it isn't begun.
+
+        Raises:
+            Refusal: there is no room, or the time is up.
+        """
+
+        def begin() -> T:
+            if time.monotonic() > deadline:
+                raise refuse_late()
+            return call()
+
+        self.check_room(service, variant)
+        service.preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.executor, begin)
+        except Refusal as refusal:
+            if refusal.status == LATE:
+                service.counts.note_failure(variant or service.control.variant, late=True)
+            raise
+        finally:
+            service.preparing -= 1
 
     def stop(self) -> None:
         """Take no more requests; those that were taken are answered."""

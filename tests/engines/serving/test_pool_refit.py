@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,27 @@ def test_every_step_of_a_refit_may_fail(
                 with pytest.raises(BundleError, match="out of memory"):
                     pool.refit(bank=blueprint.weights.bank, source=8)
             assert same(of_pool(pool, images), wanted)
+
+
+def test_a_trace_beside_a_refit_leaves_nothing_of_the_old_weights(
+    bundle: Bundle, images, tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = make_checkpoint(tmp_path, bundle.spec, seed=7)
+    with EnginePool(bundle.path, threads=1) as pool:
+        refit_it = threading.Thread(
+            target=lambda: pool.refit(checkpoint=checkpoint, bank="none", scale=0.1)
+        )
+        find = EnginePool._find
+
+        def find_slowly(self: EnginePool, variant: Any) -> str:
+            if threading.current_thread() is threading.main_thread():
+                refit_it.start()
+                refit_it.join(3)
+            return find(self, variant)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(EnginePool, "_find", find_slowly)
+            pool.trace(images, "r16")
+        refit_it.join()
+        logits = pool.trace(images, "r16").outputs["logits"]
+        np.testing.assert_allclose(logits, pool.run(images, "r16"), rtol=1e-3, atol=1e-4)

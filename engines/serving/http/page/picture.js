@@ -11,7 +11,7 @@ function element(kind, text, className) {
 
 // Ask one variant; the answer of /patches, or an Error whose message is the server's.
 async function ask(model, variant, file, seen) {
-  const place = `v2/models/${encodeURIComponent(model)}/versions/${variant}/patches?top_k=5&seen=${seen}`;
+  const place = `v2/models/${encodeURIComponent(model)}/versions/${encodeURIComponent(variant)}/patches?top_k=5&seen=${seen}`;
   const response = await fetch(place, { method: "POST", body: file });
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);

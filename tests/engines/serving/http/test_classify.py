@@ -80,7 +80,7 @@ LARGE = b"P5 60000 60000 255\n"  # 3.6 billion pixels, by its header
         (encode(size=(30000, 1)), {}, 400, "too thin"),
         (b"x" * (2**20 + 1), {}, 413, "more than 1048576 bytes"),
         (*multipart(), 400, "no image"),
-        (*multipart(*[b"x"] * 9), 400, "9 images; 8 are taken at most"),
+        (*multipart(*[b"x"] * 9), 400, "8 images are taken at most; there are more"),
         (multipart(b"x")[0][:-8], multipart()[1], 400, "last part"),
         (multipart(b"x")[0], {"Content-Type": "multipart/form-data; boundary=y"}, 400, "damaged"),
         (multipart(b"x")[0], {"Content-Type": "multipart/form-data"}, 400, "part"),
@@ -90,6 +90,25 @@ LARGE = b"P5 60000 60000 255\n"  # 3.6 billion pixels, by its header
 def test_what_is_refused(running, body: bytes, headers: dict[str, str], status: int, says: str):
     reply = running.ask("POST", PLACE, body, headers)
     assert (reply.status, says in reply.error) == (status, True), reply.error
+
+
+def test_many_parts_are_not_taken_apart(monkeypatch: pytest.MonkeyPatch):
+    """Each takes the processor for some microseconds, and a body has room for millions."""
+    from tocom_export.engines.serving.http import images as module
+    from tocom_export.engines.serving.http.refusals import Refusal
+
+    made: list[Any] = []
+    picture = module.Picture
+
+    def make(name: str, content: bytes) -> Any:
+        made.append(name)
+        return picture(name, content)
+
+    monkeypatch.setattr(module, "Picture", make)
+    body = b"--b\r\nA: b\r\n\r\n\r\n" * 1000 + b"--b--\r\n"
+    with pytest.raises(Refusal, match="8 images are taken at most"):
+        module.split_pictures(body, "multipart/form-data; boundary=b", 8)
+    assert len(made) == 8
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(running, monkeypatch: pytest.MonkeyPatch):

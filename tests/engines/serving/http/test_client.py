@@ -119,7 +119,8 @@ def test_statistics(client, images, as_input):
     success = after["inference_stats"]["success"]
     assert success["count"] - before["inference_stats"]["success"]["count"] == 1
     assert success["ns"] >= after["inference_stats"]["compute_infer"]["ns"] > 0
-    assert after["batch_stats"][-1]["batch_size"] == 3
+    batches = {one["batch_size"]: one["compute_infer"]["count"] for one in after["batch_stats"]}
+    assert batches[3] >= 1  # others may have run together
     assert len(client.get_inference_statistics()["model_stats"]) == 3
     assert len(client.get_inference_statistics("small")["model_stats"]) == 3
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tocom_export.engines.serving.http.metrics import Metrics
+
 
 def scrape(running) -> dict[tuple[str, ...], float]:
     reply = running.ask("GET", "/metrics")
@@ -60,6 +62,11 @@ def test_late_answers_and_accuracy_are_counted(serve, fresh, images):
         assert found["tocom_slo_misses", "small"] == 2
         assert found["tocom_slo_seconds", "small"] == 1e-6
         assert found["tocom_accuracy_served", "small"] == 75
+
+
+def test_a_model_may_be_called_as_a_counter(running):
+    text = Metrics({"nv_a_total": running.service}).write()
+    assert b'nv_inference_count{model="nv_a_total",version="r00"}' in text
 
 
 def test_stats(running, images):

@@ -98,8 +98,11 @@ BINARY = PIXELS.tobytes()
         (message([1.0] * 23)[0], None, "24 numbers"),
         (message([1.0] * 25)[0], None, "24 numbers"),
         (message(["a"] * 24)[0], None, "numbers alone"),
-        (message([None] * 24)[0], None, "not numbers that FP32 can hold"),
-        (message([[1.0] * 12] * 2)[0], None, "of shape [2, 12]"),
+        (message([None] * 24)[0], None, "numbers alone"),
+        (message([[1.0] * 12] * 2)[0], None, "lists as deep as [2, 3, 2, 2]"),
+        (message(["1"] * 24)[0], None, "numbers alone"),
+        (message([True] * 24)[0], None, "numbers alone"),
+        (message([[[[1.0] * 12]]] * 2)[0], None, "of shape [2, 1, 1, 12]"),
         (message([1e39] * 24)[0], None, "not numbers that FP32 can hold"),
         (message({"a": 1})[0], None, "24 numbers"),
         (message("," * 23)[0], None, "numbers alone"),
@@ -118,6 +121,7 @@ BINARY = PIXELS.tobytes()
         (message(parameters={"sequence_id": 4})[0], None, "sequences are not supported"),
         (message(parameters={"timeout": -4})[0], None, "microseconds"),
         (message(parameters={"timeout": "soon"})[0], None, "microseconds"),
+        (message(parameters={"timeout": 10**400})[0], None, "microseconds"),
         (message(parameters={"binary_data_output": 1})[0], None, "true or false"),
         (message()[0], "12", "not as the protocol has it"),
         (message()[0], "-1", "isn't as long"),
@@ -156,6 +160,38 @@ def test_wrong_numbers_are_counted_before_they_are_made():
         assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
     finally:
         tracemalloc.stop()
+
+
+DEEP = b"[" * 900 + b"]" * 900
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        message(parameters={"x": [{}] * 200_000})[0],
+        message(outputs=[{"name": "logits"}] * 50_000)[0],
+        message(images__shape=[1] * 200_000)[0],
+        json.dumps({"inputs": [{}] * 200_000}).encode(),
+        message("deep")[0].replace(b'"deep"', b"[" + b",".join([DEEP] * 24) + b"]"),
+    ],
+    ids=["parameters", "outputs", "shape", "inputs", "deep"],
+)
+def test_little_is_made_of_json_that_is_no_tensor(body: bytes):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal) as caught:
+            parse_request(body, None, FORM)
+        assert caught.value.status == 400
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+def test_json_whose_length_is_told():
+    form = Form((3, 64, 64), 4)
+    body, length = message([0.5] * (2 * 3 * 64 * 64), images__shape=[2, 3, 64, 64])
+    assert len(body) > 65_536
+    assert parse_request(body, length, form).images.shape == (2, 3, 64, 64)
 
 
 def test_a_request_may_be_as_large_as_its_numbers():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def busy(serve, bundle, gate, images, in_background):
 
 def test_a_full_line_is_told(busy, gate, images, in_background):
     waiting = [in_background(lambda: busy.infer(images[:1])) for _ in range(2)]
-    wait_for(lambda: busy.service.line.full)
+    wait_for(lambda: len(busy.service.line) == 2)
     start = time.monotonic()
     reply = busy.infer(images[:1])
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
@@ -101,7 +103,7 @@ def test_a_broken_request_doesnt_harm_those_in_its_batch(
     broken = np.full_like(images[:1], 3e38)
     right = in_background(lambda: busy.infer(images[:1]))
     wrong = in_background(lambda: busy.infer(broken))
-    wait_for(lambda: busy.service.line.full)
+    wait_for(lambda: len(busy.service.line) == 2)
     gate.open.set()
     assert right().status == 200
     assert wrong().status == 400
@@ -113,7 +115,7 @@ def test_versions_dont_mix(busy, gate, images, in_background):
         in_background(lambda: busy.infer(images[:1], "r16")),
         in_background(lambda: busy.infer(images[:1], "r08")),
     ]
-    wait_for(lambda: busy.service.line.full)
+    wait_for(lambda: len(busy.service.line) == 2)
     gate.open.set()
     assert {wait().status for wait in waiting} == {200}
     assert sorted(gate.ran) == [("r00", 1), ("r08", 1), ("r16", 1)]
@@ -129,6 +131,58 @@ def test_a_run_that_fails_is_not_the_end(serve, bundle, images, monkeypatch, cap
             assert (reply.status, reply.error) == (500, "the model could not be run.")
             assert "ZeroDivisionError" in caplog.text
         assert running.infer(images).status == 200
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch):
+    """Decoding waits until it is set."""
+    from tocom_export.engines.serving.http import images as module
+
+    found, read = threading.Event(), module.read_pictures
+
+    def wait(*arguments):
+        assert found.wait(20)
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "read_pictures", wait)
+    yield found
+    found.set()
+
+
+PICTURE = b"P5 60 60 255\n" + bytes(3600)
+
+
+def test_who_waits_to_be_decoded_is_counted(serve, bundle, decoding, in_background):
+    def classify():
+        return running.ask("POST", "/v2/models/small/classify", PICTURE)
+
+    with serve(bundle.path, policy="fixed", queue=2) as running:
+        running.site.workers = 1
+        waiting = [in_background(classify) for _ in range(3)]  # one of them is decoded
+        wait_for(lambda: running.service.preparing == 3)
+        reply = classify()
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        decoding.set()
+        assert {wait().status for wait in waiting} <= {200, 503}
+        assert running.service.preparing == 0
+        assert classify().status == 200
+
+
+def test_who_is_late_is_not_decoded(serve, bundle, decoding, in_background):
+    with serve(bundle.path, policy="fixed") as running:
+        running.site.executor = ThreadPoolExecutor(1)
+        asked = [
+            in_background(
+                lambda more=more: running.ask("POST", "/v2/models/small/classify", PICTURE, more)
+            )
+            for more in ({}, {"X-Timeout-Ms": "50"})
+        ]
+        wait_for(lambda: running.service.preparing == 2)
+        time.sleep(0.1)
+        decoding.set()
+        assert asked[1]().status in (200, 504)
+        assert sorted(wait().status for wait in asked) == [200, 504]
+        assert failures(running) == 1
 
 
 @pytest.mark.parametrize("policy", ["steering", "slackfit"])
