@@ -81,7 +81,10 @@ async def refit(site: Site, request: Request) -> Response:
     service = _authorise(site, request)
     wish = await _read(site, request, _Refit)
     new = {name: value for name, value in msgspec.structs.asdict(wish).items() if value is not None}
-    named = {str(new[n]): Path(new[n]).name for n in ("checkpoint", "bank") if n in new}
+    paths = [new[name] for name in ("checkpoint", "bank") if name in new]
+    if any("\0" in path for path in paths):
+        raise Refusal(400, "a file's name holds no NUL.")
+    named = {told: Path(path).name for path in paths for told in (path, str(Path(path)))}
     return await _change(service, partial(service.refit, **new), named)
 
 
@@ -122,4 +125,6 @@ async def _change(service: Service, change: Any, named: dict[str, str]) -> Respo
         await asyncio.to_thread(change)
     except TocomError as error:
         raise refuse(error, {**service.paths, **named}) from None
+    except OSError as error:
+        raise Refusal(400, f"a file can't be read: {error.strerror}.") from None
     return write_json(describe_serving(service))

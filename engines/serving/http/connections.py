@@ -1,4 +1,4 @@
-"""A connection that ends where the headers of a request are too slow in coming."""
+"""A connection that ends well where a request is slow in coming, or broken in its midst."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _SECONDS = 30.0
 class Connection(H11Protocol):
     """Uvicorn's, which by itself waits for headers as long as they take.
 
-    Between requests its own ``timeout_keep_alive`` holds.
+    Between requests its own ``timeout_keep_alive`` holds. Of a body that is broken when its request
+    is being answered, or has been, Uvicorn would log two faults of ours, a page each.
     """
 
     _slow: asyncio.TimerHandle | None = None
@@ -31,6 +32,16 @@ class Connection(H11Protocol):
             self._forget()
         elif self._slow is None:  # the first part of another request's headers
             self._slow = self.loop.call_later(_SECONDS, self.timeout_keep_alive_handler)
+
+    def send_400_response(self, msg: str) -> None:
+        """To what isn't HTTP, and nothing else after it."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # it had its answer before the rest came
+            self.transport.close()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""

@@ -100,6 +100,9 @@ def _in_json():
         ("switch", {"variant": [1]}, 400, "variant"),
         ("refit", {"bank": "nowhere.safetensors"}, 400, "nowhere.safetensors"),
         ("refit", {"checkpoint": "/etc/hosts", "bank": "none"}, 400, "hosts"),
+        ("refit", {"bank": "../x/./../nowhere.safetensors"}, 400, "nowhere.safetensors: no"),
+        ("refit", {"checkpoint": "a\0b"}, 400, "NUL"),
+        ("refit", {"checkpoint": "x" * 5000}, 400, "too long"),
         ("refit", {"scale": -1, "bank": "none"}, 400, "'scale'"),
         ("refit", {"scala": 1}, 400, "scala"),
         ("refit", {"bank": "none", "source": 99}, 400, "'source'"),
@@ -109,7 +112,7 @@ def _in_json():
 def test_wishes_that_cant_be_granted(unmoved, bundle: Bundle, name, what, status, says):
     reply = wish(unmoved, name, **what)
     assert (reply.status, says in reply.error) == (status, True), reply.error
-    for path in (str(bundle.path), str(bundle.path.parent), "/etc/"):
+    for path in (str(bundle.path), str(bundle.path.parent), "/etc/", "../x"):
         assert path not in reply.error
     assert unmoved.service.control.pinned is None
 

@@ -83,3 +83,22 @@ def test_two_lengths_of_one_body(running: Any):
             found += part
     assert found.startswith(b"HTTP/1.1 400")
     assert found.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["before its answer", "after it"])
+def test_a_body_that_is_broken(running: Any, wait: bool, caplog: pytest.LogCaptureFixture):
+    """Is no fault of ours."""
+    host, port = running.address.split(":")
+    head = b"POST /v2/models/large/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    broken, found = b"no length\r\n", b""
+    with closing(socket.create_connection((host, int(port)), 20)) as connection:
+        connection.sendall(head if wait else head + broken)
+        if wait:
+            while not found.endswith(b"}"):
+                found += connection.recv(65536)
+            connection.sendall(broken)
+        while part := connection.recv(65536):
+            found += part
+    assert found.startswith(b"HTTP/1.1 404" if wait else b"HTTP/1.1 400")
+    assert running.ask("GET", "/v2/health/live").status == 200
+    assert not caplog.records
