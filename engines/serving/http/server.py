@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -61,18 +62,25 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by :meth:`serve`."""
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler."""
         if self._site.stopping:
             self.should_exit = self.force_exit = True
+            self._loop.call_soon_threadsafe(self._cut_off)
         self._captured_signals.append(sig)
         self._site.stop()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         return await super().on_tick(counter) or self._site.finished
+
+    def _cut_off(self) -> None:
+        """Tell those that wait for an answer; from Python 3.12 on a server waits for them else."""
+        for task in self.server_state.tasks:
+            task.cancel()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ import http.client
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -131,6 +132,27 @@ def test_a_second_signal_ends_it_at_once(bundle: Bundle, make_images: Callable[.
         finally:
             for connection in connections:
                 connection.close()
+
+
+@POSIX
+def test_a_second_signal_doesnt_wait_for_a_body(bundle: Bundle):
+    with start(f"small={bundle.path}", "--policy", "fixed") as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        with closing(socket.create_connection((host, int(port)), 20)) as connection:
+            head = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+            connection.sendall(head)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            began, found = time.monotonic(), b""
+            while part := connection.recv(65536):
+                found += part
+            assert time.monotonic() - began < 4
+            assert found.startswith(b"HTTP/1.1 503")
+        assert process.wait(20) == 130
+        assert process.stderr.read().strip() == "Stopped."
 
 
 @POSIX
