@@ -204,6 +204,16 @@ def _show(
     first = rows[0]
     near = f", {first.neighbours} nearest neighbours in {first.knn}" if first.neighbours else ""
     output.table(columns, table, f"{first.dataset}, {first.images} images, {first.method}{near}")
+    if chosen := [(found, found.unlabelled) for found in measured if found.unlabelled]:
+        means = (
+            sum(found.served.accuracy for found, _ in chosen) / len(chosen),
+            sum(score.accuracy for _, (_, score) in chosen) / len(chosen),
+        )
+        scales = ", ".join(f"{scale:g}" for _, (scale, _) in chosen)
+        output.note(
+            f"Scales chosen by divergence, without labels, would be {scales}: {means[1]:.2f} % in "
+            f"the mean, where these give {means[0]:.2f}."
+        )
     if unusable := sum(found.served.unusable for found in measured):
         output.note(f"{unusable} outputs hold values that are no numbers; they count as wrong.")
     if checks:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tocom_export.study.divergence import find_distance, find_divergence
+
 from ..engine import Images, Logits
 
 Run = Callable[[Images], Logits]
@@ -14,26 +16,6 @@ _FIRST = 4
 """A candidate that is much worse than the best on this part of the images is given up."""
 _HOPELESS = 1.5
 """How much worse."""
-
-
-def find_divergence(logits: Logits, wanted: Logits) -> npt.NDArray[np.float64]:
-    """Kullback-Leibler divergence of each image's classes (B,), nats: Σ p log(p / q).
-
-    Args:
-        logits: of what is judged, q (B, classes).
-        wanted: of the uncompressed model, p (B, classes).
-    """
-    p, q = _log_softmax(wanted), _log_softmax(logits)
-    found: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
-    return found
-
-
-def find_distance(features: Logits, wanted: Logits) -> npt.NDArray[np.float64]:
-    """One minus the cosine of each image's features (B,), for models without a head."""
-    a, b = features.astype(np.float64), wanted.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found: npt.NDArray[np.float64] = 1 - (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
-    return found
 
 
 class Objective:
@@ -83,10 +65,3 @@ class Objective:
     def _list_batches(self) -> Iterator[tuple[int, int]]:
         for start in range(0, len(self.images), self._batch):
             yield start, min(start + self._batch, len(self.images))
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    found: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return found

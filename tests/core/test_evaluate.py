@@ -124,6 +124,21 @@ def test_scales_are_chosen_on_held_out_images(subject: Subject):
     assert titles == [("choosing scales", 2), ("evaluating", 2)]
 
 
+def test_the_scale_without_labels_is_that_of_the_least_divergence(subject: Subject):
+    """What the bank adds here takes a model away from what it says without merging."""
+    zero, eight, _ = measure([subject], DATA, Data("others"))
+    assert zero.unlabelled is None
+    assert eight.unlabelled is not None
+    scale, score = eight.unlabelled
+    assert (scale, score.accuracy) == (min(SCALES), 50)
+    assert eight.variant.scale == max(SCALES)
+    rows = make_rows([zero, eight], "images", "tocom", 0)
+    assert [(row.unlabelled_scale, row.unlabelled) for row in rows] == [
+        (None, None),
+        (min(SCALES), 50),
+    ]
+
+
 def test_held_out_images_that_are_the_test_images(subject: Subject):
     with pytest.raises(InputError, match="`held_out` is the same as `data`"):
         measure([subject], DATA, Data("./images"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import InputError
 from ..variant import Variant
 from .accuracy import Run, Score, measure_accuracy
+from .divergence import find_distance, find_divergence
 from .neighbours import Neighbours, measure_neighbours
 from .subject import Batches, Subject, check_subjects
 
@@ -35,6 +38,9 @@ class Measured:
     """None where there is nothing to add: no bank, or the source degree."""
     oracle: Score | None
     """PyTorch, beside an engine."""
+    unlabelled: tuple[float, Score] | None = None
+    """The scale that would have been chosen without labels, by the divergence from the model as it
+    was trained, and what it gives; None where none was chosen."""
 
     @property
     def served(self) -> Score:
@@ -78,8 +84,9 @@ def measure(
                 subject.check_classes(images.classes, f"`{option}` {images.name}")
 
     pairs = [(subject, variant) for subject in subjects for variant in subject.variants]
+    others: list[float | None] = [None] * len(pairs)
     if held_out is not None:
-        pairs = _choose_scales(pairs, held_out, progress, neighbours)
+        pairs, others = _choose_scales(pairs, held_out, progress, neighbours)
     elif scale is not None:
         pairs = [(subject, replace(variant, scale=scale)) for subject, variant in pairs]
     opened = [
@@ -87,10 +94,11 @@ def measure(
             subject.runner(replace(variant, compensated=False)),
             subject.runner(variant) if variant.baked else None,
             subject.oracle.runner(variant) if check and subject.oracle else None,
+            subject.runner(replace(variant, scale=other)) if other is not None else None,
         )
-        for subject, variant in pairs
+        for (subject, variant), other in zip(pairs, others, strict=True)
     ]
-    runs = [run for three in opened for run in three if run]
+    runs = [run for each in opened for run in each if run]
     scores = iter(_score("evaluating", runs, data, progress, neighbours))
     return [
         Measured(
@@ -98,8 +106,9 @@ def measure(
             plain=next(scores),
             compensated=next(scores) if compensated else None,
             oracle=next(scores) if oracle else None,
+            unlabelled=(other, next(scores)) if other is not None else None,
         )
-        for pair, (_, compensated, oracle) in zip(pairs, opened, strict=True)
+        for pair, (_, compensated, oracle, _), other in zip(pairs, opened, others, strict=True)
     ]
 
 
@@ -117,28 +126,62 @@ def _score(
         return measure_accuracy(runs, data, lambda _: advance(""))
 
 
+class _Watched:
+    """A run whose outputs are held against those that another one gave on the same images."""
+
+    def __init__(self, run: Run, teacher: _Watched | None = None, classes: bool = True) -> None:
+        self._run, self._teacher = run, teacher
+        self._measure = find_divergence if classes else find_distance
+        self.outputs: Any = None
+        self.distances: list[float] = []
+
+    def __call__(self, images: Any) -> Any:
+        self.outputs = self._run(images)
+        if self._teacher is not None:
+            self.distances += self._measure(self.outputs, self._teacher.outputs).tolist()
+        return self.outputs
+
+
 def _choose_scales(
     pairs: Sequence[_Pair],
     held_out: Batches,
     progress: Progress,
     neighbours: Neighbours | None,
-) -> list[_Pair]:
+) -> tuple[list[_Pair], list[float | None]]:
     """Each variant with the scale that does best on the held-out images.
 
-    Of several as good as each other, the one nearest to the scale of training.
+    Of several as good as each other, the one nearest to the scale of training. And for each the
+    one that diverges least from the model as it was trained; None where there is nothing to scale.
     """
-    runs = [
-        subject.runner(replace(variant, scale=scale))
-        for subject, variant in pairs
-        for scale in SCALES
-        if variant.baked
-    ]
-    title = "choosing scales"
-    scores = iter(_score(title, runs, held_out, progress, neighbours) if runs else ())
-    chosen = []
+    runs: list[Run] = []
+    watched: list[dict[float, _Watched]] = []
     for subject, variant in pairs:
-        if variant.baked:
-            rated = [(next(scores).accuracy, -abs(s - DEFAULT_SCALE), s) for s in SCALES]
+        source = Variant.of(subject.spec, variant.source, source=variant.source, compensated=False)
+        teacher = _Watched(subject.runner(source))
+        students = {
+            scale: _Watched(
+                subject.runner(replace(variant, scale=scale)), teacher, classes=neighbours is None
+            )
+            for scale in SCALES
+            if variant.baked
+        }
+        runs += [teacher, *students.values()] if students else []
+        watched.append(students)
+    title = "choosing scales"
+    scores = dict(
+        zip(runs, _score(title, runs, held_out, progress, neighbours) if runs else (), strict=True)
+    )
+    chosen: list[_Pair] = []
+    others: list[float | None] = []
+    for (subject, variant), students in zip(pairs, watched, strict=True):
+        other = None
+        if students:
+            rated = [
+                (scores[run].accuracy, -abs(scale - DEFAULT_SCALE), scale)
+                for scale, run in students.items()
+            ]
             variant = replace(variant, scale=max(rated)[-1])
+            other = min(students, key=lambda scale: np.mean(students[scale].distances))
         chosen.append((subject, variant))
-    return chosen
+        others.append(other)
+    return chosen, others

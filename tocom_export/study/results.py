@@ -63,6 +63,12 @@ class Row:
     """How many nearest neighbours voted on each image; None where a head named the classes."""
     knn: str = field(default="", metadata=LATER)
     """Name of the labelled images that they are of; empty where that isn't known."""
+    unlabelled_scale: Annotated[float, Meta(ge=0, le=MAX_SCALE)] | None = field(
+        default=None, metadata=LATER
+    )
+    """What the scale would have been, had it been chosen without labels, on the same images."""
+    unlabelled: Percent | None = field(default=None, metadata=LATER)
+    """With the bank at that scale."""
     searched: Percent | None = field(default=None, metadata=LATER)
     """Of the schedule that was searched for the cost of the target, with compression alone."""
     searched_tocom: Percent | None = field(default=None, metadata=LATER)

@@ -48,6 +48,8 @@ def make_rows(
             reference=None,
             seed=seed,
             scale=variant.scale if found.compensated else None,
+            unlabelled_scale=found.unlabelled and found.unlabelled[0],
+            unlabelled=found.unlabelled and found.unlabelled[1].accuracy,
             variant=bank_name,
             images=found.plain.total,
             throughput=found.plain.throughput,  # compensation is in the weights and costs none

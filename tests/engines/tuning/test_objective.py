@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tocom_export.engines.tuning.journal import Journal
-from tocom_export.engines.tuning.objective import Objective, find_distance, find_divergence
+from tocom_export.engines.tuning.objective import Objective
+from tocom_export.study.divergence import find_distance, find_divergence
 
 
 def test_divergence_is_kullback_leibler_s():
