@@ -160,3 +160,17 @@ def test_the_paper_s_tables_agree_with_each_other(index: int):
     baseline, tocom = paper.VTAB[paper.ABLATION_PAIRS[index]]
     assert round(baseline, 1) == paper.ABLATION[""][index]
     assert round(tocom, 1) == paper.ABLATION["tocom"][index]
+
+
+def test_what_needs_no_labels_has_a_table_of_its_own():
+    """Its shares are of all sets together: (78 - 76 + 57 - 56) of 4 points."""
+    assert "Without labels" not in page()
+    rows = [
+        replace(row, local=row.baseline + gain, searched=row.baseline - 1)
+        if (row.source, row.target) == (0, 16)
+        else row
+        for row, gain in zip(ROWS, (0, 0, 2, 0, 0, 1), strict=True)
+    ]
+    text = section(page(rows), "Without labels")
+    assert cells(text, "cifar") == ["76.00", "77.50", "78.00", "75.00", NONE, NONE, "78.00"]
+    assert cells(text, "Share of the gap") == ["0", "0.75", "0.75", "-0.50", NONE, NONE, "1"]

@@ -25,6 +25,12 @@ _LEGEND = (
     f"{NONE} stands for what was not measured; ± is the standard deviation over seeds. "
     "The paper's column is DeiT-B on VTAB-1k, averaged over its 19 tasks."
 )
+_UNLABELLED = (
+    "Models trained at degree 0, at the cost of degree 16 in each layer. ToCom is the backbone's "
+    "bank, its scale chosen by labels; a local bank was distilled on the model's own images, and a "
+    "schedule searched on some of them that were held out, without labels. The share is of the sum "
+    "of the gaps to models trained at 16, on all sets."
+)
 _NEIGHBOURS = (
     "Of the embeddings alone: the nearest labelled images by cosine similarity vote, each with the "
     "weight exp(similarity / 0.07). They are not to be compared with a head's."
@@ -47,6 +53,7 @@ def format_page(results: Results, plots: Mapping[str, str]) -> str:
     if methods["tome"]:
         parts += _format_headline(rows)
     parts += [f"![{_escape(caption)}]({place})" for caption, place in plots.items()]
+    parts += _format_unlabelled(rows)
     if rows:
         parts += ["## Accuracies", _LEGEND]
     for method, own in methods.items():
@@ -86,6 +93,25 @@ def _format_headline(rows: Sequence[Row]) -> list[str]:
         reasons = "; ".join(f"{_escape(name)}: {why}" for name, why in share.left_out.items())
         text.append(f"Data sets that don't count: {reasons}.")
     return ["## In short", _format_table(("", "Here", "Paper"), lines), " ".join(text)]
+
+
+def _format_unlabelled(rows: Sequence[Row]) -> list[str]:
+    """What local banks and searched schedules give at the cost of degree 16."""
+    shares = summary.measure_shares(rows)
+    own = [row for row in rows if any(getattr(row, name) for name in summary.UNLABELLED[1:])]
+    if not own:
+        return []
+    names = ("baseline", *summary.UNLABELLED, "reference")
+    lines = [
+        (_escape(dataset), *(_format_spread(summary.average([of_it], name)) for name in names))
+        for dataset, of_it in summary.group_rows(own, "dataset").items()
+    ]
+    told = [NONE if (share := shares[name]) is None else f"{share:.2f}"
+            for name in summary.UNLABELLED]  # fmt: skip
+    lines.append(("Share of the gap", "0", *told, "1"))
+    heads = ("0 → 16", "Baseline", "ToCom", "Local bank", "Schedule", "Schedule, ToCom",
+             "Schedule, local bank", "Reference")  # fmt: skip
+    return ["## Without labels", _UNLABELLED, _format_table(heads, lines)]
 
 
 def _format_accuracies(rows: Sequence[Row], method: str) -> list[str]:

@@ -128,6 +128,35 @@ def measure_gap_share(rows: Iterable[Row]) -> GapShare:
     return GapShare(share, gains, left_out)
 
 
+UNLABELLED = ("tocom", "local", "searched", "searched_tocom", "searched_local")
+"""Fields of what makes up for degree 16 on a model of source 0; none but the first used labels."""
+
+
+def measure_shares(rows: Iterable[Row]) -> dict[str, float | None]:
+    """Field of :data:`UNLABELLED` → Σ (it - baseline) / Σ (reference - baseline) at 0 → 16.
+
+    Over all data sets, those that lose little among them, seeds averaged first; None where a data
+    set lacks it, or where the references gain nothing.
+    """
+    datasets = group_rows(_select(rows, 0, 16), "dataset").values()
+    gaps = _sum_gains(datasets, "reference")
+    if gaps is None or gaps <= 0:
+        return dict.fromkeys(UNLABELLED)
+    sums = {name: _sum_gains(datasets, name) for name in UNLABELLED}
+    return {name: None if total is None else total / gaps for name, total in sums.items()}
+
+
+def _sum_gains(datasets: Collection[Sequence[Row]], name: str) -> float | None:
+    """Points above compression alone; None where a row lacks them."""
+    total = 0.0
+    for own in datasets:
+        pairs = [(getattr(row, name), row.baseline) for row in own]
+        if any(value is None for value, _ in pairs):
+            return None
+        total += fmean(value - before for value, before in pairs)
+    return total if datasets else None
+
+
 def measure_gains(rows: Iterable[Row], source: int, target: int) -> dict[str, float]:
     """Data set → points that ToCom adds at a pair of degrees with ToMe, seeds averaged."""
     datasets = group_rows(_select(rows, source, target), "dataset").items()
