@@ -70,6 +70,12 @@ def test_folder(tmp_path: Path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_what_git_lfs_leaves_in_place_of_a_file(file: Path):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n")
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer, in place of the weights"):
+        read_header(file)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.6, 0.999])
 def test_truncated(file: Path, share: float):
     save_file({"a": np.ones(64, np.float32), "b": np.ones(3, np.float32)}, file)

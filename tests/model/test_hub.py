@@ -59,6 +59,13 @@ def test_nothing_is_downloaded_for_naught(monkeypatch: pytest.MonkeyPatch):
         load_model("hf-hub:me/birds", "x.safetensors")
 
 
+def test_a_folder_in_place_of_a_name(tmp_path: Path):
+    with pytest.raises(
+        UnknownModelError, match="is a folder; give it as `checkpoint`, without `mo"
+    ):
+        load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -564,8 +564,16 @@ def test_preprocessors_that_are_refused(write: Write):
 def test_folders_that_lack_files(write: Write, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no config.json, so it is no folder that"):
         Checkpoint.open(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(CheckpointError, match=r"looks like a bundle; its weights.safetensors can"):
+        Checkpoint.open(tmp_path)
     folder = write()
     (folder / "model.safetensors").unlink()
+    index = folder / "pytorch_model.bin.index.json"
+    index.touch()
+    with pytest.raises(CheckpointError, match="has pickled weights in several files"):
+        Checkpoint.open(folder)
+    index.unlink()
     with pytest.raises(CheckpointError, match=r"has no model.safetensors, nor pytorch_model.bin.$"):
         Checkpoint.open(folder)
     (folder / "config.json").write_text(" " * 20_000_001)

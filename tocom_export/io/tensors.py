@@ -24,6 +24,8 @@ Tensors = Mapping[str, Array]
 """PyTorch name → weight."""
 Bytes = Annotated[int, Meta(ge=0, le=2**48)]
 
+_POINTER = b"version "
+"""How Git LFS's stand-in for a file begins; as a length it would be petabytes."""
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 """Bytes of one element, by safetensors dtype; a checkpoint of others is not of a model."""
@@ -85,6 +87,11 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)
+            if prefix == _POINTER:
+                raise CheckpointError(
+                    f"{file} is a Git LFS pointer, in place of the weights; `git lfs pull` in its "
+                    "folder fetches them."
+                )
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(f"{file} is not a safetensors file, or is truncated.")

@@ -30,6 +30,10 @@ def find_folder(model: str) -> Path | None:
     """
     source, colon, place = model.partition(":")
     if not colon:
+        if "/" in model and Path(model).is_dir():
+            raise UnknownModelError(
+                f"`model` {model} is a folder; give it as `checkpoint`, without `model`."
+            )
         if "/" in model:
             raise UnknownModelError(
                 f"`model` {model}: hf-hub:{model} is a model of the Hugging Face hub, "

@@ -28,6 +28,10 @@ def read_record(file: Path) -> dict[str, Any]:
     try:
         return decode(dict[str, Any], read_json(file, _LARGEST))
     except FileNotFoundError:
+        if (file.parent / "manifest.json").exists():
+            raise CheckpointError(
+                f"{file.parent} looks like a bundle; its weights.safetensors can be a `checkpoint`."
+            ) from None
         raise CheckpointError(
             f"{file.parent} has no {file.name}, so it is no folder that transformers or timm "
             "saved; `checkpoint` is such a folder, or a file."
@@ -70,6 +74,11 @@ def _read_stored(folder: Path, file: Path | None) -> dict[str, StoredTensor]:
         return read_header(file)[0]
     if (folder / WEIGHTS).exists() and file is None:  # as in transformers, before the shards
         return read_header(folder / WEIGHTS)[0]
+    if not shards and (folder / f"{PICKLED}.index.json").exists():
+        raise CheckpointError(
+            f"{folder} has pickled weights in several files, which aren't read; load and save the "
+            "model with transformers, which writes safetensors."
+        )
     if not shards:
         raise CheckpointError(f"{folder} has no {WEIGHTS}, nor {PICKLED}.")
     return _read_shards(folder, shards)
