@@ -1,6 +1,6 @@
 """Load for a server of the Open Inference Protocol: ours, NVIDIA's Triton, KServe's.
 
-python benchmarks/load.py http://127.0.0.1:8000 --model reference --rate 20 --slo-ms 250
+python benchmarks/load.py http://127.0.0.1:8000 --model reference-source0 --rate 20 --slo-ms 250
        [--shape poisson|gamma|burst|ramp|diurnal] [--cv 4] [--duration 60] [--seed 0]
        [--trace FILE] [--record FILE] [--bundle DIR] [--timeout 30] [--json]
 
@@ -21,6 +21,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -76,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         times = sorted(answer.sent for answer in answers)
         options.record.write_text("".join(f"{t - times[0]:.6f}\n" for t in times), "utf-8")
     found = summarise(answers, arrivals, options.slo_ms / 1000, accuracy)
-    print(json.dumps(found, indent=1) if options.json else describe(found, options.slo_ms))
+    try:
+        print(json.dumps(found, indent=1) if options.json else describe(found, options.slo_ms))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of ``| head``; or Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if found["answered"] else 1
 
 
@@ -146,6 +151,8 @@ async def make_bodies(
     """Headers and bodies of some requests, as the model's metadata ask for them."""
     try:
         async with session.get(place) as answer:
+            if answer.status == 404:
+                sys.exit(f"{place}: no such model; {await list_models(session, place)}.")
             answer.raise_for_status()
             (wanted,) = json.loads(await answer.read())["inputs"]
     except (aiohttp.ClientError, asyncio.TimeoutError, KeyError, ValueError) as error:
@@ -161,6 +168,16 @@ async def make_bodies(
         headers = {LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
         bodies.append((headers, head + data))
     return bodies
+
+
+async def list_models(session: aiohttp.ClientSession, place: str) -> str:
+    """What a server has, as far as it says."""
+    index = f"{place.rpartition('/models/')[0]}/repository/index"
+    async with session.post(index, data=b"{}") as answer:
+        if answer.status != 200:
+            return "the server doesn't say which there are"
+        names = dict.fromkeys(entry["name"] for entry in json.loads(await answer.read()))
+    return f"there are {', '.join(names) or 'none'}"
 
 
 async def ask(

@@ -24,6 +24,8 @@ Pixels = npt.NDArray[np.uint8]
 _SIDE = 336
 """Least pixels of a picture's height."""
 _GAP = 12
+_HEAD, _TEXT = 22, 13
+"""Pixels of a title's line, and of its letters."""
 _LINE = (255, 255, 255)
 _PRUNED = (24, 24, 24)
 
@@ -92,27 +94,29 @@ def write_picture(
 
 
 def draw_png(pixels: Pixels, panels: Sequence[Panel], grid: tuple[int, int]) -> Image.Image:
-    """The picture, one panel after another, four in a row at the most."""
-    from PIL import Image, ImageDraw
+    """The picture, one panel after another, four in a row at the most, each under its title."""
+    from PIL import Image, ImageDraw, ImageFont
 
     cell = _choose_cell(pixels, grid)
     width, height = grid[1] * cell, grid[0] * cell
     first = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    drawn = [first]
+    drawn = [("image", first)]
     for panel in panels:
         colours = Image.fromarray(colour_tokens(pixels, panel.map, grid))
         tile = colours.resize((width, height), Image.Resampling.NEAREST)
         draw = ImageDraw.Draw(tile)
         for line in _list_lines(panel.map, grid, cell):
             draw.line(line, fill=_LINE, width=max(1, cell // 24))
-        drawn.append(tile)
+        drawn.append((panel.title, tile))
     columns = min(4, len(drawn))
     rows = -(-len(drawn) // columns)
-    size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
-    sheet = Image.new("RGB", size, "white")
-    for index, tile in enumerate(drawn):
-        at = (index % columns * (width + _GAP), index // columns * (height + _GAP))
-        sheet.paste(tile, at)
+    high = _HEAD + height + _GAP
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * high - _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    for index, (title, tile) in enumerate(drawn):
+        left, top = index % columns * (width + _GAP), index // columns * high
+        draw.text((left, top + 2), title, "black", font)
+        sheet.paste(tile, (left, top + _HEAD))
     return sheet
 
 
@@ -120,7 +124,7 @@ def draw_svg(pixels: Pixels, panels: Sequence[Panel], grid: tuple[int, int]) -> 
     """The same as SVG, each panel with its title above it."""
     from PIL import Image
 
-    cell, head = _choose_cell(pixels, grid), 22
+    cell, head = _choose_cell(pixels, grid), _HEAD
     width, height = grid[1] * cell, grid[0] * cell
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -139,7 +143,7 @@ def draw_svg(pixels: Pixels, panels: Sequence[Panel], grid: tuple[int, int]) -> 
     for index, (title, body) in enumerate(drawn):
         left = index % columns * (width + _GAP)
         top = index // columns * (height + head + _GAP)
-        text = f'<text y="15" font-family="sans-serif" font-size="13">{title}</text>'
+        text = f'<text y="15" font-family="sans-serif" font-size="{_TEXT}">{title}</text>'
         parts.append(
             f'<g transform="translate({left},{top})">{text}'
             f'<g transform="translate(0,{head})">{body}</g></g>'

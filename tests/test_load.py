@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -60,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         told = self.server.told
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v2/repository/index":
+            self.reply(200, [{"name": "small"}, {"name": "small"}, {"name": "large"}])
+            return
         size = int(self.headers[LENGTH])
         (tensor,) = json.loads(body[:size])["inputs"]
         image = np.frombuffer(body[size:], np.float32).reshape(tensor["shape"])
@@ -243,8 +248,25 @@ def test_nothing_is_due(load):
 def test_a_server_that_is_not_there(load, server: SimpleNamespace):
     with pytest.raises(SystemExit, match=r"models/small: no metadata"):
         load.main(["http://127.0.0.1:9", "--model", "small", "--slo-ms", "1", "--rate", "1"])
-    with pytest.raises(SystemExit, match=r"models/other: no metadata"):
+    with pytest.raises(SystemExit, match=r"models/other: no such model"):
         load.main([server.url, "--model", "other", "--slo-ms", "1", "--rate", "1"])
     server.shape = [-1, 3, -1, -1]
     with pytest.raises(SystemExit, match="FP32 of a known shape is expected"):
         load.main([server.url, "--model", "small", "--slo-ms", "1", "--rate", "1"])
+
+
+def test_a_model_that_isnt_there(load: Any, server: SimpleNamespace):
+    with pytest.raises(SystemExit) as caught:
+        load.main([server.url, "--model", "medium", "--rate", "5", "--slo-ms", "100"])
+    assert str(caught.value).endswith("medium: no such model; there are small, large.")
+
+
+def test_nobody_reads_what_it_prints(server: SimpleNamespace):
+    line = [server.url, "--model", "small", "--rate", "50", "--slo-ms", "100", "--duration", "0.2"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "load.py"), *line], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -65,7 +65,7 @@ def show_command(
     panels = []
     for number in numbers:
         left = len({token for token in maps[number - 1].tolist() if token >= 0})
-        panels.append(Panel(f"layer {number}: {left} tokens", maps[number - 1]))
+        panels.append(Panel(f"layer {number}: {left} patch tokens", maps[number - 1]))
     write_picture(file, restore_pixels(pixels, opened.preprocess), panels, opened.spec.grid)
     output.document(
         {

@@ -51,7 +51,12 @@ def test_lines_run_between_tokens():
 def test_png_shows_the_image_and_each_panel(pixels: Any):
     sheet = np.asarray(draw_png(pixels, [Panel("one", MAP), Panel("two", MAP * 0)], GRID))
     side = 336 // 2
-    assert sheet.shape == (336, 3 * 3 * side + 2 * 12, 3)
+    assert sheet.shape == (22 + 336, 3 * 3 * side + 2 * 12, 3)
+    heads = sheet[:22]
+    for place in range(3):  # its title, dark on white
+        head = heads[:, place * (3 * side + 12) :][:, : 3 * side]
+        assert head.min() < 100 < 250 < head.max()
+    sheet = sheet[22:]
     second = sheet[:, 3 * side + 12 :]
     assert second[side // 2, side // 2].tolist() == [25, 25, 25]
     assert second[side + side // 2, side + side // 2].tolist() == [24, 24, 24]
@@ -62,7 +67,7 @@ def test_png_shows_the_image_and_each_panel(pixels: Any):
 
 def test_more_panels_than_four_go_below(pixels: Any):
     sheet = draw_png(pixels, [Panel(str(n), MAP) for n in range(5)], GRID)
-    assert sheet.size == (4 * 504 + 36, 2 * 336 + 12)
+    assert sheet.size == (4 * 504 + 36, 2 * (22 + 336) + 12)
 
 
 def test_svg_holds_the_same(pixels: Any):

@@ -54,8 +54,8 @@ def read_recorded(file: Path, record: FileRecord) -> bytes:
         raise BundleError(f"{file}: can't be read: {error.strerror}.") from None
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise BundleError(
-            f"{file} is not what its bundle's manifest said (SHA-256 differs): it was changed; "
-            "reload the bundle, or build it again."
+            f"{file} is not what its bundle's manifest said (SHA-256 differs): it was changed "
+            "since; build it again, or, where that was done meanwhile, open it anew."
         )
     return content
 
