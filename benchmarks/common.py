@@ -64,11 +64,11 @@ def build_bundle(model: str, folder: Path, targets: Iterable[int]) -> Path:
 def start_server(bundle: Path, *options: str) -> Iterator[str]:
     """``tocom-export serve`` of a bundle, as a model called ``m``; its address."""
     line = [sys.executable, "-m", "tocom_export.cli.main", "serve", f"m={bundle}"]
-    line += ["--port", "0", *options]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    line += ["--port", "0", "-q", *options]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stderr is not None
-        said = next(said for said in process.stderr if said.startswith(("Serving ", "Error")))
+        assert process.stdout is not None
+        said = next(said for said in process.stdout if said.startswith("Serving "))
         yield said.split("//")[1].strip()
     finally:
         process.terminate()

@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tocom_export.engines.serving.http.serve_options import ServeOptions
 from tocom_export.engines.serving.http.server import bind, make_server
-from tocom_export.engines.serving.http.service import ServeOptions, Service
+from tocom_export.engines.serving.http.service import Service
 from tocom_export.engines.serving.http.site import Site
 from tocom_export.exporting import export
 

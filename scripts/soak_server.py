@@ -80,12 +80,12 @@ class Soak:
             f"m={self._build(SCALES[0])}",
         ]
         line += ["--port", "0", "--queue", str(self.queue), "--slo-ms", "50", "--threads", "1"]
-        line += ["--admin-token-file", str(token)]
-        self.process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        said = next(said for said in self.process.stderr if said.startswith(("Serving ", "Error")))
+        line += ["--admin-token-file", str(token), "-q"]
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        said = next(said for said in self.process.stdout if said.startswith("Serving "))
         self.address = said.split("//")[1].strip()
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
         tensor = triton.InferInput("images", list(self.images.shape), "FP32")
         tensor.set_data_from_numpy(self.images)
         wanted = triton.InferRequestedOutput("logits", binary_data=False)

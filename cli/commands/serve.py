@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..options import FILE, FiniteFloat, common_options, take_output
-from ..output import Command
+from ..output import Command, make_harmless
 from ..runtime_options import run_options
 
 POLICIES = ("steering", "slackfit", "fixed")
@@ -20,7 +23,7 @@ POLICIES = ("steering", "slackfit", "fixed")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 is any free one.")
 @click.option(
     "--slo-ms",
-    type=FiniteFloat(0),
+    type=FiniteFloat(),
     metavar="T",
     help="Latency wanted; default of a policy by load: six times what the slowest variant takes.",
 )
@@ -69,7 +72,8 @@ def serve_command(
 
     A model is called as its folder is, or NAME. Its variants are its versions; where a request
     names none, the variant is chosen by load. It prints "Serving http://HOST:PORT" when it is
-    ready, and ends at Ctrl-C or SIGTERM once all that were taken have their answers.
+    ready, after some seconds in which it measures how fast the variants are, and ends at Ctrl-C or
+    SIGTERM once all that were taken have their answers. Its log is on stderr, with -v each request.
 
     \b
     Examples:
@@ -81,12 +85,15 @@ def serve_command(
 
     output = take_output(options)
     check_installed()
-    from tocom_export.engines.serving.http.admin import read_token
+    from tocom_export.engines.serving.http.admin import is_open_to_others, read_token
     from tocom_export.engines.serving.http.opening import open_services
+    from tocom_export.engines.serving.http.serve_options import ServeOptions
     from tocom_export.engines.serving.http.server import bind, check_tls, serve
-    from tocom_export.engines.serving.http.service import ServeOptions
     from tocom_export.engines.serving.http.site import Site
+    from tocom_export.engines.serving.http.telling import set_levels
 
+    start_log()
+    set_levels(output.verbosity)
     slo_ms = options.pop("slo_ms")
     settings = ServeOptions(
         policy=options.pop("policy"),
@@ -99,14 +106,45 @@ def serve_command(
     named = name_bundles(bundles)
     check_tls(tls_cert, tls_key)
     token = read_token(admin_token_file) if admin_token_file else None
+    if admin_token_file and is_open_to_others(admin_token_file):
+        output.note(f"`admin_token_file` {admin_token_file}: others of this machine may read it.")
     with bind(host, port) as listener:
-        with output.progress("opening", len(named)) as advance:
-            services = open_services(named, settings, advance, **options)
+        if not (tls_cert or is_loopback(listener.getsockname()[0])):
+            output.note(f"`host` {host}: who reaches it may ask, and what is sent can be read.")
+        services = open_services(
+            named,
+            settings,
+            lambda name: output.note(f"{name}: measuring how fast its variants are ..."),
+            **options,
+        )
         for service in services.values():
             output.note(service.about)
 
         def tell(address: str) -> None:
             output.document({"url": address, "models": list(services)})
-            click.echo(f"Serving {address}", err=True)
+            if not output.as_json:
+                click.echo(f"Serving {address}")
 
         serve(Site(services, token, max_image_mb * 2**20), listener, tell, tls_cert, tls_key)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+class _Lines(logging.Handler):
+    """The server's log on stderr, a line each, but for the traces of faults."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        with suppress(OSError, ValueError):  # stderr was closed: it serves all the same
+            click.echo(make_harmless(self.format(record)), err=True)
+
+
+def start_log() -> None:
+    """Show what the server logs."""
+    handler = _Lines()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("tocom_export.serve")
+    log.handlers = [handler]

@@ -85,13 +85,7 @@ class Wish:
             InputError: one is not what it should be, or the model takes no changes.
         """
         given = json.loads(text or "{}")
-        variant = given.get("variant")
-        if "degree" in given:
-            if variant is not None:
-                raise InputError("`variant` and `degree` say the same; give one of them.")
-            variant = convert(given, "degree", int)
-        if not isinstance(variant, (str, int, type(None))) or isinstance(variant, bool):
-            raise InputError(f"`variant` {variant!r}: a name or a degree is expected.")
+        variant = read_variant(given)
         if (change := given.get("control")) is None:
             return cls(variant)
         if not settings.control:
@@ -120,6 +114,22 @@ class Wish:
             pool.reload()
         elif self.variant is not None:
             pool.switch(self.variant)
+
+
+def read_variant(given: Mapping[str, Any]) -> str | int | None:
+    """The variant that a request's parameters ask for, by name or bare degree; None: by none.
+
+    Raises:
+        InputError: it can't be either.
+    """
+    variant = given.get("variant")
+    if "degree" in given:
+        if variant is not None:
+            raise InputError("`variant` and `degree` say the same; give one of them.")
+        variant = convert(given, "degree", int)
+    if not isinstance(variant, (str, int, type(None))) or isinstance(variant, bool):
+        raise InputError(f"`variant` {repr(variant)[:64]}: a name or a degree is expected.")
+    return variant
 
 
 def convert(given: Mapping[str, Any], name: str, to: Callable[[Any], Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,9 +18,9 @@ from . import about, admin, asking, pages, patches
 from .line import refuse_stopping
 from .refusals import CLOSE, Gone, Refusal, refuse
 from .site import Site
+from .telling import log, note_request
 from .writing import write_refusal
 
-log = logging.getLogger("tocom_export.serve")
 Handler = Callable[[Site, Request], Awaitable[Response]]
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
@@ -72,8 +71,10 @@ def _guard(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         site: Site = request.app.state.site
         asks = request.method == "POST"  # not who looks every second whether it is ready
         site.working += asks
+        began = time.monotonic()
         try:
             response = await _answer(handler, site, request)
+            note_request(request, response.status_code, began)
             if site.stopping:
                 response.headers.update(CLOSE)
             return response
@@ -111,5 +112,6 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     """No such address, or not by this method."""
     assert isinstance(error, HTTPException)
     text = {404: "there is nothing here.", 405: f"not by {request.method}."}
+    note_request(request, error.status_code, time.monotonic())
     refusal = Refusal(error.status_code, text.get(error.status_code, error.detail), error.headers)
     return write_refusal(refusal)

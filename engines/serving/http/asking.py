@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tocom_export.errors import InputError
 from tocom_export.variant import Variant
 
 from ...classifying import Answer as Ranked
+from ...engine import Images
 from .bodies import hold_body
-from .line import Answer
+from .counts import Reason, name_reason
+from .line import FULL, LATE, Answer
 from .protocol import HEADER_LENGTH, InferRequest, format_answer, measure_text, parse_request
-from .refusals import Refusal
+from .refusals import Gone, Refusal, refuse
 from .service import Service
 from .site import Site, ask
 from .tracing import trace_request
@@ -32,13 +37,12 @@ _AT_ONCE = 65_536
 
 async def infer(site: Site, request: Request) -> Response:
     """``POST /v2/models/{m}[/versions/{v}]/infer``."""
-    service, variant = find_asked(site, request)
-    with trace_request(request.headers, service.name) as note:
-        asked, answer = await _infer(site, request, service, variant)
+    with find_asked(site, request) as aim, trace_request(request.headers, aim.service.name) as note:
+        check_query(request)
+        asked, answer = await _infer(site, request, aim)
         note(answer)
-    body, length = format_answer(
-        service.name, answer.variant.name, asked, answer.outputs, _describe(answer.variant)
-    )
+    name, variant = aim.service.name, answer.variant
+    body, length = format_answer(name, variant.name, asked, answer.outputs, _describe(variant))
     if length is None:
         return Response(body, media_type="application/json")
     response = Response(body, media_type="application/octet-stream")
@@ -47,64 +51,128 @@ async def infer(site: Site, request: Request) -> Response:
     return response
 
 
-async def _infer(
-    site: Site, request: Request, service: Service, variant: str | None
-) -> tuple[InferRequest, Answer]:
+async def _infer(site: Site, request: Request, aim: Aim) -> tuple[InferRequest, Answer]:
     """What is asked, and its answer."""
-    since = time.monotonic()
+    since, service = time.monotonic(), aim.service
     deadline = read_deadline(request, since)
     most, headers = service.form.largest, request.headers
-    async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
+    async with hold_body(
+        request.receive, headers, most, site.budget, site.executor, "--max-batch"
+    ) as body:
         header_length = headers.get(HEADER_LENGTH)
         parse = partial(parse_request, body, header_length, service.form)
         if measure_text(body, header_length) > _AT_ONCE:
-            asked = await site.prepare(service, variant, deadline, parse)
+            asked = await site.prepare(service, deadline, parse)
         else:
             asked = parse()
         del parse, body
+    aim.choose(asked.variant)
     deadline = min(deadline, since + (asked.seconds or math.inf))
-    return asked, await ask(service, asked.images, variant, deadline, request.receive)
+    return asked, await ask(service, asked.images, aim.variant, deadline, request.receive)
 
 
 async def classify(site: Site, request: Request) -> Response:
     """``POST /v2/models/{m}[/versions/{v}]/classify``."""
-    service, variant = find_asked(site, request)
-    top = read_top(request)
-    with trace_request(request.headers, service.name) as note:
-        names, answer = await _classify(site, request, service, variant)
+    with find_asked(site, request) as aim, trace_request(request.headers, aim.service.name) as note:
+        check_query(request, "top_k")
+        top = read_top(request)
+        names, answer = await _classify(site, request, aim)
         note(answer)
-    return write_json(describe_answer(service, answer, names, top))
+    return write_json(describe_answer(aim.service, answer, names, top))
 
 
-async def _classify(
-    site: Site, request: Request, service: Service, variant: str | None
-) -> tuple[list[str], Answer]:
+async def _classify(site: Site, request: Request, aim: Aim) -> tuple[list[str], Answer]:
     """Names of the files, and the answer."""
+    deadline = read_deadline(request, time.monotonic())
+    names, images = await read_images(site, request, aim.service, deadline, aim.service.most)
+    return names, await ask(aim.service, images, aim.variant, deadline, request.receive)
+
+
+async def read_images(
+    site: Site, request: Request, service: Service, deadline: float, most: int
+) -> tuple[list[str], Images]:
+    """The image files in a request: their names, and what they hold, as the model wants it."""
     from .images import read_pictures
 
-    since = time.monotonic()
-    deadline = read_deadline(request, since)
-    most, headers = site.largest_image, request.headers
+    headers, largest = request.headers, site.largest_image
     kind, bundle = headers.get("content-type", ""), service.pool.bundle
-    async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
-        read = partial(read_pictures, body, kind, service.most, bundle)
-        names, images = await site.prepare(service, variant, deadline, read)
-        del read, body
-    return names, await ask(service, images, variant, deadline, request.receive)
+    async with hold_body(
+        request.receive, headers, largest, site.budget, site.executor, "--max-image-mb"
+    ) as body:
+        read = partial(read_pictures, body, kind, most, bundle)
+        del body
+        return await site.prepare(service, deadline, read)
 
 
-def find_asked(site: Site, request: Request) -> tuple[Service, str | None]:
+@dataclass
+class Aim:
+    """The model and the variant that a request asks for."""
+
+    service: Service
+    variant: str | None
+    """None is whichever is in force."""
+
+    def choose(self, variant: str | int | None) -> None:
+        """Take what the request's parameters say beside its address.
+
+        Raises:
+            Refusal: there is no such variant, or the address names another one.
+        """
+        if variant is None:
+            return
+        try:
+            name = self.service.pool.open(variant).variant.name
+        except InputError as error:
+            raise refuse(error, self.service.paths) from None
+        if self.variant not in (None, name):
+            raise Refusal(
+                400, f"the address asks for version {self.variant}, the parameters for {name}."
+            )
+        self.variant = name
+
+    def note_failure(self, reason: Reason, *, late: bool = False) -> None:
+        """The request got no result."""
+        service = self.service
+        service.counts.note_failure(self.variant or service.control.variant, reason, late=late)
+
+
+@contextmanager
+def find_asked(site: Site, request: Request) -> Iterator[Aim]:
     """The model and the variant that an address names, before anything is read.
+
+    Within the block, and before it, what is raised counts as a failure of the model; once.
 
     Raises:
         Refusal: there is none, or no room for one more request.
     """
-    site.check_open()
     service = site.find(request.path_params["model"])
     version = request.path_params.get("version")
-    variant = None if version is None else service.find(version).variant.name
-    site.check_room(service, variant)
-    return service, variant
+    aim = Aim(service, None if version is None else service.find(version).variant.name)
+    try:
+        site.check_open()
+        site.check_room(service)
+        yield aim
+    except Refusal as refusal:
+        if not refusal.counted:
+            aim.note_failure(name_reason(refusal), late=refusal.status == LATE)
+        if refusal.status == FULL and not site.stopping:
+            waiting = f"{service.name}: overloaded, {len(service.line)} images wait"
+            service.overload.warn("%s; more requests are turned away", waiting)
+        raise
+    except Gone as gone:
+        if not gone.counted:
+            aim.note_failure("CANCELED")
+        raise
+    except Exception:
+        aim.note_failure("OTHER")
+        raise
+
+
+def check_query(request: Request, *known: str) -> None:
+    """Raise Refusal where there is something else behind the ``?`` of an address."""
+    if unknown := [name for name in request.query_params if name not in known]:
+        take = f"{' and '.join(known)} may stand there" if known else "nothing may stand there"
+        raise Refusal(400, f"?{unknown[0][:40]} isn't known; {take}.")
 
 
 def read_deadline(request: Request, since: float) -> float:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-import numpy as np
+from .history import History, Step, average_accuracy, find_quantiles_ms
+from .refusals import Refusal
+
+Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
+"""Why a request got no result, in Triton's words: there was no room or no time for it, who asked
+left, the model couldn't be run, or something was wrong with it."""
 
 _RECENT = 2048
 """Requests of which the latency is remembered."""
@@ -23,7 +29,7 @@ class Sums:
     """Of the requests to one variant, since the start."""
 
     success: int = 0
-    failure: int = 0
+    failures: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(get_args(Reason), 0))
     images: int = 0
     runs: int = 0
     queue: float = 0.0
@@ -36,6 +42,15 @@ class Sums:
     """When one was last answered, seconds since 1970."""
     batches: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Images in a run → how many runs, and seconds that they took."""
+
+    @property
+    def failure(self) -> int:
+        """Requests without a result."""
+        return sum(self.failures.values())
+
+    def copy(self) -> Sums:
+        """As they are now."""
+        return replace(self, batches=dict(self.batches), failures=dict(self.failures))
 
 
 @dataclass(frozen=True)
@@ -62,14 +77,21 @@ class Record:
     changes: Sequence[tuple[float, str]]
     """Seconds since 1970, and the variant in force from then on."""
     recent: Sequence[Done]
+    history: Sequence[Step]
+    """The last five minutes."""
+
+    @property
+    def failures(self) -> dict[Reason, int]:
+        """Requests of all variants that got no result, by why."""
+        return {
+            reason: sum(sums.failures[reason] for sums in self.sums.values())
+            for reason in get_args(Reason)
+        }
 
     @property
     def latencies_ms(self) -> tuple[float, float] | None:
         """Median and 99 % of the last requests."""
-        if not self.recent:
-            return None
-        middle, most = 1000 * np.quantile([done.latency for done in self.recent], (0.5, 0.99))
-        return float(middle), float(most)
+        return find_quantiles_ms([done.latency for done in self.recent])
 
     def lately(self, seconds: float = _SPAN) -> Record:
         """The same with the requests of the last seconds alone."""
@@ -82,9 +104,7 @@ class Record:
 
     def mean_accuracy(self, accuracy: Mapping[str, float]) -> float | None:
         """Of the last requests' variants; None where one isn't known."""
-        if not self.recent or not {done.variant for done in self.recent} <= accuracy.keys():
-            return None
-        return sum(accuracy[done.variant] for done in self.recent) / len(self.recent)
+        return average_accuracy(Counter(done.variant for done in self.recent), accuracy)
 
 
 class Counts:
@@ -101,7 +121,14 @@ class Counts:
         self._sums = {name: Sums() for name in variants}
         self._changes: deque[tuple[float, str]] = deque(maxlen=_CHANGES)
         self._recent: deque[Done] = deque(maxlen=_RECENT)
+        self._history = History(time.monotonic())
         self._switches = self._refits = self._misses = 0
+
+    def add_variants(self, names: Iterable[str]) -> None:
+        """Count what becomes of requests to these, too."""
+        with self._lock:
+            for name in names:
+                self._sums.setdefault(name, Sums())
 
     def note_variant(self, name: str) -> None:
         """The variant in force from now on."""
@@ -116,14 +143,14 @@ class Counts:
         with self._lock:
             self._refits += 1
 
-    def note_failure(self, variant: str, *, late: bool = False) -> None:
+    def note_failure(self, variant: str, reason: Reason, *, late: bool = False) -> None:
         """A request that a model got no answer to.
 
         Args:
             late: its time was up.
         """
         with self._lock:
-            self._sums[variant].failure += 1
+            self._sums[variant].failures[reason] += 1
             self._misses += late and self.slo is not None
 
     def note_run(
@@ -135,7 +162,7 @@ class Counts:
             requests: arrival and images of each.
             start: of the run; all times are of ``time.monotonic``.
         """
-        took, images = end - start, sum(count for _, count in requests)
+        took, images, now = end - start, sum(count for _, count in requests), time.monotonic()
         with self._lock:
             sums = self._sums[variant]
             runs, seconds = sums.batches.get(images, (0, 0.0))
@@ -150,15 +177,20 @@ class Counts:
                 sums.request += end - arrived
                 self._misses += self.slo is not None and end - arrived > self.slo
                 self._recent.append(Done(end, end - arrived, variant, count))
+                self._history.note(now, end - arrived, variant, count)
 
     def read(self) -> Record:
         """All of it as it is now."""
         with self._lock:
-            sums = {
-                name: Sums(**{**vars(found), "batches": dict(found.batches)})
-                for name, found in self._sums.items()
-            }
             return Record(
-                sums, self._switches, self._refits, self._misses,
-                tuple(self._changes), tuple(self._recent),
+                {name: found.copy() for name, found in self._sums.items()},
+                self._switches, self._refits, self._misses, tuple(self._changes),
+                tuple(self._recent), self._history.read(time.monotonic()),
             )  # fmt: skip
+
+
+def name_reason(refusal: Refusal) -> Reason:
+    """Why a refusal is one."""
+    if refusal.status in (503, 504):
+        return "REJECTED"
+    return "BACKEND" if refusal.status >= 500 else "OTHER"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,7 @@ from tocom_export.bundle.opening import Bundle
 
 from ..triton import describe_preprocess
 from .counts import Record, Sums
+from .history import STEP, Step, average_accuracy
 from .protocol import INPUT
 from .service import Service
 
@@ -145,10 +147,25 @@ def describe_serving(service: Service) -> dict[str, Any]:
         "switches": record.switches,
         "refits": record.refits,
         "slo_misses": record.misses,
+        "turned_away": record.failures["REJECTED"],
+        "failures": record.failures,
         "queue": {"images": len(service.line), "most": service.line.most},
         "max_batch": service.most,
         **_describe_record(record, bundle),
         "lately": _describe_record(record.lately(), bundle),
+        "history": [_describe_step(step, bundle) for step in record.history],
+    }
+
+
+def _describe_step(step: Step, bundle: Bundle) -> dict[str, Any]:
+    """How fast and how well requests were answered within some seconds."""
+    median, most = step.latencies_ms or (None, None)
+    return {
+        "at": time.time() - time.monotonic() + step.end,
+        "p50": median,
+        "p99": most,
+        "images_per_s": step.images / STEP,
+        "accuracy_served": average_accuracy(step.answered, bundle.accuracy),
     }
 
 

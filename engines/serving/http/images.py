@@ -123,18 +123,24 @@ def _prepare(picture: Picture, bundle: Bundle) -> Images:
         raise MissingPackageError("pillow", "serve") from None
     silence_pillow()
     preprocess, size = bundle.preprocess, bundle.spec.image_size
+    known, kind = ", ".join(FORMATS), ""
+    what = f"{picture.name[:64]!r}" if picture.name else "the image"
     try:
         with Image.open(io.BytesIO(picture.content), formats=FORMATS) as opened:
+            kind = opened.format or ""
             if opened.width * opened.height > MOST_PIXELS:
                 raise ImageError(f"more than {MOST_PIXELS // 10**6} million pixels.")
             image = convert_image(opened, len(preprocess.mean))
         return preprocess.apply(image, size)
     except ImageError as error:
-        raise Refusal(400, f"the image can't be used: {error}") from None
+        raise Refusal(400, f"{what} can't be used: {error}") from None
     except Image.DecompressionBombError:
-        raise Refusal(400, "the image can't be used: too many pixels.") from None
+        raise Refusal(400, f"{what} can't be used: too many pixels.") from None
     except MemoryError:
         raise
     except Exception:  # what a broken file makes Pillow raise has no common class
-        known = ", ".join(FORMATS)
-        raise Refusal(400, f"the image can't be read; {known} are known.") from None
+        if kind:
+            raise Refusal(
+                400, f"{what} can't be read: a {kind} that is damaged or ends early."
+            ) from None
+        raise Refusal(400, f"{what} can't be read; {known} are known.") from None

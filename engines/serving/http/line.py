@@ -14,7 +14,7 @@ from tocom_export.variant import Variant
 from ...engine import Images, Outputs
 from .refusals import CLOSE, SOON, Refusal
 
-LATE = 504
+FULL, LATE = 503, 504
 """Status of what was not run in time."""
 
 
@@ -193,7 +193,7 @@ def choose_batch(waiting: Iterable[Ticket], most: int) -> list[Ticket]:
 
 def refuse_full() -> Refusal:
     """More requests wait than may."""
-    return Refusal(503, "too many requests wait; try again.", SOON)
+    return Refusal(FULL, "too many requests wait; try again.", SOON)
 
 
 def refuse_late() -> Refusal:

@@ -14,7 +14,6 @@ from .service import Service
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TRITON: Mapping[str, tuple[str, Callable[[Sums], float]]] = {
     "nv_inference_request_success": ("Requests answered", lambda sums: sums.success),
-    "nv_inference_request_failure": ("Requests refused or failed", lambda sums: sums.failure),
     "nv_inference_count": ("Images run", lambda sums: sums.images),
     "nv_inference_exec_count": ("Runs, each of a batch", lambda sums: sums.runs),
     "nv_inference_request_duration_us": ("From arrival to answer", lambda s: 1e6 * s.request),
@@ -46,6 +45,16 @@ class Metrics:
                 for version, sums in record.sums.items():
                     family.add_metric((model, version), value(sums))
             yield family
+        failed = CounterMetricFamily(
+            "nv_inference_request_failure",
+            "Requests refused or failed, by why",
+            labels=("model", "version", "reason"),
+        )
+        for model, record in records.items():
+            for version, sums in record.sums.items():
+                for reason, count in sums.failures.items():
+                    failed.add_metric((model, version, reason), count)
+        yield failed
         counters = {
             "tocom_switches": ("Changes of the variant in force", "switches"),
             "tocom_refits": ("Exchanges of the weights", "refits"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tocom_export.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
-    from .service import ServeOptions, Service
+    from .serve_options import ServeOptions
+    from .service import Service
 
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NEEDED = {
@@ -41,13 +44,16 @@ def name_bundles(texts: Sequence[str]) -> dict[str, Path]:
         if not equals or "/" in name or Path(text).exists():
             path = text
             name = Path(text).resolve().name
+        if not path:
+            raise InputError(f"{text!r} names no bundle; write {name or 'NAME'}=BUNDLE.")
+        place = shlex.quote(str(path))
         if not _NAME.fullmatch(name) or name in (".", "..", "stats"):
             raise InputError(
                 f"{name!r} can't name a model: letters, digits, '.', '-' and '_'; write "
-                f"NAME={path}."
+                f"NAME={place}."
             )
         if name in named:
-            raise InputError(f"two models are called {name}; write NAME={path} for one of them.")
+            raise InputError(f"two models are called {name}; write NAME={place} for one of them.")
         named[name] = Path(path)
     return named
 
@@ -55,12 +61,13 @@ def name_bundles(texts: Sequence[str]) -> dict[str, Path]:
 def open_services(
     named: Mapping[str, Path],
     options: ServeOptions,
-    advance: Callable[[str], None] = lambda name: None,
+    tell: Callable[[str], None] = lambda name: None,
     **engine: Any,
 ) -> dict[str, Service]:
     """Models that are served, by their names; those that are open are closed where one fails.
 
     Args:
+        tell: called with a name before its variants are timed.
         engine: backend, device, threads and the like, as of :class:`EnginePool`.
 
     Raises:
@@ -71,8 +78,7 @@ def open_services(
     services: dict[str, Service] = {}
     try:
         for name, path in named.items():
-            advance(name)
-            services[name] = Service.open(name, path, options, **engine)
+            services[name] = Service.open(name, path, options, partial(tell, name), **engine)
     except BaseException:
         for service in services.values():
             service.close()

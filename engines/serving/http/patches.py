@@ -17,9 +17,7 @@ from tocom_export.errors import TocomError
 from ...engine import Images
 from ...merge_picture import restore_pixels
 from ..pool import EnginePool
-from .asking import describe_answer, find_asked, read_deadline, read_top
-from .bodies import hold_body
-from .images import read_pictures
+from .asking import check_query, describe_answer, find_asked, read_deadline, read_images, read_top
 from .refusals import refuse
 from .site import Site, ask
 from .writing import write_json
@@ -31,28 +29,24 @@ async def show_patches(site: Site, request: Request) -> Response:
     The model answers as it does others; the map is made beside it. ``seen=1`` adds the picture as
     the model sees it.
     """
-    service, variant = find_asked(site, request)
-    top, seen = read_top(request), request.query_params.get("seen") == "1"
-    since = time.monotonic()
-    deadline, headers = read_deadline(request, since), request.headers
-    kind, bundle = headers.get("content-type", ""), service.pool.bundle
-    most = site.largest_image
-    async with hold_body(request.receive, headers, most, site.budget, site.executor) as body:
-        _, images = await site.prepare(
-            service, variant, deadline, partial(read_pictures, body, kind, 1, bundle)
-        )
-        del body
-    asked = time.monotonic()
-    answer = await ask(service, images, variant, deadline, request.receive)
+    with find_asked(site, request) as aim:
+        check_query(request, "top_k", "seen")
+        top, seen = read_top(request), request.query_params.get("seen") == "1"
+        deadline = read_deadline(request, time.monotonic())
+        service, pool = aim.service, aim.service.pool
+        _, images = await read_images(site, request, service, deadline, 1)
+        asked = time.monotonic()
+        answer = await ask(service, images, aim.variant, deadline, request.receive)
+        took = time.monotonic() - asked
     found: dict[str, Any] = {
         **describe_answer(service, answer, [""], top),
-        "answered_ms": 1000 * (time.monotonic() - asked),
+        "answered_ms": 1000 * took,
     }
     found |= found.pop("images")[0]
-    run = partial(site.prepare, service, variant, math.inf)  # it has its answer, late or not
-    found |= await run(partial(_trace, service.pool, answer.variant.name, images, service.paths))
+    run = partial(site.prepare, service, math.inf)  # it has its answer, late or not
+    found |= await run(partial(_trace, pool, answer.variant.name, images, service.paths))
     if seen:
-        found["seen"] = await run(partial(_encode, images, bundle.preprocess))
+        found["seen"] = await run(partial(_encode, images, pool.bundle.preprocess))
     return write_json(found)
 
 
@@ -63,7 +57,9 @@ def _trace(pool: EnginePool, variant: str, images: Images, paths: Any) -> dict[s
     except TocomError as error:
         return {"no_map": f"No picture of its patches: {refuse(error, paths).text}"}
     tokens = len({token for token in map.tolist() if token >= 0})
-    return {"grid": list(pool.spec.grid), "map": map.tolist(), "tokens": tokens}
+    spec = pool.spec
+    others = spec.tokens - spec.patches
+    return {"grid": list(spec.grid), "map": map.tolist(), "tokens": tokens, "others": others}
 
 
 def _encode(images: Images, preprocess: Any) -> str:

@@ -15,8 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tocom_export.errors import InputError
+
 from ...engine import Images, Outputs
-from .refusals import Refusal
+from ..triton_requests import read_variant
+from .refusals import Refusal, refuse
 
 INPUT = "images"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -31,6 +34,7 @@ _DIGITS = 26
 _LONGEST = 2**63 - 1
 """Microseconds of a timeout, at most."""
 _NESTED = re.compile(rb"\s*\[\s*\[")
+_NO_NUMBERS = re.compile(rb"[\[,:\s]-?(NaN|nan|Infinity|inf)\b")
 _BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
@@ -90,6 +94,8 @@ class InferRequest:
     """Names of those that are wanted, in their order, and whether in binary."""
     seconds: float | None
     """After which the answer is of no use."""
+    variant: str | int | None = None
+    """What its parameters ask for, by name or bare degree."""
 
 
 def parse_request(body: bytes, header_length: str | None, form: Form) -> InferRequest:
@@ -108,6 +114,8 @@ def parse_request(body: bytes, header_length: str | None, form: Form) -> InferRe
         _check_outline(text)
         request = msgspec.json.decode(text, type=_Request)
     except _BROKEN as error:
+        if _NO_NUMBERS.search(text):
+            raise Refusal(400, "JSON has no NaN and no Infinity.") from None
         raise Refusal(400, f"the request is not as the protocol has it: {error}.") from None
     parameters = request.parameters or {}
     if sequence := [name for name in parameters if name.startswith("sequence_")]:
@@ -119,7 +127,11 @@ def parse_request(body: bytes, header_length: str | None, form: Form) -> InferRe
         )
     images = _parse_images(request.inputs[0], binary, form)
     outputs = _choose_outputs(request, form)
-    return InferRequest(images, request.id, outputs, _read_timeout(parameters))
+    try:
+        variant = read_variant(parameters)
+    except InputError as error:
+        raise refuse(error) from None
+    return InferRequest(images, request.id, outputs, _read_timeout(parameters), variant)
 
 
 def measure_text(body: bytes, header_length: str | None) -> int:

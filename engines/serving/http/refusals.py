@@ -28,10 +28,20 @@ class Refusal(Exception):
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
         self.status, self.text, self.headers = status, text, dict(headers or {})
+        self.counted = False
+        """Whether it is among a model's failures by now."""
 
 
 class Gone(Exception):
-    """Who asked has left: nothing is to be answered."""
+    """Who asked has left: nothing is to be answered.
+
+    Args:
+        counted: the model has run, or is running, and counts it.
+    """
+
+    def __init__(self, *, counted: bool = False) -> None:
+        super().__init__()
+        self.counted = counted
 
 
 def refuse(error: TocomError, names: Mapping[str, str] | None = None) -> Refusal:

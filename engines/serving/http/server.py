@@ -25,7 +25,7 @@ from .site import Site
 _CONNECTIONS = 2048
 _IDLE = 75
 """Seconds that a connection stays open between requests: longer than load balancers keep theirs."""
-_GOODBYE = 5
+_GOODBYE = 3
 """Seconds that connections have to close."""
 _HEADERS = 65_536
 """Bytes of a request's headers."""
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
-        return await super().on_tick(counter) or self._site.finished
+        return await super().on_tick(counter) or self._site.tick()
 
     def _cut_off(self) -> None:
         """Tell those that wait for an answer; from Python 3.12 on a server waits for them else."""

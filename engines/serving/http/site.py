@@ -12,17 +12,24 @@ from typing import Any, TypeVar
 
 from ...engine import Images
 from .bodies import Budget, Receive, wait_until_gone
-from .line import LATE, Answer, Ticket, refuse_full, refuse_late, refuse_stopping
+from .line import Answer, Ticket, refuse_full, refuse_late, refuse_stopping
 from .metrics import Metrics
 from .refusals import Gone, Refusal
 from .service import Service
+from .telling import Seldom
+from .yielding import give_way
 
 _HELD = 256 * 2**20
 """Bytes of requests that are read at a time, at most; more where one alone may be larger."""
-_PATIENCE = 30.0
-"""Seconds that the last requests have for their answers, once the server is stopping."""
+_PATIENCE = 20.0
+"""Seconds that the last requests have for their answers, once the server is stopping. With what
+comes after that the end is within 30, which is what Kubernetes waits for."""
+_BODIES = 3.0
+"""Seconds that bodies have to arrive whole, then."""
 _LINGER = 0.25
 """Seconds without a request after which it ends: one that is on its way is still told."""
+_STRANGERS = 10.0
+"""Seconds between two words on who asks for what is an administrator's."""
 T = TypeVar("T")
 
 
@@ -43,8 +50,9 @@ class Site:
         self.budget = Budget(max(_HELD, 2 * largest))
         # Decoding, unpacking and parsing that would keep others waiting.
         self.workers = min(4, os.cpu_count() or 1)
-        self.executor = ThreadPoolExecutor(self.workers, "prepare")
+        self.executor = ThreadPoolExecutor(self.workers, "prepare", initializer=give_way)
         self.metrics = Metrics(services)
+        self.strangers = Seldom(_STRANGERS)
         self.since = time.time()
         self.stopping_since: float | None = None
         """Of ``time.monotonic``; None until it stops."""
@@ -75,16 +83,13 @@ class Site:
         if self.stopping:
             raise refuse_stopping()
 
-    def check_room(self, service: Service, variant: str | None) -> None:
+    def check_room(self, service: Service) -> None:
         """Raise Refusal where as many wait as may, those among them that wait to be prepared."""
         waiting = len(service.line) + max(0, service.preparing - self.workers)
         if waiting >= service.line.most:
-            service.counts.note_failure(variant or service.control.variant)
             raise refuse_full()
 
-    async def prepare(
-        self, service: Service, variant: str | None, deadline: float, call: Callable[[], T]
-    ) -> T:
+    async def prepare(self, service: Service, deadline: float, call: Callable[[], T]) -> T:
         """Do beside the event loop what a request needs before or after its run.
 
         Args:
@@ -99,14 +104,10 @@ class Site:
                 raise refuse_late()
             return call()
 
-        self.check_room(service, variant)
+        self.check_room(service)
         service.preparing += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.executor, begin)
-        except Refusal as refusal:
-            if refusal.status == LATE:
-                service.counts.note_failure(variant or service.control.variant, late=True)
-            raise
         finally:
             service.preparing -= 1
 
@@ -121,6 +122,19 @@ class Site:
             return False
         now, last = time.monotonic(), max(self.stopping_since, self.worked)
         return (self.working == 0 and now - last > _LINGER) or now - self.stopping_since > _PATIENCE
+
+    def tick(self) -> bool:
+        """Called several times a second by the event loop; whether the server is to end.
+
+        Once it is stopping, those are told who are too late.
+        """
+        if self.stopping_since is not None:
+            if time.monotonic() - self.stopping_since > _BODIES:
+                self.budget.close()
+            if self.finished:
+                for service in self.services.values():
+                    service.turn_away()
+        return self.finished
 
     def close(self) -> None:
         """Once all have their answers: let threads and engines go."""
@@ -159,11 +173,7 @@ async def ask(
             loop.call_soon_threadsafe(tell)
 
     ticket = Ticket(images, variant, settle, deadline)
-    try:
-        service.line.join(ticket)
-    except Refusal:
-        service.counts.note_failure(variant or service.control.variant)
-        raise
+    service.line.join(ticket)
     gone = loop.create_task(wait_until_gone(receive))
     try:
         left = deadline - time.monotonic()
@@ -172,14 +182,12 @@ async def ask(
         await asyncio.wait(either, timeout=timeout, return_when="FIRST_COMPLETED")
         if not answered.done():
             if service.line.leave(ticket):
-                late = not gone.done()
-                service.counts.note_failure(variant or service.control.variant, late=late)
-                raise refuse_late() if late else Gone
+                raise Gone if gone.done() else refuse_late()
             if gone.done():
-                raise Gone
+                raise Gone(counted=True)
             await asyncio.wait(either, return_when="FIRST_COMPLETED")
             if not answered.done():
-                raise Gone
+                raise Gone(counted=True)
         found = answered.result()
         if isinstance(found, Exception):
             raise found

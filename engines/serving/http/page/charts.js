@@ -29,18 +29,26 @@ function path(points, x, y, steps) {
   return text;
 }
 
-// Lines [{points, kind}] between two times, from zero to what the largest needs.
-export function drawLines(place, lines, since, now, { limit = null, unit = "", from = 0 } = {}) {
+// Round numbers, three to five of them, from at most `least` to at least `most`.
+function listTicks(least, most) {
+  const rough = (most - least || 1) / 3, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
+  const first = Math.floor(least / step + 1e-9), last = Math.max(first + 1, Math.ceil(most / step - 1e-9));
+  return Array.from({ length: last - first + 1 }, (_, n) => Number(((first + n) * step).toPrecision(10)));
+}
+
+// Lines [{points, kind}] between two times, from `least` to what the largest needs.
+export function drawLines(place, lines, since, now, { limit = null, unit = "", least: lowest = 0 } = {}) {
   const width = Math.max(320, place.clientWidth || WIDTH);
   const svg = frame(place, width);
   const all = lines.flatMap(({ points }) => points.map((p) => p[1])).filter((v) => v !== null);
-  const most = Math.max(...all, limit ?? 0, from + 1e-9) * 1.08;
-  const least = from === null ? Math.min(...all, limit ?? Infinity) : from;
+  const ticks = listTicks(lowest, Math.max(...all, limit ?? 0, lowest + 1e-9));
+  const least = ticks[0], most = ticks[ticks.length - 1];
   const x = (at) => LEFT + ((at - since) / (now - since)) * (width - LEFT);
-  const y = (v) => HEIGHT - BOTTOM - ((v - least) / (most - least || 1)) * (HEIGHT - BOTTOM - 8);
-  for (const value of [least, (least + most) / 2, most]) {
+  const y = (v) => HEIGHT - BOTTOM - ((v - least) / (most - least)) * (HEIGHT - BOTTOM - 8);
+  for (const value of ticks) {
     svg.append(make("line", { class: "grid", x1: LEFT, x2: width, y1: y(value), y2: y(value) }));
-    svg.append(make("text", { x: 0, y: y(value) + 4 }, `${show(value)}${unit}`));
+    svg.append(make("text", { x: 0, y: y(value) + 4 }, `${value}${unit}`));
   }
   if (limit !== null) svg.append(make("path", { class: "limit", d: `M${LEFT} ${y(limit)}L${width} ${y(limit)}` }));
   for (const { points, kind } of lines) svg.append(make("path", { class: kind, d: path(points, x, y, false) }));
@@ -60,8 +68,4 @@ export function drawSteps(place, changes, names, since, now) {
   const points = [...before, ...changes.filter(([at]) => at > since)];
   if (points.length) points.push([now, points[points.length - 1][1]]);
   svg.append(make("path", { class: "one", d: path(points, x, y, true) }));
-}
-
-function show(value) {
-  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }

@@ -5,15 +5,13 @@ import { showPicture } from "./picture.js";
 
 const SPAN = 300, EACH = 1000;
 const find = (id) => document.getElementById(id);
-const history = new Map();  // model → [{at, p50, p99, throughput, accuracy}]
 let chosen = null, latest = null;
 
-function note(model, now) {
-  const { p50 = null, p99 = null } = model.lately.latency_ms ?? {};
-  const points = history.get(model.name) ?? [];
-  points.push({ at: now, p50, p99, throughput: model.lately.images_per_s, accuracy: model.lately.accuracy_served });
-  while (points.length && points[0].at < now - SPAN) points.shift();
-  history.set(model.name, points);
+// The server's steps of the last minutes, and the last seconds as the point of now.
+function list(model, now) {
+  const { latency_ms, images_per_s, accuracy_served } = model.lately;
+  const { p50 = null, p99 = null } = latency_ms ?? {};
+  return [...model.history.filter(({ at }) => at > now - SPAN), { at: now, p50, p99, images_per_s, accuracy_served }];
 }
 
 function showModels(models) {
@@ -40,6 +38,7 @@ function showFigures(model) {
     ["accuracy served", write(lately.accuracy_served, 2, " %")],
     ["waiting", String(model.queue.images)],
     ["answered late", String(model.slo_misses)],
+    ["turned away", String(model.turned_away)],
   ];
   find("figures").replaceChildren(...rows.map(([name, value, kind = ""]) => {
     const box = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
@@ -57,17 +56,17 @@ function show() {
   showModels(latest.models);
   const model = latest.models.find(({ name }) => name === chosen);
   if (!model) return;
-  const now = latest.now, since = now - SPAN, points = history.get(chosen) ?? [];
+  const now = latest.now, since = now - SPAN, points = list(model, now);
   const line = (key) => points.map((point) => [point.at, point[key] ?? null]);
   showFigures(model);
   drawSteps(find("variants"), model.changes.map(({ at, variant }) => [at, variant]), model.variants.map((v) => v.name), since, now);
   drawLines(find("latency"), [{ points: line("p99"), kind: "two" }, { points: line("p50"), kind: "one" }], since, now, { limit: model.policy.slo_ms, unit: " ms" });
-  drawLines(find("throughput"), [{ points: line("throughput"), kind: "one" }], since, now);
+  drawLines(find("throughput"), [{ points: line("images_per_s"), kind: "one" }], since, now);
   const known = model.variants.map((v) => v.accuracy).filter((a) => a !== null);
   find("accuracy").parentElement.hidden = known.length < model.variants.length;
   if (known.length === model.variants.length) {
     const span = Math.max(...known) - Math.min(...known) || 1;
-    drawLines(find("accuracy"), [{ points: line("accuracy"), kind: "one" }], since, now, { unit: " %", from: Math.min(...known) - span / 4 });
+    drawLines(find("accuracy"), [{ points: line("accuracy_served"), kind: "one" }], since, now, { unit: " %", least: Math.min(...known) - span / 4 });
   }
 }
 
@@ -77,13 +76,12 @@ async function read() {
     const response = await fetch("stats", { cache: "no-store" });
     if (!response.ok) throw new Error(response.statusText);
     latest = await response.json();
-    latest.models.forEach((model) => note(model, latest.now));
     state.textContent = latest.stopping ? "stopping" : `version ${latest.version}`;
-    state.className = "";
+    document.body.className = "";
     show();
   } catch {
     state.textContent = "no connection; trying again";
-    state.className = "lost";
+    document.body.className = "lost";
   }
   setTimeout(read, EACH);
 }

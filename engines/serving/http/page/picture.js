@@ -75,6 +75,12 @@ function list(classes) {
   return found;
 }
 
+// As `build` counts: all tokens, and those that are of patches.
+function say({ map, tokens, others }) {
+  const all = `${map.length} patches, ${tokens + others} tokens left`;
+  return others ? `${all}, ${tokens} of them of patches` : all;
+}
+
 function card(answer, image) {
   const box = element("article"), title = element("h3", answer.model_version);
   box.dataset.variant = answer.model_version;
@@ -82,9 +88,9 @@ function card(answer, image) {
   if (answer.map) {
     const canvas = element("canvas");
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${answer.tokens} tokens are left of ${answer.map.length} patches`);
+    canvas.setAttribute("aria-label", `${answer.map.length} patches became ${answer.tokens} tokens`);
     drawPatches(canvas, image, answer.grid, answer.map);
-    box.append(canvas, title, element("p", `${answer.map.length} patches, ${answer.tokens} tokens left`));
+    box.append(canvas, title, element("p", say(answer)));
   } else {
     box.append(title, element("p", answer.no_map));
   }

@@ -19,8 +19,9 @@ pytest.importorskip("geventhttpclient", reason="needs tritonclient[http]")
 import tritonclient.http as triton
 
 from tocom_export.bundle.opening import Bundle
+from tocom_export.engines.serving.http.serve_options import ServeOptions
 from tocom_export.engines.serving.http.server import bind, make_server
-from tocom_export.engines.serving.http.service import ServeOptions, Service
+from tocom_export.engines.serving.http.service import Service
 from tocom_export.engines.serving.http.site import Site
 from tocom_export.engines.serving.loaded import Serving
 
@@ -132,7 +133,7 @@ def serve() -> Serve:
 def hurried() -> Iterator[None]:
     """Variants are timed by ten runs each before they are served."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tocom_export.engines.serving.http.service._TIMING", 0.0)
+        patch.setattr("tocom_export.engines.serving.http.lineup._TIMING", 0.0)
         yield
 
 

@@ -73,12 +73,15 @@ LARGE = b"P5 60000 60000 255\n"  # 3.6 billion pixels, by its header
     [
         (b"", {}, 400, "no image"),
         (b"text", {}, 400, "can't be read; JPEG, PNG"),
-        (encode()[:-60], {}, 400, "can't be read"),
+        (encode()[:-60], {}, 400, "the image can't be read: a PNG that is damaged or ends early"),
         (LARGE, {}, 400, "too many pixels"),
-        (b"P5 9000 9000 255\n", {}, 400, "more than 50 million pixels"),
+        (b"P5 9000 9000 255\n", {}, 400, "the image can't be used: more than 50 million pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", {}, 400, "can't be read"),
         (encode(size=(30000, 1)), {}, 400, "too thin"),
         (b"x" * (2**20 + 1), {}, 413, "more than 1048576 bytes"),
+        (b"x" * (2**20 + 1), {}, 413, "the server's --max-image-mb says so"),
+        (*multipart(encode(), b"text"), 400, "'1.png' can't be read; JPEG, PNG"),
+        (*multipart(encode(), encode()[:-60]), 400, "'1.png' can't be read: a PNG that is"),
         (*multipart(), 400, "no image"),
         (*multipart(*[b"x"] * 9), 400, "8 images are taken at most; there are more"),
         (multipart(b"x")[0][:-8], multipart()[1], 400, "last part"),
@@ -117,6 +120,11 @@ def test_an_image_of_too_many_pixels_is_not_decoded(running, monkeypatch: pytest
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     assert "pixels" in running.ask("POST", PLACE, b"P5 9000 9000 255\n").error
+
+
+def test_what_is_not_asked_so(running):
+    reply = running.ask("POST", f"{PLACE}?topk=3", encode())
+    assert (reply.status, reply.error) == (400, "?topk isn't known; top_k may stand there.")
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "x", "1.5", ""])

@@ -27,11 +27,12 @@ def test_counts_are_those_of_triton(running, images):
     running.infer(images * float("nan"), "r08")
     after = scrape(running)
 
-    def more(name: str, version: str = "r08") -> float:
-        return after[name, "small", version] - before[name, "small", version]
+    def more(name: str, *labels: str) -> float:
+        key = (name, "small", *(labels or ("r08",)))
+        return after[key] - before[key]
 
     assert more("nv_inference_request_success") == 2
-    assert more("nv_inference_request_failure") == 1
+    assert more("nv_inference_request_failure", "OTHER", "r08") == 1
     assert more("nv_inference_count") == 4
     assert more("nv_inference_exec_count") == 2
     request, queue, infer = (
@@ -84,3 +85,68 @@ def test_stats(running, images):
     assert model["images_per_s"] > 0
     assert model["changes"][0]["variant"] == "r00"
     assert model["queue"] == {"images": 0, "most": 128}
+
+
+def failures(running) -> dict[str, float]:
+    return {
+        reason: sum(
+            count
+            for key, count in scrape(running).items()
+            if key[0] == "nv_inference_request_failure" and key[2] == reason
+        )
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+    }
+
+
+PICTURE, INFER = "/v2/models/small/classify", "/v2/models/small/infer"
+
+
+@pytest.mark.parametrize(
+    "path, body, status",
+    [
+        (PICTURE, b"text", 400),
+        (PICTURE, b"x" * (2**20 + 1), 413),
+        (PICTURE + "?topk=3", b"x", 400),
+        (PICTURE.replace("small/", "small/versions/r16/"), b"text", 400),
+        (INFER, b'{"inputs":[]}', 400),
+        (INFER, b"{", 400),
+        ("/v2/models/small/versions/r16/patches", b"text", 400),
+    ],
+)
+def test_each_refusal_is_counted_once(running, path: str, body: bytes, status: int):
+    before = failures(running)
+    assert running.ask("POST", path, body).status == status
+    after = failures(running)
+    assert after == {**before, "OTHER": before["OTHER"] + 1}
+    (model,) = running.ask("GET", "/stats").document["models"]
+    assert model["failures"] == after
+    version = next(v for v in model["variants"] if v["name"] == ("r16" if "r16" in path else "r00"))
+    assert version["failures"] >= 1
+
+
+def test_who_finds_no_room_is_rejected(running, images, monkeypatch):
+    before = failures(running)
+    with monkeypatch.context() as patched:
+        patched.setattr(running.service.line, "most", 0)
+        assert running.infer(images).status == 503
+    assert running.infer(images, headers={"X-Timeout-Ms": "0.0001"}).status == 504
+    with monkeypatch.context() as patched:
+        patched.setattr(running.site.budget, "most", 0)
+        assert running.infer(images).status == 503
+    with monkeypatch.context() as patched:
+        patched.setattr(running.site, "stopping_since", 1e9)
+        patched.setattr(type(running.site), "finished", False)
+        assert running.infer(images).status == 503
+    assert failures(running) == {**before, "REJECTED": before["REJECTED"] + 4}
+    (model,) = running.ask("GET", "/stats").document["models"]
+    assert model["turned_away"] == before["REJECTED"] + 4
+
+
+def test_a_model_that_cant_be_run_is_its_fault(running, images, monkeypatch):
+    from tocom_export.engines.serving.loaded import Serving
+
+    before = failures(running)
+    with monkeypatch.context() as patched:
+        patched.setattr(Serving, "run_all", lambda self, images: 1 / 0)
+        assert running.infer(images).status == 500
+    assert failures(running) == {**before, "BACKEND": before["BACKEND"] + 1}

@@ -8,7 +8,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,7 @@ def test_patches_are_those_that_merged(running: Any, bundle: Bundle, tmp_path: P
         trace = Tracer(bundle, name).run(image[None])
         assert answer["map"] == trace.maps[0, -1].tolist()
         assert answer["tokens"] == len(set(answer["map"]))
+        assert answer["others"] == 1, "the class token"
         assert answer["grid"] == list(bundle.spec.grid)
         assert answer["model_version"] == answer["parameters"]["variant"] == name
         assert answer["answered_ms"] > 0
@@ -93,6 +96,22 @@ def test_stats_tell_of_the_last_seconds(running: Any, images: Any):
     (model,) = running.ask("GET", "/stats").document["models"]
     assert model["lately"]["latency_ms"]["p99"] >= model["lately"]["latency_ms"]["p50"] > 0
     assert model["lately"]["images_per_s"] >= 0.3
+
+
+def test_stats_tell_of_the_last_minutes(running: Any, images: Any, monkeypatch: pytest.MonkeyPatch):
+    running.infer(images)
+    now = time.monotonic
+    monkeypatch.setattr(
+        "tocom_export.engines.serving.http.counts.time",
+        SimpleNamespace(monotonic=lambda: now() + 20, time=time.time),
+    )
+    page = running.ask("GET", "/stats").document
+    (model,) = page["models"]
+    assert len(model["history"]) >= 4, "those in which nobody asked, too"
+    assert any(step["images_per_s"] > 0 and step["p99"] > 0 for step in model["history"])
+    assert model["history"][-1]["p50"] is None
+    times = [step["at"] for step in model["history"]]
+    assert all(b - a == pytest.approx(5, abs=0.01) for a, b in pairwise(times))
 
 
 @pytest.fixture
@@ -149,7 +168,7 @@ def test_a_person_looks_and_tries_a_picture(
         for card in browser.find_elements(css, "article[data-variant]"):
             name = card.get_attribute("data-variant")
             answer = running.ask("POST", PATCHES.format(name), file.read_bytes()).document
-            assert f"{answer['tokens']} tokens left" in card.text
+            assert f"{answer['tokens'] + 1} tokens left, {answer['tokens']} of them" in card.text
             assert answer["classes"][0]["name"] in card.text
             colours = browser.execute_script(
                 "const c = arguments[0].querySelector('canvas'), d = c.getContext('2d')"
@@ -162,7 +181,23 @@ def test_a_person_looks_and_tries_a_picture(
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return innerWidth"), "readable on a phone"
 
+        (legend,) = (c for c in browser.find_elements(css, "figcaption") if "Latency" in c.text)
+        assert legend.text == "Latency: median, 99 %, wanted"
+        figures = browser.find_element(css, "#figures").text
+        assert "turned away\n0" in figures
+        lefts = {box.rect["x"] for box in browser.find_elements(css, "#figures div")}
+        assert len(lefts) == 2, "two in a row on a phone"
+        lefts = {box.rect["x"] for box in browser.find_elements(css, "article")}
+        assert len(lefts) >= 2
+
         browser.find_element(css, "#file").send_keys(__file__)
         wait_for(lambda: "can't be read" in browser.find_element(css, "#complaint").text)
         said = [entry for entry in browser.get_log("browser") if "400" not in entry["message"]]
         assert said == []
+        browser.get(f"http://{running.address}/")  # what it shows began before it was opened
+        wait_for(lambda: browser.find_elements(css, "#latency path.one"))
+        ticks = [t.text for t in browser.find_elements(css, "#throughput text")]
+        assert 2 <= len(ticks) <= 6
+        assert all(re.fullmatch(r"\d*[125]0*|0|0?\.0*\d+|\d+(\.\d)?", tick) for tick in ticks)
+    wait_for(lambda: browser.find_element(css, "body").get_attribute("class") == "lost")
+    assert float(browser.find_element(css, "main").value_of_css_property("opacity")) < 1

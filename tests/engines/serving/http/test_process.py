@@ -43,19 +43,17 @@ def start(
     """A server in a process of its own, and its address."""
     line = [sys.executable, "-m", "tocom_export.cli.main", "serve", "--threads", "1"]
     process = subprocess.Popen(
-        [*line, "--port", "0", *map(str, arguments)], stderr=subprocess.PIPE, text=True,
-        preexec_fn=prepare if os.name == "posix" else None,
+        [*line, "--port", "0", *map(str, arguments)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=prepare if os.name == "posix" else None,
     )  # fmt: skip
     try:
-        said = ""
-        for said in process.stderr:
-            if said.startswith("Serving "):
-                break
+        said = process.stdout.readline()
         assert said.startswith("Serving http"), said
         yield process, said.split()[1]
     finally:
         process.kill()
         process.wait(20)
+        process.stdout.close()
         process.stderr.close()
 
 
@@ -152,7 +150,26 @@ def test_a_second_signal_doesnt_wait_for_a_body(bundle: Bundle):
             assert time.monotonic() - began < 4
             assert found.startswith(b"HTTP/1.1 503")
         assert process.wait(20) == 130
-        assert process.stderr.read().strip() == "Stopped."
+        assert process.stderr.read().splitlines()[1:] == ["", "Stopped."]
+
+
+@POSIX
+def test_half_a_body_is_not_waited_for(bundle: Bundle):
+    with start(f"small={bundle.path}", "--policy", "fixed") as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        with closing(socket.create_connection((host, int(port)), 20)) as connection:
+            head = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+            connection.sendall(head + b"half")
+            time.sleep(0.5)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            found = b""
+            while part := connection.recv(65536):
+                found += part
+            assert found.startswith(b"HTTP/1.1 503")
+            assert b"the server is stopping" in found
+        assert process.wait(20) == 130
+        assert 2 < time.monotonic() - began < 10
 
 
 @POSIX

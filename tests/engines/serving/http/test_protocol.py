@@ -241,3 +241,43 @@ def test_outputs_are_those_that_are_asked_for():
     assert (first["name"], first["parameters"]) == ("logits", {"binary_data_size": 8})
     assert (second["name"], second["data"]) == ("embedding", [0, 1, 2, 3, 4, 5])
     assert body[length:] == found["logits"].tobytes()
+
+
+@pytest.mark.parametrize("given", [{"variant": "r16"}, {"degree": 16}, {"variant": 16}], ids=str)
+def test_a_variant_may_be_asked_for_by_parameter(running, images, given):
+    reply = running.infer(images, parameters=given)
+    assert reply.status == 200
+    length = int(reply.headers["inference-header-content-length"])
+    answer = json.loads(reply.content[:length])
+    assert answer["model_version"] == answer["parameters"]["variant"] == "r16"
+    assert running.infer(images, "r16", parameters=given).status == 200
+
+
+@pytest.mark.parametrize(
+    "version, given, says",
+    [
+        ("", {"variant": "r99"}, "no variant r99"),
+        ("", {"degree": 9}, "no variant 9"),
+        ("", {"degree": "x"}, "'degree' 'x'"),
+        ("", {"variant": True}, "'variant' True"),
+        ("", {"variant": "r08", "degree": 8}, "give one of them"),
+        ("r08", {"variant": "r16"}, "asks for version r08, the parameters for r16"),
+    ],
+    ids=str,
+)
+def test_variants_that_cant_be_had(running, images, version, given, says):
+    reply = running.infer(images, version, parameters=given)
+    assert (reply.status, says in reply.error) == (400, True), reply.error
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "nan"])
+def test_json_has_no_such_numbers(running, number):
+    tensor = {"name": "images", "shape": [1, 3, 56, 56], "datatype": "FP32"}
+    text = json.dumps({"inputs": [tensor]})[:-3] + f', "data": [0.0, {number}]}}]}}'
+    reply = running.ask("POST", "/v2/models/small/infer", text.encode())
+    assert (reply.status, reply.error) == (400, "JSON has no NaN and no Infinity.")
+
+
+def test_nothing_stands_behind_the_address(running, images):
+    reply = running.ask("POST", "/v2/models/small/infer?variant=r16", b"")
+    assert (reply.status, reply.error) == (400, "?variant isn't known; nothing may stand there.")

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tocom_export.engines.serving.http.service import ServeOptions
+from tocom_export.engines.serving.http.serve_options import ServeOptions
 from tocom_export.errors import InputError
 
 
@@ -95,6 +95,7 @@ def test_who_hangs_up_is_not_run(busy, gate, images):
     wait_for(lambda: gate.ran)
     assert gate.ran == [("r00", 1)]
     assert failures(busy) == 1
+    assert busy.service.counts.read().failures["CANCELED"] == 1
 
 
 def test_a_broken_request_doesnt_harm_those_in_its_batch(
@@ -215,11 +216,66 @@ def test_load_lowers_the_degree_and_raises_it_again(
     [
         ({"policy": "steering", "variant": "r08"}, "`variant` is for `policy` fixed"),
         ({"policy": "slackfit", "variant": "r08"}, "`variant` is for `policy` fixed"),
-        ({"slo": 0.0}, "`slo_ms`: a latency"),
-        ({"slo": float("inf")}, "`slo_ms`: a latency"),
+        ({"slo": 0.0}, "`slo_ms` 0: a latency"),
+        ({"slo": float("inf")}, "`slo_ms` inf: a latency"),
     ],
     ids=str,
 )
 def test_options_that_dont_go_together(options, says):
     with pytest.raises(InputError, match=says):
         ServeOptions(**options)
+
+
+def test_the_end_comes_though_more_wait_than_can_be_run(
+    serve, bundle, gate, images, in_background, monkeypatch
+):
+    monkeypatch.setattr("tocom_export.engines.serving.http.site._PATIENCE", 1.0)
+    with serve(bundle.path, policy="fixed", queue=8) as running:
+        first = in_background(lambda: running.infer(images[:1]))
+        assert gate.entered.acquire(timeout=20)
+        waiting = [in_background(lambda: running.infer(images[:1])) for _ in range(8)]
+        wait_for(lambda: len(running.service.line) == 8)
+        began = time.monotonic()
+        running.site.stop()
+        assert {wait().status for wait in waiting} == {503}
+        assert time.monotonic() - began < 4
+        gate.open.set()
+        assert first().status == 200
+    assert running.service.counts.read().failures["REJECTED"] == 8
+
+
+def test_what_answers_runs_before_what_computes():
+    import os
+    import sys
+    import threading
+
+    from tocom_export.engines.serving.http.yielding import run_below
+
+    if sys.platform != "linux":
+        pytest.skip("threads have a priority on Linux")
+
+    def read() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found: list[int] = []
+
+    def start_another() -> int:
+        thread = threading.Thread(target=lambda: found.append(read()))
+        thread.start()
+        thread.join()
+        return read()
+
+    before = read()
+    assert run_below(start_another) == found[0] > before
+    assert read() == before
+    with pytest.raises(ZeroDivisionError):
+        run_below(lambda: 1 // 0)
+
+
+def test_models_give_way(busy):
+    import os
+    import sys
+
+    if sys.platform == "linux":
+        number = busy.service._thread.native_id
+        assert os.getpriority(os.PRIO_PROCESS, number) > os.getpriority(os.PRIO_PROCESS, 0)
