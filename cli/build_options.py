@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from tocom_export.model.outputs import OUTPUTS
+
 from .model_options import Channels, checkpoint_options, form_options
 from .options import (
     DEGREE,
@@ -80,10 +82,12 @@ model_options = add_options(
     click.option(
         "--output",
         "outputs",
-        type=click.Choice(["logits", "embedding"]),
+        type=click.Choice(OUTPUTS),
         multiple=True,
-        help="What engines give: logits, embedding (what the head reads), or both, in the order "
-        "given; repeatable; default: logits where the model has classes, else the embedding.",
+        help="What engines give: logits, embedding (what the head reads), tokens (the features of "
+        "each patch, merged ones given back to all), map (the token that each patch went into), in "
+        "the order given; repeatable; default: logits where the model has classes, else the "
+        "embedding.",
     ),
     click.option(
         "--l2-norm", "unit_embedding", is_flag=True, help="Divide each embedding by its length."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,10 +13,10 @@ import numpy as np
 
 from tocom_export.bundle.opening import Bundle
 from tocom_export.errors import CheckFailed, ImageError
-from tocom_export.model.outputs import pluralise
+from tocom_export.model.outputs import Form, pluralise
 from tocom_export.model.preprocess import find_images
 
-from .engine import Engine, Images, Logits, name_unusable
+from .engine import Engine, Images, Outputs, name_unusable
 
 STDIN = Path("-")
 _BATCH = 16
@@ -27,9 +27,9 @@ class Answer:
     """What an engine says of one image."""
 
     file: str
-    outputs: Mapping[str, Logits]
-    """By their names, float32: logits (classes,), an embedding (channels,). NaN where the image
-    can't be read."""
+    outputs: Outputs
+    """By their names: logits (classes,), an embedding (channels,), tokens (patches, channels), a
+    map (patches,). NaN, or -1, where the image can't be read."""
     error: str = ""
     """Why the image can't be read."""
 
@@ -66,7 +66,7 @@ def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator
         part = files[begin : begin + most]
         images, errors = _load(bundle, part)
         rows = {
-            name: np.full((len(part), *form.shape), np.nan, np.float32)
+            name: np.full((len(part), *form.shape), blank(form), form.dtype)
             for name, form in bundle.forms.items()
         }
         if images:
@@ -78,6 +78,11 @@ def run_files(bundle: Bundle, engine: Engine, files: Sequence[Path]) -> Iterator
                 rows[name][[not error for error in errors]] = given
         for number, (file, error) in enumerate(zip(part, errors, strict=True)):
             yield Answer(str(file), {name: of[number] for name, of in rows.items()}, error)
+
+
+def blank(form: Form) -> float:
+    """What stands for an output of an image that can't be read: NaN, of whole numbers -1."""
+    return np.nan if form.dtype == "float32" else -1
 
 
 def _load(bundle: Bundle, files: Sequence[Path]) -> tuple[list[Images], list[str]]:

@@ -19,7 +19,8 @@ Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Images = npt.NDArray[np.float32]
 """Normalised images (B, C, H, W)."""
 Logits = npt.NDArray[np.float32]
-"""(B, classes); where a bundle gives something else first, that: an embedding (B, features)."""
+"""(B, classes); where a bundle gives something else first, that: an embedding (B, features), the
+tokens of all patches (B, patches, C)."""
 Outputs = dict[str, npt.NDArray[Any]]
 """All that a bundle's engines give, by name, in the manifest's order."""
 Forms = Mapping[str, Form]
@@ -52,7 +53,7 @@ class Engine(Protocol):
         """The first output, logits (B, classes) as a rule, of images; as of :meth:`run_all`."""
 
     def run_all(self, images: Images) -> Outputs:
-        """Every output, float32, of normalised images (B, C, H, W) float32, of one run.
+        """Every output of normalised images (B, C, H, W) float32, of one run, in its type.
 
         Raises:
             ImageError: as :func:`check_images` and :func:`check_outputs` say.

@@ -102,4 +102,5 @@ def write_traced(bundle: Bundle, variant: Variant) -> bytes:
 
 def _list_outputs(bundle: Bundle) -> tuple[OutputName, ...]:
     """What its graphs give; of a model without a head older bundles call that logits."""
-    return choose_outputs(bundle.spec, bundle.outputs if bundle.spec.classes else ("embedding",))
+    earlier = bundle.outputs == ("logits",) and not bundle.spec.classes
+    return choose_outputs(bundle.spec, ("embedding",) if earlier else bundle.outputs)

@@ -19,6 +19,7 @@ from tocom_export.model.outputs import pluralise
 from tocom_export.model.spec import VitSpec
 from tocom_export.variant import Variant
 
+from .differences import measure
 from .engine import Backend, Engine, Images, Logits, Outputs
 from .opening import open_engine
 
@@ -42,7 +43,7 @@ class Comparison:
     max_difference: float | None
     """Largest |Δ| of a value; None where there was no oracle to compare with."""
     tolerance: float | None
-    """What |Δ| may be."""
+    """What |Δ| may be; of a map 0."""
     beyond: int
     """Images with a |Δ| beyond the tolerance."""
     agreement: float | None
@@ -186,9 +187,10 @@ def _judge(blank: Comparison, got: Logits, wanted: Logits | None, atol: float | 
     blank = dataclasses.replace(blank, finite=bool(np.isfinite(got).all()))
     if wanted is None:
         return blank
-    difference = np.abs(got - wanted).reshape(len(got), -1).max(axis=1)
+    difference = measure(blank.output, got, wanted, blank.precision)
     share = TOLERANCES[blank.precision]
     tolerance = share * float(np.abs(wanted).max()) if atol is None else atol
+    tolerance = 0.0 if blank.output == "map" else tolerance
     return dataclasses.replace(
         blank,
         max_difference=float(difference.max()),

@@ -87,7 +87,8 @@ def export(
         mean, std, crop_pct, interpolation: image statistics, in place of the model's.
         calibrate: for int8, a folder of images like those that it will see; ``none`` finds the
             ranges at each run, which ONNX Runtime alone is fast at.
-        outputs: what engines give, ``logits`` or ``embedding`` (what the head reads), or both;
+        outputs: what engines give, in that order: ``logits``, ``embedding`` (what the head reads),
+            ``tokens`` (the features of each patch), ``map`` (the token that each patch went into);
             default: logits where the model has classes, else the embedding.
         unit_embedding: divide each embedding by its length, in the graph.
         backends: what the engines are checked in: ``onnx``, ``openvino``.

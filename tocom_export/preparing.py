@@ -19,7 +19,7 @@ from .graph.precision import TYPES, Precision
 from .loading import load_model
 from .model.catalogue import REFERENCE_ACCURACY, REFERENCE_BANKS, REFERENCE_CHECKPOINT
 from .model.class_names import read_classes
-from .model.outputs import choose_outputs
+from .model.outputs import check_method, choose_outputs
 from .model.spec import Pool
 from .model.statistics import choose_statistics
 from .variant import Variant
@@ -66,6 +66,7 @@ def prepare(
     names = info.classes if classes is None else read_classes(classes, spec.classes)
     trained = loaded.checkpoint.choose_source(source)
     steps, chosen = load_compensation(bank, spec, info, method, proportional)
+    check_method(given, chosen)
     make = partial(Variant.of, spec, source=trained, scale=scale, compensated=steps is not None)
     variants: dict[str, Variant] = {}
     named: list[tuple[str | None, Any]] = [(None, degree) for degree in targets]

@@ -115,6 +115,18 @@ def token_map(matching: Matching) -> Tensor:
     return torch.empty_like(before).scatter(1, before, after)
 
 
+def follow(places: Tensor | None, step: Tensor) -> Tensor:
+    """Where tokens are one step further (B, N0), int64; -1 where they were dropped.
+
+    Args:
+        places: where each first token is (B, N0); None where all are still where they were.
+        step: where each of those goes (B, N); -1 where it is dropped.
+    """
+    if places is None:
+        return step
+    return step.gather(1, places.clamp(min=0)).where(places >= 0, -1)
+
+
 def take(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens (B, N, C) at some positions (B, n) of each image → (B, n, C)."""
     return tokens.gather(1, widen(positions, tokens))

@@ -12,13 +12,13 @@ from tocom_export.compression.method import Method
 from tocom_export.compression.schedule import Schedule
 from tocom_export.errors import UnsupportedModelError
 from tocom_export.model.from_timm import spec_from_timm
-from tocom_export.model.outputs import OutputName
+from tocom_export.model.outputs import DENSE, OutputName, check_method
 from tocom_export.model.spec import VitSpec
 from tocom_export.model.weight_names import layer_scale_name
 
 from .attention import Positions, attend
-from .matching import match, merge
-from .pruning import prune
+from .matching import follow, match, merge, take, token_map
+from .pruning import drop_map, prune
 
 Degrees = int | Sequence[int]
 """A degree for all layers, or one per layer."""
@@ -76,10 +76,24 @@ class CompressedVit(nn.Module):
         *,
         unit_embedding: bool = False,
     ) -> dict[OutputName, Tensor]:
-        """What a bundle's engines give of images (B, C, H, W), float32, by name; of one forward."""
-        x, size = self.features(images, degree, side)
+        """What a bundle's engines give of images (B, C, H, W), by name; of one forward.
+
+        ``logits`` (B, classes), ``embedding`` (B, features), ``tokens`` (B, patches, C), all
+        float32, and ``map`` (B, patches), int32.
+
+        Raises:
+            InputError: the method leaves no such output.
+        """
+        names = tuple(names)
+        check_method(names, self.method)
+        x, size, places = self._run(images, degree, side, follows=bool({*names} & {*DENSE}))
         bare = {"logits": False, "embedding": not self.spec.projection}
-        found = {name: self.head(x, size, bare[name]).float() for name in names}
+        found = {
+            name: self._spread(name, x, places)
+            if name in DENSE
+            else self.head(x, size, bare[name]).float()
+            for name in names
+        }
         if unit_embedding and "embedding" in found:
             found["embedding"] = nn.functional.normalize(found["embedding"], dim=-1)
         return found
@@ -106,7 +120,18 @@ class CompressedVit(nn.Module):
         self, images: Tensor, degree: Degrees = 0, side: SidePaths | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The last layer's normalised tokens (B, N', C), and their sizes (B, N', 1) if merged."""
+        x, size, _ = self._run(images, degree, side)
+        return x, size
+
+    def _run(
+        self, images: Tensor, degree: Degrees, side: SidePaths | None, follows: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same, and if they are followed where the first tokens went (B, N).
+
+        None where all are still where they were.
+        """
         vit, spec = self.vit, self.spec
+        went: Tensor | None = None
         schedule = Schedule.of(spec, degree)
         x = self._embed(images)  # (B, N, C)
         positions = Positions.of(vit, spec)
@@ -124,12 +149,25 @@ class CompressedVit(nn.Module):
                 matching = self.match(metric, remove, spec.prefix)
                 x, size = self.merge(matching, x, size)  # (B, N - r, C)
                 places = matching.keep(places) if spec.positional else None
+                went = follow(went, token_map(matching)) if follows else None
             elif metric is not None:
+                before = x.shape[1]
                 x, kept = prune(x, metric, remove, spec.prefix)  # (B, N - r, C)
+                went = follow(went, drop_map(kept, before)) if follows else None
                 places = kept if places is None else places.gather(1, kept)
             normed = x if spec.post_norm else block.norm2(x)
             x = x + self._finish(block, 2, block.mlp(normed))
-        return vit.norm(x), size
+        return vit.norm(x), size, went
+
+    def _spread(self, name: OutputName, x: Tensor, places: Tensor | None) -> Tensor:
+        """Of each patch the token that it went into (B, patches, C), float32; or which that is."""
+        first = self.spec.prefix
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        patches = places[:, first:]
+        if name == "map":
+            return (patches - first).clamp(min=-1).int()
+        return take(x, patches).float()
 
     def _embed(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) → tokens (B, N, C)."""

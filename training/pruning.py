@@ -28,3 +28,15 @@ def prune(tokens: Tensor, attention: Tensor, remove: int, prefix: int) -> tuple[
     fixed = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
     left = torch.cat([fixed, prefix + kept], dim=1)
     return take(tokens, left), left
+
+
+def drop_map(kept: Tensor, tokens: int) -> Tensor:
+    """Position of each of N tokens after pruning (B, N), int64; -1 where it was dropped.
+
+    Args:
+        kept: positions of those that are left, in their new order (B, N - r).
+        tokens: N.
+    """
+    places = torch.full((len(kept), tokens), -1, device=kept.device)
+    order = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
+    return places.scatter(1, kept, order)

@@ -177,7 +177,7 @@ def _deserialize(
 def _check_form(nvidia: Nvidia, engine: Any, plan: Path, record: PlanRecord) -> None:
     """Buffers are made after the record: an engine of other shapes would write beyond them."""
     spec, kinds = record.spec, nvidia.trt.DataType
-    types = {"float32": kinds.FLOAT}
+    types = {"float32": kinds.FLOAT, "int32": kinds.INT32}
     forms = {"images": Form((spec.channels, *spec.image_size)), **record.forms}
     wanted = {name: form.shape for name, form in forms.items()}
     # A plan for one batch alone may say which.

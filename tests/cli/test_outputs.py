@@ -138,6 +138,11 @@ def test_an_output_that_a_bundle_lacks(fails: Run, bundle: Path, here: Path):
     [
         (("--l2-norm",), ("--l2-norm is of embeddings", "--output")),
         (("--output", "probs"), ("--output", "'probs'", "logits")),
+        (("--output", "map"), ("--output map alone",)),
+        (
+            ("--output", "tokens", "--method", "evit", "--bank", "none"),
+            ("--output tokens: evit drops patches",),
+        ),
     ],
 )
 def test_what_can_t_be_built(fails: Run, model: Options, here: Path, options: Options, says: Any):
@@ -154,6 +159,53 @@ def test_a_model_without_a_head(succeeds: Run, fails: Run, bare: Path, photos: P
     fails("run", "b", photo, "--output", "logits", "l", says=("b gives no logits", "no head"))
     succeeds("run", "b", photo, "--output", "embedding", "e")
     assert np.load(here / "e.npy").shape == (1, 64)
+
+
+def test_tokens_and_maps(
+    run: Run, succeeds: Run, fails: Run, model: Options, photos: Path, here: Path
+):
+    dense = ("--output", "tokens", "--output", "map")
+    document = json.loads(
+        succeeds("build", *model[:-1], "--targets", "0,8", *dense, "--out", "d", "--json").stdout
+    )
+    assert document["outputs"] == ["tokens", "map"]
+    assert all(variant["check"]["passed"] for variant in document["variants"])
+    spec = Bundle.open("d").spec
+    assert f"tokens ({spec.patches} × 64), map ({spec.patches})" in succeeds("inspect", "d").stdout
+    (here / "none.png").write_bytes(b"none")
+    files = (photos / "a" / "0.png", here / "none.png", photos / "b" / "1.png")
+    arrays = ("--output", "tokens", "t", "--output", "map", "m.npy")
+    result = run("run", "d", "--variant", 8, *files, *arrays)
+    assert result.exit_code == 2 and "none.png is not an image" in result.stderr
+    shape = f"3 × {spec.patches}"
+    assert f"Wrote t.npy: {shape} × 64 float32." in result.stderr
+    assert f"Wrote m.npy: {shape} int32." in result.stderr
+    tokens, places = np.load(here / "t.npy"), np.load(here / "m.npy")
+    assert np.isnan(tokens[1]).all() and (places[1] == -1).all()
+    bundle = Bundle.open("d")
+    images = bundle.preprocess.load_batch([files[0], files[2]], (32, 32))
+    wanted = bundle.engine(8).run_all(images)
+    np.testing.assert_allclose(tokens[::2], wanted["tokens"], atol=1e-5)
+    np.testing.assert_array_equal(places[::2], wanted["map"])
+    _, header, *rows = succeeds("run", "d", files[0]).stdout.splitlines()
+    assert header.split() == ["image", "tokens", "map"]
+    assert rows[0].split()[1:] == [str(spec.patches), "×", "64", str(spec.patches)]
+    told = succeeds("run", "d", files[0], "--json")
+    assert json.loads(told.stdout)["images"][0]["shapes"] == {
+        "tokens": [spec.patches, 64], "map": [spec.patches]
+    }  # fmt: skip
+    assert "it gives tokens; --output tokens FILE writes them" in told.stderr
+    succeeds("verify", "d")
+    fails("run", "d", files[0], "--output", "tokens", "x", "--output", "map", "x.npy",
+          says=("--output x.npy is named twice",))  # fmt: skip
+    fails("run", "d", files[0], "--output", "embedding", "x", says=("gives no embedding",))
+    assert not (here / "x.npy").exists()
+
+
+def test_arrays_of_images_of_which_none_can_be_read(fails: Run, both: Path, here: Path):
+    (here / "none.png").write_bytes(b"none")
+    fails("run", both, "none.png", "--output", "embedding", "e", says=("none.png",))
+    assert not (here / "e.npy").exists()
 
 
 def test_accuracy_by_logits_needs_some(fails: Run, alone: Path, labelled: Callable, bare: Path):

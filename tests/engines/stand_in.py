@@ -139,7 +139,7 @@ class Trt:
         EXCLUDE_WEIGHTS="EXCLUDE_WEIGHTS", INCLUDE_REFIT="INCLUDE_REFIT"
     )
     DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16", INT8="INT8",
-                               INT64="INT64")  # fmt: skip
+                               INT64="INT64", INT32="INT32")  # fmt: skip
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
     TensorLocation = SimpleNamespace(HOST="HOST")
@@ -297,7 +297,7 @@ class _Builder:
         return _plan(network, config, self._trt.fixes_batch)
 
 
-_KINDS = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 7: "INT64"}
+_KINDS = {1: "FLOAT", 6: "INT32", 10: "HALF", 16: "BF16", 3: "INT8", 7: "INT64"}
 
 
 def _plan(network: _Network, config: _Config, fixes_batch: bool) -> bytes:
@@ -314,9 +314,10 @@ def _plan(network: _Network, config: _Config, fixes_batch: bool) -> bytes:
             weights[tensor.name] = (_KINDS[tensor.data_type], count, content)
     _, smallest, _, largest = config.shapes
     batch = smallest[0] if fixes_batch and smallest == largest else -1
+    tensors = {v.name: v.type.tensor_type for v in (*model.graph.input, *model.graph.output)}
     shapes = {
-        value.name: (batch, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
-        for value in (*model.graph.input, *model.graph.output)
+        name: (_KINDS[kind.elem_type], (batch, *(d.dim_value for d in kind.shape.dim[1:])))
+        for name, kind in tensors.items()
     }
     # Attention is fused where its weights are not to be exchanged.
     names = [t.name for t in model.graph.initializer if t.name.endswith("attn.qkv.weight")]
@@ -345,16 +346,16 @@ class _Engine:
         self.weights = {name: held for name, (_, _, held) in entries}
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, shape in self._shapes.items() if name != "images"}
+        return {name: shape for name, (_, shape) in self._shapes.items() if name != "images"}
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._shapes)[index]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._shapes[name][1]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return "FLOAT"
+        return self._shapes[name][0]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> Any:
         assert (name, profile) == ("images", 0)
@@ -421,6 +422,8 @@ class _Context:
             float(np.frombuffer(held, np.uint8).sum()) for held in self._engine.weights.values()
         ]
         weighed = np.float32(sum(s * (i + 1) for i, s in enumerate(sums)) % 1009)
-        for name, (_, width) in self._engine.outputs().items():
-            found = (images[:, :width] + weighed).astype(np.float32)
+        for name, (_, *dims) in self._engine.outputs().items():
+            whole = self._engine.get_tensor_dtype(name) == "INT32"
+            found = images[:, : int(np.prod(dims))] + weighed
+            found = found.astype(np.int32 if whole else np.float32)
             ctypes.memmove(self._addresses[name], found.tobytes(), found.nbytes)

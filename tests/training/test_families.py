@@ -131,6 +131,24 @@ def test_graphs_agree_with_pytorch_and_pytorch_with_timm(
             assert differ(engine.run(batch), wanted) < 1e-4, name
 
 
+def test_patches_have_their_tokens(family: tuple[VitSpec, Any], tmp_path: Path) -> None:
+    spec, vit = family
+    images, model = draw(spec), CompressedVit(vit).eval()
+    bundle = export(
+        vit, tmp_path / "b", bank="none", targets=(0, 4), schedules={"mixed": [5, 0, 3]},
+        outputs=("tokens", "map"), verify=False,
+    )  # fmt: skip
+    with torch.inference_mode():
+        whole = vit.forward_features(torch.from_numpy(images))[:, spec.prefix :]
+    assert differ(bundle.engine("r00").run(images), whole) < 1e-5
+    for name, degree in DEGREES.items():
+        with torch.inference_mode():
+            wanted = model.give(torch.from_numpy(images), bundle.outputs, degree)
+        found = bundle.engine(name).run_all(images)
+        assert differ(found["tokens"], wanted["tokens"]) < 1e-4, name
+        np.testing.assert_array_equal(found["map"], wanted["map"].numpy())
+
+
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224"])
 def test_pruned_tokens_keep_their_positions(name: str, tmp_path: Path) -> None:
     spec = replace(shrink(spec_of_name(name)), pool="token", final_norm="norm")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tocom_export.training.matching import match, merge, merge_sum, token_map, unmerge
+from tocom_export.training.matching import follow, match, merge, merge_sum, token_map, unmerge
 
 Rows = list[list[float]]
 
@@ -237,3 +237,31 @@ def test_autocast_does_not_blur_similarities(dtype: torch.dtype):
         got = match(keys, 8, 1)
     for part in ("kept", "merged", "into"):
         assert torch.equal(getattr(got, part), getattr(wanted, part))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+@pytest.mark.parametrize("remove", [0, 1, 7, 16])
+def test_nothing_is_lost_of_tokens_that_are_equal_in_pairs(prefix: int, remove: int):
+    """To the last bit; of any tokens where none is merged."""
+    g = torch.Generator().manual_seed(remove)
+    pairs = torch.randn(3, 16, 9, generator=g).repeat_interleave(2, dim=1)
+    x = torch.cat([torch.randn(3, prefix, 9, generator=g), pairs], dim=1)
+    if prefix % 2:  # the first patch is of set B then, and so begins a pair all the same
+        assert x[:, prefix].equal(x[:, prefix + 1])
+    matching = match(x, remove, prefix)
+    merged, size = merge(matching, x, torch.ones_like(x[..., :1]))
+    assert merged.shape[1] == prefix + 32 - remove
+    assert torch.equal(unmerge(matching, merged), x)
+    assert int((size == 2).sum()) == 3 * remove
+    other = torch.randn(x.shape, generator=g)
+    nothing = match(x, 0, prefix)
+    assert torch.equal(
+        unmerge(nothing, merge(nothing, other, torch.ones(3, 1, 1).expand(-1, prefix + 32, 1))[0]),
+        other,
+    )
+
+
+def test_following_several_steps():
+    first, second = torch.tensor([[0, 2, -1, 1]]), torch.tensor([[1, -1, 0]])
+    assert follow(None, first).equal(first)
+    assert follow(first, second).tolist() == [[1, 0, -1, -1]]

@@ -14,10 +14,10 @@ from ..compression.method import Method
 from ..errors import InputError
 from ..graph.precision import Precision
 from ..io.json_codec import LATER, format_json
-from ..model.outputs import Form, OutputName, list_forms
+from ..model.outputs import DENSE, Form, OutputName, check_method, list_forms
 from ..model.preprocess import Preprocess
 from ..model.spec import VitSpec
-from ..model.weight_names import HEADS
+from ..model.weight_names import HEADS, POOLING
 from ..variant import Variant
 from .file_hashes import FileRecord
 
@@ -116,6 +116,7 @@ class Manifest:
             raise InputError(f"{min(unknown)} is no variant.")
         if not self.outputs or len({*self.outputs}) != len(self.outputs):
             raise InputError("outputs: there is none, or one twice.")
+        check_method(self.outputs, self.method)
 
     @property
     def forms(self) -> dict[str, Form]:
@@ -128,6 +129,12 @@ class Manifest:
         return bool(self.spec.classes) and "logits" in self.outputs
 
     def reads(self, weight: str) -> bool:
-        """Whether its graphs read a weight: without logits, they leave out classifiers."""
-        needed = "logits" in self.outputs or bool(self.spec.projection)
-        return needed or not weight.startswith(HEADS)
+        """Whether its graphs read a weight.
+
+        Without logits they leave out classifiers, without an embedding all behind the tokens.
+        """
+        pooled = bool({*self.outputs} - {*DENSE})
+        headed = "logits" in self.outputs or (bool(self.spec.projection) and pooled)
+        return (headed or not weight.startswith(HEADS)) and (
+            pooled or not weight.startswith(POOLING)
+        )

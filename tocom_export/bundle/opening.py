@@ -87,7 +87,7 @@ class Bundle(Manifest):
         """
         if wanted in self.outputs:
             return wanted
-        if wanted == "embedding" and not self.spec.classes:
+        if wanted == "embedding" and "logits" in self.outputs and not self.spec.classes:
             return "logits"
         given = ", ".join(self.outputs)
         why = f"build it with --output {wanted}, too"

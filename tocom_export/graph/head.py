@@ -16,23 +16,40 @@ SHORTEST = 1e-12
 """Of a vector that is divided by its length, as in PyTorch; one of zeros stays that."""
 
 
+def norm_tokens(
+    builder: GraphBuilder, x: ir.Value, spec: VitSpec, tokens: int, every: bool
+) -> tuple[ir.Value, bool]:
+    """The last layer's tokens (B·N, C) → (B, N, C), and whether they are normed; stream.
+
+    Args:
+        tokens: N.
+        every: whether each token is to be normed that ever is; else, as norms are per token, only
+            where the head reads more of them than the prefix.
+    """
+    normed = spec.final_norm == "norm" and (every or spec.pool != "token")
+    x = builder.reshape(x, -1, tokens, spec.width)
+    return (normalise(builder, x, "norm", spec) if normed else x), normed
+
+
 def read_features(
-    builder: GraphBuilder, x: ir.Value, spec: VitSpec, tokens: int, size: ir.Value | None
+    builder: GraphBuilder,
+    x: ir.Value,
+    normed: bool,
+    spec: VitSpec,
+    tokens: int,
+    size: ir.Value | None,
 ) -> Sequence[ir.Value]:
-    """Tokens (B·N, C) → what the head reads (B, features), of two heads one each; stream.
+    """Tokens (B, N, C) → what the head reads (B, features), of two heads one each; stream.
 
     Args:
         tokens: N.
         size: token sizes (B, N, 1), of the stream; None where all are 1.
     """
-    x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
-    if spec.pool == "token":  # norms are per token: norm only those that are read
+    if spec.pool == "token":
         parts = _read_prefix(builder, x, spec)
     else:
-        if spec.final_norm == "norm":
-            x = normalise(builder, x, "norm", spec)
         parts = [_pool(builder, x, spec, tokens, size)]
-    if spec.final_norm == "fc_norm" or (spec.final_norm and spec.pool == "token"):
+    if spec.final_norm and not normed:
         parts = [normalise(builder, part, spec.final_norm, spec) for part in parts]
     return parts
 

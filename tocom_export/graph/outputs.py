@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..model.outputs import OutputName, list_forms
+from ..model.outputs import DENSE, OutputName, list_forms
 from ..model.spec import VitSpec
-from .builder import GraphBuilder
-from .head import apply_heads, average_parts, normalise_length, read_features
+from .builder import FLOAT, GraphBuilder
+from .head import apply_heads, average_parts, norm_tokens, normalise_length, read_features
+from .tracking import Tracker
 
 _TYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
 
@@ -25,6 +26,8 @@ class LastLayer:
     """N."""
     size: ir.Value | None
     """Token sizes (B, N, 1), of the stream; None where all are 1."""
+    tracker: Tracker | None = None
+    """Where the patches went, for outputs that have something of each."""
 
 
 def add_outputs(
@@ -35,10 +38,19 @@ def add_outputs(
     unit_embedding: bool,
 ) -> list[ir.Value]:
     """The values that a graph ends with, in the order of their names; pooled once for all."""
+    names = tuple(names)
     with builder.scope("head"):
-        parts = read_features(builder, last.x, spec, last.tokens, last.size)
+        x, normed = norm_tokens(builder, last.x, spec, last.tokens, "tokens" in names)
+        if {*names} - {*DENSE}:
+            parts = read_features(builder, x, normed, spec, last.tokens, last.size)
 
     def give(name: str) -> ir.Value:
+        if name in DENSE:
+            assert last.tracker is not None
+            with builder.scope(name):
+                if name == "map":
+                    return last.tracker.map()
+                return last.tracker.spread(builder.cast(x, builder.types.stream, FLOAT))
         headed = name == "logits" or bool(spec.projection)
         with builder.scope("head" if headed else "embedding"):
             if headed:

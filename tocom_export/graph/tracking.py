@@ -1,4 +1,4 @@
-"""Where the patches of an image go: followed through merging and pruning, for pictures of it."""
+"""Where the patches of an image go: followed through merging and pruning."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ GONE = -1
 
 
 class Tracker:
-    """Follows every token of the first layer, and notes after each layer where it is.
+    """Follows every token of the first layer; may note after each layer where it is.
 
     Args:
         images: the graph's input, whose first dimension is the batch.
     """
 
     def __init__(self, builder: GraphBuilder, spec: VitSpec, images: ir.Value) -> None:
-        self._builder, self._spec = builder, spec
-        batch = builder.op("Shape", images, start=0, end=1)
-        shape = builder.op("Concat", batch, builder.ints(spec.tokens), axis=0)
-        first = builder.constant("first_places", np.arange(spec.tokens, dtype=np.int64)[None])
-        self._places = builder.op("Expand", first, shape)  # (B, N0), int64
+        self._builder, self._spec, self._images = builder, spec, images
+        self._places: ir.Value | None = None
+        """Of each first token (B, N0), int64; None while all are where they were."""
         self._maps: list[ir.Value] = []
 
     def follow_merge(self, matching: Matching) -> None:
@@ -46,18 +44,36 @@ class Tracker:
         left = builder.op("ReduceSum", found, builder.ints(1), keepdims=0)
         left = builder.op("Cast", left, to=int(ir.DataType.BOOL))
         step = builder.op("Where", left, place, builder.ints(GONE))
-        gone = builder.op("Less", self._places, builder.ints(0))
-        self._places = builder.op("Where", gone, builder.ints(GONE), self._compose(step))
+        before, now = self._places, self._compose(step)
+        if before is not None:
+            gone = builder.op("Less", before, builder.ints(0))
+            now = builder.op("Where", gone, builder.ints(GONE), now)
+        self._places = now
+
+    def map(self) -> ir.Value:
+        """Where each patch is now (B, patches), int32, counted from the first patch token."""
+        builder, spec = self._builder, self._spec
+        patches = self._cut_patches(self._find_places())
+        if spec.prefix:
+            patches = builder.op("Sub", patches, builder.ints(spec.prefix))
+            patches = builder.op("Max", patches, builder.ints(GONE))
+        return builder.op("Cast", patches, to=int(ir.DataType.INT32))
+
+    def spread(self, x: ir.Value) -> ir.Value:
+        """Give every patch the token that it went into: (B, N, C), of any type → (B, patches, C).
+
+        It undoes all merges at once. No token may have been pruned.
+        """
+        if self._places is None:
+            return self._cut_patches(x)
+        places = self._builder.op(
+            "Unsqueeze", self._cut_patches(self._places), self._builder.ints(2)
+        )
+        return self._builder.op("GatherND", x, places, batch_dims=1)
 
     def note_layer(self) -> None:
         """Note where each patch is now."""
-        builder, spec = self._builder, self._spec
-        patches = builder.cut(self._places, 1, spec.prefix, spec.tokens)  # (B, patches)
-        if spec.prefix:  # counted from the first patch token that is left
-            patches = builder.op("Sub", patches, builder.ints(spec.prefix))
-            patches = builder.op("Max", patches, builder.ints(GONE))
-        patches = builder.op("Unsqueeze", patches, builder.ints(1))
-        self._maps.append(builder.op("Cast", patches, to=int(ir.DataType.INT32)))
+        self._maps.append(self._builder.op("Unsqueeze", self.map(), self._builder.ints(1)))
 
     def finish(self) -> ir.Value:
         """All that was noted (B, layers, patches), int32."""
@@ -66,7 +82,24 @@ class Tracker:
         maps.shape = ir.Shape(["batch", len(self._maps), self._spec.patches])
         return maps
 
+    def _find_places(self) -> ir.Value:
+        """Of each first token (B, N0), int64."""
+        if self._places is not None:
+            return self._places
+        builder, tokens = self._builder, self._spec.tokens
+        batch = builder.op("Shape", self._images, start=0, end=1)
+        shape = builder.op("Concat", batch, builder.ints(tokens), axis=0)
+        first = builder.constant("first_places", np.arange(tokens, dtype=np.int64)[None])
+        return builder.op("Expand", first, shape)
+
+    def _cut_patches(self, x: ir.Value) -> ir.Value:
+        """What stands behind the prefix of (B, N0, ...)."""
+        spec = self._spec
+        return self._builder.cut(x, 1, spec.prefix, spec.tokens) if spec.prefix else x
+
     def _compose(self, step: ir.Value) -> ir.Value:
         """The places one step further (B, N0), by that step (B, N); behind -1 is the last one."""
+        if self._places is None:
+            return step
         deep = self._builder.op("Unsqueeze", self._places, self._builder.ints(2))  # (B, N0, 1)
         return self._builder.op("GatherND", step, deep, batch_dims=1)

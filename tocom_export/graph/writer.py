@@ -10,7 +10,7 @@ from ..compression.method import Method
 from ..compression.schedule import Schedule
 from ..errors import UnsupportedModelError
 from ..io.tensors import StoredTensor
-from ..model.outputs import OutputName, choose_outputs
+from ..model.outputs import DENSE, OutputName, check_method, choose_outputs
 from ..model.spec import VitSpec
 from .attention import attend
 from .builder import FLOAT, GraphBuilder
@@ -43,9 +43,10 @@ def write_graph(
 ) -> ir.Model:
     """The graph of one model at one schedule.
 
-    Input ``images`` (B, channels, height, width), normalised; outputs ``logits`` (B, classes) and
-    ``embedding`` (B, features), what the head reads; all of them float32 in every precision. B is
-    free, every other dimension fixed.
+    Input ``images`` (B, channels, height, width), normalised; outputs ``logits`` (B, classes),
+    ``embedding`` (B, features), what the head reads, and ``tokens`` (B, patches, C), all of them
+    float32 in every precision, and ``map`` (B, patches) int32. B is free, every other dimension
+    fixed.
 
     Args:
         weights: PyTorch name → where the tensor lies; files are named relative to the graph.
@@ -60,21 +61,22 @@ def write_graph(
             a layer each patch of the image is part of, counted from 0; -1 where it was pruned.
 
     Raises:
-        InputError: the model has no such output.
+        InputError: the model, or the method, has no such output.
         UnsupportedModelError: EViT of a model without a class token.
     """
     if method.name == "evit" and not spec.class_token:
         raise UnsupportedModelError(spec.model, "EViT without a class token")
     names = choose_outputs(spec, outputs)
+    check_method(names, method)
     builder = GraphBuilder(weights, types, input_scales)
     images = ir.val("images", FLOAT, ("batch", spec.channels, *spec.image_size))
-    tracker = Tracker(builder, spec, images) if trace else None
+    tracker = Tracker(builder, spec, images) if trace or {*names} & {*DENSE} else None
     x = embed(builder, images, spec)  # (B·N, C)
-    last = _apply_layers(builder, x, spec, schedule, method, tracker)
+    last = _apply_layers(builder, x, spec, schedule, method, tracker, trace)
     given = add_outputs(builder, last, spec, names, unit_embedding)
     graph = ir.Graph(
         [images],
-        [*given, tracker.finish()] if tracker else given,
+        [*given, tracker.finish()] if tracker and trace else given,
         nodes=builder.nodes,
         initializers=builder.initializers,
         opset_imports={"": OPSET},
@@ -95,6 +97,7 @@ def _apply_layers(
     schedule: Schedule,
     method: Method,
     tracker: Tracker | None,
+    trace: bool,
 ) -> LastLayer:
     """Embedded tokens (B·N, C) → those that all layers leave, stream → stream."""
     size: ir.Value | None = None
@@ -127,11 +130,11 @@ def _apply_layers(
                     places = keep_places(builder, places, kept)
                 x = builder.reshape(x, -1, spec.width)  # (B·(N - r), C)
             tokens -= remove
-        if tracker:
+        if tracker and trace:
             with builder.scope(f"{name}.map"):
                 tracker.note_layer()
         with builder.scope(name):
             normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm2", spec)
             normed = builder.from_stream(normed)
         x = add_residual(builder, x, apply_mlp(builder, normed, spec, layer), spec, layer, 2)
-    return LastLayer(x, tokens, size)
+    return LastLayer(x, tokens, size, tracker)

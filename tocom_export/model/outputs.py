@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from ..errors import InputError
 from .spec import VitSpec
 
-OutputName = Literal["logits", "embedding"]
+if TYPE_CHECKING:
+    from ..compression.method import Method
+
+OutputName = Literal["logits", "embedding", "tokens", "map"]
+OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
 DType = Literal["float32", "int32"]
 
 
@@ -25,7 +29,11 @@ FORMS: Mapping[OutputName, Callable[[VitSpec], Form]] = {
     # Of a model without a head, bundles that were written before embeddings had a name.
     "logits": lambda spec: Form((spec.outputs,)),
     "embedding": lambda spec: Form((spec.embedding,)),
+    "tokens": lambda spec: Form((spec.patches, spec.width)),
+    "map": lambda spec: Form((spec.patches,), "int32"),
 }
+DENSE: tuple[OutputName, ...] = ("tokens", "map")
+"""Those that have something of each patch; of all others the head is read."""
 
 
 def list_forms(spec: VitSpec, names: Iterable[OutputName]) -> dict[str, Form]:
@@ -56,11 +64,21 @@ def choose_outputs(spec: VitSpec, asked: Iterable[str] | str = ()) -> tuple[Outp
         InputError: there is no such output, or the model has none.
     """
     names = tuple(dict.fromkeys((asked,) if isinstance(asked, str) else asked))
-    if unknown := [name for name in names if name not in get_args(OutputName)]:
-        known = ", ".join(get_args(OutputName))
-        raise InputError(f"`outputs` {unknown[0]!r}: it is {known}.")
+    if unknown := [name for name in names if name not in OUTPUTS]:
+        raise InputError(f"`outputs` {unknown[0]!r}: it is {', '.join(OUTPUTS)}.")
     if "logits" in names and not spec.classes:
         raise InputError(
             f"`outputs` logits: {spec.model} has no head that gives them; ask for embedding."
         )
+    if names == ("map",):
+        raise InputError("`outputs` map alone: ask for what else the engine is to give, too.")
     return cast(tuple[OutputName, ...], names or ("logits" if spec.classes else "embedding",))
+
+
+def check_method(names: Iterable[OutputName], method: Method) -> None:
+    """Raise InputError where a method leaves nothing to give."""
+    if "tokens" in names and method.name == "evit":
+        raise InputError(
+            "`outputs` tokens: evit drops patches, of which no features are left; ask for the "
+            "method tome."
+        )

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 HEADS = ("head.", "head_dist.")
 """What the names of the heads' weights begin with."""
+POOLING = ("fc_norm.", "attn_pool.")
+"""The same of what stands between the last layer's tokens and the heads."""
 
 
 def list_weights(spec: VitSpec) -> Shapes:

@@ -221,7 +221,10 @@ def _describe(variant: Variant) -> dict[str, Any]:
 def _describe_ranking(service: Service, ranked: Ranked, top: int) -> dict[str, Any]:
     bundle = service.pool.bundle
     if not bundle.has_logits:
-        return {"embedding": next(iter(ranked.outputs.values())).tolist()}
+        given = ranked.outputs
+        name = next((name for name in ("embedding", "logits") if name in given), "tokens")
+        # Bundles of models without a head once called their embedding logits.
+        return {"embedding" if name == "logits" else name: given[name].tolist()}
     names = bundle.classes
     return {
         "classes": [

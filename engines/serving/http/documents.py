@@ -13,7 +13,7 @@ from tocom_export.bundle.opening import Bundle
 from ..triton import describe_preprocess
 from .counts import Record, Sums
 from .history import STEP, Step, average_accuracy
-from .protocol import INPUT
+from .protocol import GIVEN, INPUT
 from .service import Service
 
 SERVER = "tocom-export"
@@ -49,7 +49,8 @@ def describe_model(service: Service, versions: Iterable[str]) -> dict[str, Any]:
         "platform": _PLATFORMS[service.pool.backend],
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": shape}],
         "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, *form.shape]} for name, form in forms
+            {"name": name, "datatype": GIVEN[form.dtype], "shape": [-1, *form.shape]}
+            for name, form in forms
         ],
     }
 
@@ -66,7 +67,7 @@ def describe_config(service: Service) -> dict[str, Any]:
         "max_batch_size": service.most,
         "input": [images],
         "output": [
-            {"name": name, "data_type": "TYPE_FP32", "dims": list(form.shape)}
+            {"name": name, "data_type": f"TYPE_{GIVEN[form.dtype]}", "dims": list(form.shape)}
             for name, form in forms
         ],
         "dynamic_batching": {

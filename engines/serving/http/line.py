@@ -23,7 +23,7 @@ class Answer:
     """What a request gets."""
 
     outputs: Outputs
-    """Each (B, ...) float32, by name."""
+    """Each (B, ...), by name."""
     variant: Variant
     """What answered."""
     arrived: float

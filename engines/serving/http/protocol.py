@@ -25,6 +25,8 @@ INPUT = "images"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DTYPES: Mapping[str, str] = {"FP32": "<f4", "FP16": "<f2"}
 """Datatypes that images may have: as they lie in a message."""
+GIVEN: Mapping[str, str] = {"float32": "FP32", "int32": "INT32"}
+"""Types of outputs: their datatypes."""
 _TEXT = 65_536
 """Bytes of JSON around a tensor, at most."""
 _DIGITS = 26
@@ -254,15 +256,16 @@ def format_answer(
     """An answer's body, and bytes of JSON where binary data follow it.
 
     Args:
-        found: each output (B, ...) float32, by name.
+        found: each output (B, ...), by name.
         parameters: of the answer.
     """
     outputs, binaries = [], []
     for name, binary in request.outputs.items():
         rows = found[name]
-        output: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(rows.shape)}
+        datatype = GIVEN[rows.dtype.name]
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(rows.shape)}
         if binary:
-            binaries.append(rows.astype("<f4", copy=False).tobytes())
+            binaries.append(rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes())
             output["parameters"] = {"binary_data_size": len(binaries[-1])}
         else:
             output["data"] = rows.ravel().tolist()

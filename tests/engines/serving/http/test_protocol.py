@@ -231,6 +231,13 @@ def test_outputs_are_those_that_are_asked_for():
 
     assert ask() == {"embedding": False, "logits": False}
     assert ask("logits") == {"logits": True}
+    request = InferRequest(PIXELS, "", {"map": True, "tokens": False}, None)
+    dense = {"tokens": np.zeros((2, 3, 1), np.float32), "map": np.array([[0, 7]], np.int32)}
+    body, length = format_answer("m", "r08", request, dense, {})
+    whole, tokens = json.loads(body[:length])["outputs"]
+    assert (whole["datatype"], whole["shape"]) == ("INT32", [1, 2])
+    assert np.frombuffer(body[length:], "<i4").tolist() == [0, 7]
+    assert (tokens["datatype"], tokens["shape"]) == ("FP32", [2, 3, 1])
     request = InferRequest(PIXELS, "", ask("logits", "embedding"), None)
     found = {
         "embedding": np.arange(6, dtype=np.float32).reshape(2, 3),
