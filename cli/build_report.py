@@ -33,7 +33,7 @@ def report_build(
             "bundle": str(bundle.path),
             "model": bundle.spec.model,
             "precision": bundle.precision,
-            "method": bundle.method.name,
+            "method": bundle.method.label,
             "outputs": list(bundle.outputs),
             "bytes": bundle.size(),
             "seconds": round(seconds, 3),

@@ -34,6 +34,7 @@ _FOR_CHECKPOINTS = {
     "weights_key": "a bundle has its own weights",
     "bank": "a bundle has its own baked in",
     "method": "a bundle has its own baked in",
+    "merge": "a bundle has its own baked in",
     "targets": "`variants` chooses among those of a bundle",
     "schedules": "`variants` chooses among those of a bundle",
 }
@@ -103,6 +104,11 @@ evaluate_options = add_options(
     ),
     click.option(
         "--method", type=METHOD, help="Merge or prune; default: the bank's, else the model's."
+    ),
+    click.option(
+        "--merge",
+        type=click.Choice(["block", "ffn"]),
+        help="What merged tokens are spared (build --help); default: as of the method.",
     ),
     click.option(
         "--scale",

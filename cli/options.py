@@ -198,6 +198,13 @@ def method_options(default: str) -> Callable[[F], F]:
             help="Whether a merged token weighs as much as those it stands for; default: the "
             "checkpoint's, else yes. MAE backbones want it off.",
         ),
+        click.option(
+            "--merge",
+            type=click.Choice(["block", "ffn"]),
+            help="What merged tokens are spared: all that follows, in their layer and the next "
+            "ones (block), or their layer's MLP alone, so that each keeps its place (ffn, for "
+            "segmentation and the like); default: as of the method, else block.",
+        ),
     )
 
 

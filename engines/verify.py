@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tocom_export.bundle.manifest import graph_name, plan_name
 from tocom_export.bundle.opening import Bundle
@@ -23,9 +24,9 @@ from .differences import measure
 from .engine import Backend, Engine, Images, Logits, Outputs
 from .opening import open_engine
 
-Run = Callable[[Images], Logits | Mapping[str, Logits]]
+Run = Callable[[Images], Logits | Mapping[str, npt.NDArray[Any]]]
 """Images → each output by its name; the array itself where there is one alone."""
-Oracle = Callable[[Variant, Images], Logits | Mapping[str, Logits]]
+Oracle = Callable[[Variant, Images], Logits | Mapping[str, npt.NDArray[Any]]]
 """A variant and images → what its engines should give, in the same form."""
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
 """What |Δ| of a value may be, over its output's largest: some five times what rounding gives."""

@@ -18,6 +18,15 @@ MODELS = {
 }
 
 
+def test_multiply_adds_of_merging_for_the_mlp_alone():
+    lines = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    (head,) = (line[1:] for line in lines if line[0].endswith("`--merge ffn`"))
+    (here,) = (line[1:] for line in lines if line[0] == "here")
+    spec = replace(known_model("vit_base_patch16_384")[0], image_size=(512, 512))
+    found = [Schedule.of(spec, int(degree), "ffn").macs(spec) for degree in head]
+    assert here == [f"{macs / 1e9:.1f}" for macs in found]
+
+
 def test_multiply_adds_of_long_sequences():
     lines = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
     (head,) = (line for line in lines if line[:2] == ["model", "tokens"])

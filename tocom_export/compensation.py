@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .compression.bank import ToComBank
 from .compression.metadata import ModelInfo
-from .compression.method import Method
+from .compression.method import Merge, Method
 from .errors import BankError
 from .model.catalogue import REFERENCE, REFERENCE_BANKS
 from .model.spec import VitSpec
@@ -36,10 +36,12 @@ def load_compensation(
     info: ModelInfo,
     method: str | None = None,
     proportional: bool | None = None,
+    merge: Merge | None = None,
 ) -> tuple[ToComBank | None, Method]:
     """A bank as :func:`load_bank` has it, and the method that it and the checkpoint ask for."""
-    opened = _open_bank(bank, spec, choose_method(method, None, info).name)
-    chosen = choose_method(method, opened, info, proportional)
+    name = choose_method(method, None, info, merge=merge).name
+    opened = _open_bank(bank, spec, name)
+    chosen = choose_method(method, opened, info, proportional, merge)
     if opened is not None:
         opened.check(spec, chosen, _origin(bank))
     return opened, chosen
@@ -68,14 +70,23 @@ def choose_method(
     bank: ToComBank | None,
     info: ModelInfo,
     proportional: bool | None = None,
+    merge: Merge | None = None,
 ) -> Method:
     """The method that is asked for, else the bank's, else the checkpoint's, else ToMe.
 
-    Whether attention is proportional follows the argument, then the checkpoint, then the bank.
+    Whether attention is proportional follows the argument, then the checkpoint, then the bank. What
+    merging spares follows as the method does.
+
+    Raises:
+        InputError: pruning that is to give tokens back.
     """
     known = [m for m in (info.method, bank and bank.method) if m]
     if name is None:
         name = bank.method.name if bank else known[0].name if known else "tome"
-    if proportional is not None:
-        return Method(name, proportional)  # type: ignore[arg-type]
-    return next((m for m in known if m.name == name), Method(name))  # type: ignore[arg-type]
+    if merge is None:
+        first = bank.method if bank else known[0] if known else None
+        merge = first.merge if first and first.name == name else "block"
+    if proportional is None:
+        same = (m.proportional for m in known if (m.name, m.merge) == (name, merge))
+        proportional = next(same, True)
+    return Method(name, proportional, merge)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .bundle.opening import Bundle
 from .bundle.writing import Blueprint, Calibrate, check_out, write_bundle
 from .compression.bank import ToComBank
+from .compression.method import Merge
 from .errors import InputError
 from .export_checks import GRAPH_BACKENDS, Progress, Tell, add_plans, check, find_missing
 from .graph.precision import Precision
@@ -46,6 +47,7 @@ def export(
     scale: float = 0.1,
     method: str | None = None,
     proportional: bool | None = None,
+    merge: Merge | None = None,
     precision: Precision = "fp32",
     classes: Sequence[str] | Path | str | None = None,
     mean: Sequence[float] | float | None = None,
@@ -82,6 +84,8 @@ def export(
         method: ``tome`` or ``evit``; default: the bank's, else the checkpoint's.
         proportional: whether a merged token weighs as much as those it stands for; MAE models
             want it off.
+        merge: what merged tokens are spared: ``block``, all that follows in this layer and the
+            next ones, or ``ffn``, the layer's MLP alone, so that each token keeps its place.
         precision: fp32, fp16, bf16 or int8.
         classes: their names, or a file of them (one a line, or JSON).
         mean, std, crop_pct, interpolation: image statistics, in place of the model's.
@@ -102,7 +106,7 @@ def export(
         model, checkpoint, targets, schedules, source, bank, scale, method, proportional, precision,
         weights_key=weights_key, image_size=image_size, pool=pool, classes=classes, mean=mean,
         std=std, crop_pct=crop_pct, interpolation=interpolation, outputs=outputs,
-        unit_embedding=unit_embedding,
+        unit_embedding=unit_embedding, merge=merge,
     )  # fmt: skip
     out = Path(out) if out else default_out(blueprint)
     return write(blueprint, out, calibrate=calibrate, backends=backends, verify=verify, force=force)

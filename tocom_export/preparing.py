@@ -11,7 +11,7 @@ from .bundle.weights import ModelWeights
 from .bundle.writing import Blueprint
 from .compensation import load_compensation
 from .compression.bank import ToComBank
-from .compression.method import Method
+from .compression.method import Merge, Method
 from .compression.rules import list_degrees
 from .errors import InputError
 from .export_checks import Tell
@@ -39,6 +39,7 @@ def prepare(
     proportional: bool | None = None,
     precision: Precision = "fp32",
     *,
+    merge: Merge | None = None,
     weights_key: str | None = None,
     image_size: tuple[int, int] | int | None = None,
     pool: Pool | None = None,
@@ -65,14 +66,17 @@ def prepare(
     preprocess, told = choose_statistics(loaded.preprocess, origin, spec.channels, **statistics)
     names = info.classes if classes is None else read_classes(classes, spec.classes)
     trained = loaded.checkpoint.choose_source(source)
-    steps, chosen = load_compensation(bank, spec, info, method, proportional)
+    steps, chosen = load_compensation(bank, spec, info, method, proportional, merge)
     check_method(given, chosen)
-    make = partial(Variant.of, spec, source=trained, scale=scale, compensated=steps is not None)
+    make = partial(
+        Variant.of, spec, source=trained, scale=scale, compensated=steps is not None,
+        merge=chosen.merge,
+    )  # fmt: skip
     variants: dict[str, Variant] = {}
     named: list[tuple[str | None, Any]] = [(None, degree) for degree in targets]
     for name, asked in [*named, *(schedules or {}).items()]:
         try:
-            variant = make(asked if name is None else list_degrees(spec, asked), name)
+            variant = make(asked if name is None else list_degrees(spec, asked, chosen.merge), name)
         except InputError as error:
             asked_by = f"`schedules` {name}" if name else "`targets`"
             raise type(error)(f"{asked_by}: {error}") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from msgspec import Meta
 
+from .compression.method import Merge
 from .compression.schedule import MAX_DEGREE, Degree, Schedule
 from .errors import DegreeError, InputError
+from .io.json_codec import LATER
 from .model.spec import Count, VitSpec
 
 MAX_SCALE = 1000.0
@@ -44,6 +46,8 @@ class Variant:
     """What the bank's gap from source to target is multiplied by."""
     compensated: bool
     """Whether a bank's gap is added to the weights, as far as there is one."""
+    merge: Merge = field(default="block", metadata=LATER)
+    """That of its method, on which its tokens and targets depend."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name.lower() in _RESERVED:
@@ -69,6 +73,7 @@ class Variant:
         source: int = 0,
         scale: float = 0.1,
         compensated: bool = True,
+        merge: Merge = "block",
     ) -> Variant:
         """The variant of one degree for all layers, or of one degree per layer.
 
@@ -80,7 +85,7 @@ class Variant:
                 16, which no bank spans; a list is of another length than the model's depth.
             InputError: the name can't be a file's.
         """
-        schedule = Schedule.of(spec, degree)
+        schedule = Schedule.of(spec, degree, merge)
         if compensated and not isinstance(degree, Sequence) and degree > MAX_DEGREE:
             raise DegreeError(
                 f"degree {degree}: a bank compensates degrees 0..{MAX_DEGREE}; go without one "
@@ -91,7 +96,7 @@ class Variant:
         if name is None:
             raise InputError("a schedule with another degree in each layer needs a name.")
         _reserve(_LONGER, name, schedule.degrees)
-        return cls(name, schedule.degrees, schedule.targets, source, scale, compensated)
+        return cls(name, schedule.degrees, schedule.targets, source, scale, compensated, merge)
 
     @property
     def degree(self) -> int | None:
@@ -110,7 +115,7 @@ class Variant:
 
     def schedule(self, spec: VitSpec) -> Schedule:
         """Its tokens in each layer of a model."""
-        return Schedule.of(spec, self.degrees)
+        return Schedule.of(spec, self.degrees, self.merge)
 
     def check(self, spec: VitSpec) -> None:
         """Raise InputError where it is no variant of a model: its targets follow from the rest."""

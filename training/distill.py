@@ -52,7 +52,7 @@ def distill_loss(
         target: of a schedule, each layer gains the gap to the degree that it is at.
         labels: (B,), or (B, classes) where images are mixed; read by ``classes`` alone.
     """
-    side = bank.side(source, Schedule.of(model.spec, target).targets)
+    side = bank.side(source, Schedule.of(model.spec, target, model.method.merge).targets)
     if loss == "classes":
         assert labels is not None
         return F.cross_entropy(model(images, target, side), labels)

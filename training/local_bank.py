@@ -8,7 +8,7 @@ from pathlib import Path
 from tocom_export.bundle.opening import Bundle
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.bank_groups import Arithmetic
-from tocom_export.compression.method import Method
+from tocom_export.compression.method import Merge, Method
 from tocom_export.compression.schedule import MAX_DEGREE, Schedule
 from tocom_export.errors import InputError
 from tocom_export.model.spec import VitSpec
@@ -64,7 +64,11 @@ def fit_epochs(settings: Settings, steps: int) -> Settings:
 
 
 def plan_degrees(
-    spec: VitSpec, source: int, local: bool, schedules: Path | None
+    spec: VitSpec,
+    source: int,
+    local: bool,
+    schedules: Path | None,
+    merge: Merge = "block",
 ) -> tuple[Draw, dict[str, object]]:
     """What is distilled for, and how a run says that it is no other's, as JSON.
 
@@ -72,6 +76,7 @@ def plan_degrees(
         source: the degree that the model was trained at.
         local: whether from there alone; else between all pairs of degrees.
         schedules: a bundle, for whose variants alone.
+        merge: what merged tokens are spared.
 
     Raises:
         BundleError: it is no bundle.
@@ -80,16 +85,16 @@ def plan_degrees(
     if schedules is None and not local:
         return draw_degrees, {}
     if schedules is None:
-        listed = [Schedule.of(spec, degree) for degree in range(MAX_DEGREE + 1)]
+        listed = [Schedule.of(spec, degree, merge) for degree in range(MAX_DEGREE + 1)]
     else:
-        listed = _list_schedules(schedules, spec)
+        listed = _list_schedules(schedules, spec, merge)
     about: dict[str, object] = {
         "distilled-for": [source, [list(schedule.degrees) for schedule in listed]]
     }
     return draw_from(source, listed), about
 
 
-def _list_schedules(place: Path, spec: VitSpec) -> list[Schedule]:
+def _list_schedules(place: Path, spec: VitSpec, merge: Merge) -> list[Schedule]:
     bundle = Bundle.open(place)
     for name in ("tokens", "prefix", "depth"):
         ours, theirs = getattr(spec, name), getattr(bundle.spec, name)
@@ -98,5 +103,10 @@ def _list_schedules(place: Path, spec: VitSpec) -> list[Schedule]:
                 f"`schedules` {place}: its model has {name} {theirs}, {spec.model} has {ours}; "
                 "give a bundle of the model that the bank is for."
             )
+    if bundle.method.merge != merge:
+        raise InputError(
+            f"`schedules` {place}: its `merge` is {bundle.method.merge}, the bank's is {merge}; "
+            "they have to be the same."
+        )
     found = {variant.degrees for variant in bundle.variants.values()}
-    return [Schedule.of(spec, degrees) for degrees in sorted(found)]
+    return [Schedule.of(spec, degrees, merge) for degrees in sorted(found)]

@@ -17,7 +17,7 @@ from tocom_export.model.spec import VitSpec
 from tocom_export.model.weight_names import layer_scale_name
 
 from .attention import Positions, attend
-from .matching import follow, match, merge, take, token_map
+from .matching import follow, match, merge, take, token_map, unmerge
 from .pruning import drop_map, prune
 
 Degrees = int | Sequence[int]
@@ -75,7 +75,7 @@ class CompressedVit(nn.Module):
         side: SidePaths | None = None,
         *,
         unit_embedding: bool = False,
-    ) -> dict[OutputName, Tensor]:
+    ) -> dict[str, Tensor]:
         """What a bundle's engines give of images (B, C, H, W), by name; of one forward.
 
         ``logits`` (B, classes), ``embedding`` (B, features), ``tokens`` (B, patches, C), all
@@ -88,7 +88,7 @@ class CompressedVit(nn.Module):
         check_method(names, self.method)
         x, size, places = self._run(images, degree, side, follows=bool({*names} & {*DENSE}))
         bare = {"logits": False, "embedding": not self.spec.projection}
-        found = {
+        found: dict[str, Tensor] = {
             name: self._spread(name, x, places)
             if name in DENSE
             else self.head(x, size, bare[name]).float()
@@ -132,7 +132,7 @@ class CompressedVit(nn.Module):
         """
         vit, spec = self.vit, self.spec
         went: Tensor | None = None
-        schedule = Schedule.of(spec, degree)
+        schedule = Schedule.of(spec, degree, self.method.merge)
         x = self._embed(images)  # (B, N, C)
         positions = Positions.of(vit, spec)
         size: Tensor | None = None
@@ -144,6 +144,11 @@ class CompressedVit(nn.Module):
                 block.attn, normed, spec, self.method, positions, layer, size, places, gain, remove
             )
             x = x + self._finish(block, 1, out)
+            if metric is not None and self.method.merge == "ffn":
+                matching = self.match(metric, remove, spec.prefix)
+                merged, _ = self.merge(matching, x, torch.ones_like(x[..., :1]))  # (B, N - r, C)
+                x = x + unmerge(matching, self._feed(block, merged))
+                continue
             if metric is not None and self.method.name == "tome":
                 size = torch.ones_like(x[..., :1]) if size is None else size
                 matching = self.match(metric, remove, spec.prefix)
@@ -155,8 +160,7 @@ class CompressedVit(nn.Module):
                 x, kept = prune(x, metric, remove, spec.prefix)  # (B, N - r, C)
                 went = follow(went, drop_map(kept, before)) if follows else None
                 places = kept if places is None else places.gather(1, kept)
-            normed = x if spec.post_norm else block.norm2(x)
-            x = x + self._finish(block, 2, block.mlp(normed))
+            x = x + self._feed(block, x)
         return vit.norm(x), size, went
 
     def _spread(self, name: OutputName, x: Tensor, places: Tensor | None) -> Tensor:
@@ -182,6 +186,10 @@ class CompressedVit(nn.Module):
             x = x if token is None else torch.cat([token.expand(len(x), -1, -1), x], dim=1)
             embedded = x + vit.pos_embed if self.spec.positions else x
         return embedded
+
+    def _feed(self, block: Any, x: Tensor) -> Tensor:
+        """What a layer's MLP adds to tokens (B, N, C)."""
+        return self._finish(block, 2, block.mlp(x if self.spec.post_norm else block.norm2(x)))
 
     def _finish(self, block: Any, which: int, branch: Tensor) -> Tensor:
         """What a branch (B, N, C) adds to the tokens: scaled, or normed, or as it is."""

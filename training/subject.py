@@ -11,6 +11,7 @@ import torch
 from tocom_export.compensation import load_compensation
 from tocom_export.compression.bank import ToComBank
 from tocom_export.compression.checkpoint import Checkpoint
+from tocom_export.compression.method import Merge
 from tocom_export.compression.rules import list_degrees
 from tocom_export.errors import CheckpointError
 from tocom_export.loading import load_model
@@ -29,6 +30,7 @@ def open_subject(
     schedules: Iterable[tuple[str, Sequence[int] | str]] = (),
     bank: ToComBank | Path | str | None = None,
     method: str | None = None,
+    merge: Merge | None = None,
     device: torch.device | None = None,
     weights_key: str | None = None,
     output: OutputName = "logits",
@@ -40,7 +42,7 @@ def open_subject(
         targets: degrees for all layers; they become the variants r00, r04, ...
         schedules: names of variants, and a degree for each layer or a rule that gives them
             (``every:3``, ``keep:0.5``).
-        bank, method: see :func:`~tocom_export.loading.load_compensation`.
+        bank, method, merge: see :func:`~tocom_export.loading.load_compensation`.
         weights_key: see :meth:`Checkpoint.open`.
         output: what accuracy is measured by: logits, or the embedding.
         tell: called with a line that a person would want to know.
@@ -57,12 +59,14 @@ def open_subject(
     if model.checkpoint.note:
         tell(model.checkpoint.note)
     spec, info = model.spec, model.checkpoint.info
-    opened, chosen = load_compensation(bank, spec, info, method)
+    opened, chosen = load_compensation(bank, spec, info, method, None, merge)
     source = model.checkpoint.choose_source(None)
-    make = partial(Variant.of, spec, source=source, compensated=opened is not None)
+    make = partial(
+        Variant.of, spec, source=source, compensated=opened is not None, merge=chosen.merge
+    )
     variants = (
         *map(make, targets),
-        *(make(list_degrees(spec, asked), name) for name, asked in schedules),
+        *(make(list_degrees(spec, asked, chosen.merge), name) for name, asked in schedules),
     )
     network = torch_engine.load_model(spec, model.checkpoint.tensors, chosen).to(device)
     return Subject(

@@ -171,8 +171,8 @@ def _open_subjects(
         else:
             found = open_subject(
                 path, targets=targets, schedules=schedules, bank=options["bank"],
-                method=options["method"], device=device, weights_key=options["weights_key"],
-                output=output_name, tell=output.note,
+                method=options["method"], merge=options["merge"], device=device,
+                weights_key=options["weights_key"], output=output_name, tell=output.note,
             )  # fmt: skip
         subjects.append(found)
     return subjects

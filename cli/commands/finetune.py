@@ -169,7 +169,8 @@ def _make_network(start: Model, drop_path: float, options: Mapping[str, Any]) ->
     from tocom_export.training.starting import make_network
 
     info = start.checkpoint.info
-    method = choose_method(options["method"], None, info, options["proportional"])
+    asked = (options["method"], None, info, options["proportional"], options["merge"])
+    method = choose_method(*asked)
     adapter = (options["adapter_width"], options["adapter_scale"])
     adapter_if_any = adapter if options["tune"] == "adaptformer" else None
     network = make_network(start, method, drop_path, adapter_if_any)

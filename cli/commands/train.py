@@ -76,6 +76,7 @@ def train_command(
     checkpoint: Path | None,
     method: str | None,
     proportional: bool | None,
+    merge: Any,
     loss: Any,
     arithmetic: Any,
     rank: int | None,
@@ -117,10 +118,9 @@ def train_command(
     output, settings = start_training(options), (LOCAL if start else DISTILL).change(options)
     loaded, out = open_model(model, checkpoint, options, output), options["out"]
     spec, info, known = loaded.spec, loaded.checkpoint.info, load_start(start)
-    chosen = choose_method(method, known, info, proportional)
-    draw, about = plan_degrees(spec, info.source or 0, bool(start), schedules)
-    if known:
-        about["from"] = known.sha256
+    chosen = choose_method(method, known, info, proportional, merge)
+    draw, about = plan_degrees(spec, info.source or 0, bool(start), schedules, chosen.merge)
+    about |= {"from": known.sha256} if known else {}
     with join_processes(options["device"], options["amp"]) as process:
         images = open_data(settings, options, loaded, labels=loss == "classes")
         if start and options["epochs"] is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tocom_export.compression.method import Merge
 from tocom_export.compression.schedule import Schedule
 from tocom_export.model.spec import VitSpec
 
@@ -36,7 +37,7 @@ class LatencyModel:
         return float(np.dot(_describe(self.spec, schedule), self.shares))
 
 
-def list_probes(spec: VitSpec) -> list[Schedule]:
+def list_probes(spec: VitSpec, merge: Merge = "block") -> list[Schedule]:
     """Schedules to measure for a fit: constants, and steps of several sizes at several places."""
     depth, patches = spec.depth, spec.patches
     lists: list[Sequence[int]] = [[0] * depth]
@@ -47,7 +48,7 @@ def list_probes(spec: VitSpec) -> list[Schedule]:
     for place in (0, depth // 2):
         lists.append([patches // 2 * (layer == place) for layer in range(depth)])
     lists.append([patches // 8 if layer < depth // 2 else 1 for layer in range(depth)])
-    found = [Schedule.of(spec, degrees) for degrees in lists]
+    found = [Schedule.of(spec, degrees, merge) for degrees in lists]
     return list({schedule.removed: schedule for schedule in found}.values())
 
 

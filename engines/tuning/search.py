@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tocom_export.compression.method import Merge
 from tocom_export.compression.schedule import Schedule
 from tocom_export.model.spec import VitSpec
 
@@ -48,6 +49,7 @@ class Search:
         trials: candidates at the most.
         seed: of the dice.
         tell: called after each candidate with how many there were, and the best.
+        merge: what merged tokens are spared.
     """
 
     spec: VitSpec
@@ -57,6 +59,7 @@ class Search:
     trials: int
     seed: int = 0
     tell: Callable[[int, Candidate], None] = lambda count, best: None
+    merge: Merge = "block"
     found: dict[Degrees, tuple[float, Weights]] = field(default_factory=dict)
     _best: float = np.inf
 
@@ -77,7 +80,7 @@ class Search:
 
     def _try(self, weights: Weights) -> bool:
         """Judge a direction; whether it is the best so far."""
-        degrees = fit(self.spec, weights, self.cost, self.limit)
+        degrees = fit(self.spec, weights, self.cost, self.limit, self.merge)
         if degrees is None or degrees in self.found or len(self.found) >= self.trials:
             return False
         loss = self.judge(degrees, self._best)
@@ -122,7 +125,9 @@ class Search:
                 since += len(self.found) - before
 
 
-def fit(spec: VitSpec, weights: Weights, cost: Cost, limit: float) -> Degrees | None:
+def fit(
+    spec: VitSpec, weights: Weights, cost: Cost, limit: float, merge: Merge = "block"
+) -> Degrees | None:
     """The smallest list in some proportions that costs no more than the limit; None for none.
 
     Returns:
@@ -131,7 +136,7 @@ def fit(spec: VitSpec, weights: Weights, cost: Cost, limit: float) -> Degrees | 
 
     def make(size: int) -> Schedule:
         scaled = np.rint(weights * size / weights.max()).astype(int)
-        return Schedule.of(spec, scaled.tolist())
+        return Schedule.of(spec, scaled.tolist(), merge)
 
     # A layer can't remove more than half of the patches; in proportion that takes the first size
     # at which the smallest share that isn't zero does.

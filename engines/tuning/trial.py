@@ -48,6 +48,7 @@ class Workshop:
             source=like.source,
             scale=like.scale if scale is None else scale,
             compensated=self.weights.bank is not None,
+            merge=self.bundle.method.merge,
         )
 
     def open(self, variant: Variant, batch: int) -> Engine:

@@ -70,6 +70,7 @@ class Tuner:
         self.workshop, self.journal, self.batch = workshop, journal, batch
         self.trials, self.seed, self.progress = trials, seed, progress
         self.spec: VitSpec = workshop.bundle.spec
+        self._merge = workshop.bundle.method.merge
         self._run_batch = max(batch, 16)
         source = next(iter(workshop.bundle.variants.values())).source
         # At the degree that it was trained at a model is what it is, without compensation.
@@ -114,14 +115,14 @@ class Tuner:
 
     def _set_limit(self, budget: Budget) -> tuple[float, Cost]:
         """What may be spent, and the cost of a schedule in the same measure."""
-        spec, dense = self.spec, Schedule.of(self.spec, 0)
+        spec, dense = self.spec, Schedule.of(self.spec, 0, self._merge)
         cost: Cost
         if budget.kind == "macs":
             cost = lambda schedule: float(schedule.macs(spec))  # noqa: E731
             whole = cost(dense)
             limit = budget.amount * whole
         else:
-            probes = list_probes(spec)
+            probes = list_probes(spec, self._merge)
             times = self._measure([probe.removed for probe in probes])
             model = LatencyModel.of(spec, {probe: times[probe.removed] for probe in probes})
             cost, whole = model.predict, times[dense.removed]
@@ -141,7 +142,8 @@ class Tuner:
                 title = f"{budget.name}: best so far {best.loss:.4f}"
                 update(completed=count, description=title)
 
-            search = Search(self.spec, cost, self._judge, limit, self.trials, self.seed, tell)
+            given = (cost, self._judge, limit, self.trials, self.seed, tell)
+            search = Search(self.spec, *given, merge=self._merge)
             ranked = search.run()
         if not ranked:
             raise InputError(
@@ -211,7 +213,7 @@ class Tuner:
     ) -> Found:
         """What was found beside the constant degrees, on the pictures that were kept back."""
         spec = self.spec
-        constants = [Schedule.of(spec, degree) for degree in range(MAX_DEGREE + 1)]
+        constants = [Schedule.of(spec, degree, self._merge) for degree in range(MAX_DEGREE + 1)]
         times: Mapping[tuple[int, ...], float] = {}
         if measured:
             near = [c for c in constants if cost(c) <= 1.15 * limit][:4]
@@ -220,7 +222,9 @@ class Tuner:
         else:
             allowed = [c for c in constants if cost(c) <= limit][:1]
         held = partial(self._report, variant.scale)
-        points = [("found", cost(Schedule.of(spec, c.degrees)), c.loss) for c in ranked]
+        points = [
+            ("found", cost(Schedule.of(spec, c.degrees, self._merge)), c.loss) for c in ranked
+        ]
         for constant in constants:
             points.append(("constant", cost(constant), self._judge(constant.degrees, float("inf"))))
         own, best = variant.schedule(spec), next(iter(allowed), None)

@@ -149,6 +149,24 @@ def test_patches_have_their_tokens(family: tuple[VitSpec, Any], tmp_path: Path) 
         np.testing.assert_array_equal(found["map"], wanted["map"].numpy())
 
 
+def test_merging_for_the_mlp_alone(family: tuple[VitSpec, Any], tmp_path: Path) -> None:
+    spec, vit = family
+    images, model = draw(spec), CompressedVit(vit, Method("tome", merge="ffn")).eval()
+    bundle = export(
+        vit, tmp_path / "b", bank="none", targets=(0, 4), schedules={"mixed": [5, 0, 3]},
+        outputs=("logits", "tokens"), merge="ffn", verify=False,
+    )  # fmt: skip
+    with torch.inference_mode():
+        whole = vit(torch.from_numpy(images))
+    assert differ(bundle.engine("r00").run(images), whole) < 1e-5
+    assert differ(bundle.engine("r04").run(images), whole) > 1e-5
+    for name, degree in DEGREES.items():
+        with torch.inference_mode():
+            wanted = model.give(torch.from_numpy(images), bundle.outputs, degree)
+        for output, found in bundle.engine(name).run_all(images).items():
+            assert differ(found, wanted[output]) < 1e-4, (name, output)
+
+
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224"])
 def test_pruned_tokens_keep_their_positions(name: str, tmp_path: Path) -> None:
     spec = replace(shrink(spec_of_name(name)), pool="token", final_norm="norm")

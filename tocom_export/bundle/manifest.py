@@ -107,6 +107,8 @@ class Manifest:
             if variant.name != name:
                 raise InputError(f"variants: {name} calls itself {variant.name}.")
             variant.check(self.spec)
+            if variant.merge != self.method.merge:
+                raise InputError(f"variants: {name} merges otherwise than the method.")
         for name in (WEIGHTS, *map(graph_name, self.variants)):
             if name not in self.files:
                 raise InputError(f"files: {name} is not listed.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import DegreeError
 from ..model.spec import VitSpec
 from .keeping import Keep
+from .method import Merge
 from .seldom import Every
 
 _RULES: dict[str, type[Every] | type[Keep]] = {"every": Every, "keep": Keep}
@@ -29,10 +30,20 @@ def parse_rule(text: str) -> Every | Keep:
     return kind.parse(text)
 
 
-def list_degrees(spec: VitSpec, schedule: Sequence[int] | str) -> Sequence[int]:
+def list_degrees(
+    spec: VitSpec, schedule: Sequence[int] | str, merge: Merge = "block"
+) -> Sequence[int]:
     """A schedule's degrees, one a layer; a text is a rule (:class:`Every`, :class:`Keep`).
 
     Raises:
         DegreeError: the text is no rule, or it can't be had of the model.
     """
-    return parse_rule(schedule).list_degrees(spec) if isinstance(schedule, str) else schedule
+    if not isinstance(schedule, str):
+        return schedule
+    rule = parse_rule(schedule)
+    if merge == "ffn":
+        raise DegreeError(
+            f"{schedule} is for merges that later layers begin with; with `merge` ffn list a "
+            "degree for each layer."
+        )
+    return rule.list_degrees(spec)

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from ..errors import DegreeError
 from ..model.spec import VitSpec
+from .method import Merge
 
 MAX_DEGREE = 16
 """The highest degree that a ToCom bank spans: 16 groups, one per step g → g+1."""
@@ -25,7 +26,9 @@ class Schedule:
     """How many tokens each layer removes between its attention and its MLP.
 
     With ``N`` tokens in a layer, ``P`` of them protected, degree ``r`` removes
-    ``min(r, (N - P) // 2)`` tokens: ToMe's bound, since a merge pairs two tokens.
+    ``min(r, (N - P) // 2)`` tokens: ToMe's bound, since a merge pairs two tokens. Where merging is
+    for the MLP alone (:data:`~tocom_export.compression.method.Merge`), each layer begins with all
+    tokens anew.
     """
 
     tokens: int
@@ -34,9 +37,10 @@ class Schedule:
     """Protected tokens, ``P``."""
     degrees: tuple[int, ...]
     """The degree of each layer."""
+    merge: Merge = "block"
 
     @classmethod
-    def of(cls, spec: VitSpec, degree: int | Sequence[int]) -> Schedule:
+    def of(cls, spec: VitSpec, degree: int | Sequence[int], merge: Merge = "block") -> Schedule:
         """The schedule of one degree for all layers, or of one degree per layer.
 
         Raises:
@@ -55,7 +59,7 @@ class Schedule:
             )
         if wrong := [number for number in degrees if not 0 <= number <= MOST]:
             raise DegreeError(f"degree {wrong[0]}: 0 to {MOST} is expected.")
-        return cls(spec.tokens, spec.prefix, degrees)
+        return cls(spec.tokens, spec.prefix, degrees, merge)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -67,7 +71,14 @@ class Schedule:
     @property
     def tokens_in(self) -> tuple[int, ...]:
         """Tokens in each layer's attention."""
+        if self.merge == "ffn":
+            return (self.tokens,) * len(self.degrees)
         return (self.tokens, *self.tokens_out[:-1])
+
+    @property
+    def left(self) -> int:
+        """Tokens after the last layer."""
+        return self.tokens if self.merge == "ffn" else self.tokens_out[-1]
 
     @property
     def tokens_out(self) -> tuple[int, ...]:
@@ -76,6 +87,8 @@ class Schedule:
         def leave(tokens: int, degree: int) -> int:
             return tokens - min(degree, (tokens - self.prefix) // 2)
 
+        if self.merge == "ffn":
+            return tuple(leave(self.tokens, degree) for degree in self.degrees)
         return tuple(accumulate(self.degrees, leave, initial=self.tokens))[1:]
 
     @property
@@ -87,10 +100,18 @@ class Schedule:
         many, piecewise linear between whole degrees and the smallest where several do; 16 where
         even 16 brings more. Layer 0, which all tokens reach, takes what layer 1 takes. A
         constant list of a degree up to 16 takes that degree, whatever bounds it.
+
+        Where merging is for the MLP alone, all tokens reach every layer, some of them less exact.
+        Layer ``l ≥ 1`` then takes the degree at which a constant schedule would have merged as
+        many before it: their mean over the layers before, 16 at the most.
         """
         first = self.degrees[0]
         if len(set(self.degrees)) == 1:
             return (float(min(first, MAX_DEGREE)),) * len(self.degrees)
+        if self.merge == "ffn":
+            sums = accumulate(self.removed[:-1])
+            means = [min(total / layer, MAX_DEGREE) for layer, total in enumerate(sums, 1)]
+            return (float(means[0]), *map(float, means))
         constant = [
             Schedule(self.tokens, self.prefix, (degree,) * len(self.degrees)).tokens_in
             for degree in range(MAX_DEGREE + 1)
@@ -113,7 +134,7 @@ class Schedule:
             layers = 2 if spec.mlp == "plain" else 3  # gate and value are made from the same input
             total += left * c * (layers * spec.mlp_width + 2 * spec.adapter_width)
         if spec.pool == "map":
-            pooled = self.tokens_out[-1] - spec.pooled_from
+            pooled = self.left - spec.pooled_from
             total += 2 * pooled * c * c + 2 * pooled * c + 2 * c * (c + spec.pool_mlp_width)
         rows = spec.classes or spec.projection
         return total + spec.features * rows * (1 + int(spec.distilled))

@@ -22,6 +22,18 @@ def add_residual(
         branch: (B·N, C).
         which: 1 after attention, 2 after the MLP.
     """
+    branch = finish_branch(builder, branch, spec, layer, which)
+    with builder.scope(f"blocks.{layer}.residual{which}"):
+        return builder.op("Add", x, branch)
+
+
+def finish_branch(
+    builder: GraphBuilder, branch: ir.Value, spec: VitSpec, layer: int, which: int
+) -> ir.Value:
+    """A branch (B·N, C) as it is added: scaled or normed where the model does so.
+
+    Computed → stream.
+    """
     with builder.scope(f"blocks.{layer}.residual{which}"):
         if which in spec.scaled:
             scale = builder.weight(layer_scale_name(spec, layer, which))
@@ -29,4 +41,4 @@ def add_residual(
         branch = builder.to_stream(branch)
         if spec.post_norm:
             branch = normalise(builder, branch, f"blocks.{layer}.norm{which}", spec)
-        return builder.op("Add", x, branch)
+        return branch

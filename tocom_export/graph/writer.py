@@ -15,8 +15,8 @@ from ..model.spec import VitSpec
 from .attention import attend
 from .builder import FLOAT, GraphBuilder
 from .embedding import embed
+from .feed_forward import feed_forward, feed_merged
 from .matching import match, merge
-from .mlp import apply_mlp
 from .norm import normalise
 from .outputs import LastLayer, add_outputs
 from .positions import keep_places
@@ -110,7 +110,12 @@ def _apply_layers(
             normed = builder.from_stream(normed)
         attended = attend(builder, normed, spec, method, layer, tokens, size, places)
         x = add_residual(builder, x, attended.out, spec, layer, 1)
-        if remove:
+        whole = method.merge == "ffn"
+        if remove and whole:
+            with builder.scope(f"{name}.tome"):
+                matching = match(builder, attended.keys, tokens, remove, spec.prefix)
+            x = feed_merged(builder, x, spec, layer, matching)
+        elif remove:
             with builder.scope(f"{name}.{method.name}"):
                 x = builder.reshape(x, -1, tokens, spec.width)  # (B, N, C)
                 if method.name == "tome":
@@ -130,11 +135,9 @@ def _apply_layers(
                     places = keep_places(builder, places, kept)
                 x = builder.reshape(x, -1, spec.width)  # (B·(N - r), C)
             tokens -= remove
+        if not (remove and whole):
+            x = feed_forward(builder, x, spec, layer)
         if tracker and trace:
             with builder.scope(f"{name}.map"):
                 tracker.note_layer()
-        with builder.scope(name):
-            normed = x if spec.post_norm else normalise(builder, x, f"{name}.norm2", spec)
-            normed = builder.from_stream(normed)
-        x = add_residual(builder, x, apply_mlp(builder, normed, spec, layer), spec, layer, 2)
     return LastLayer(x, tokens, size, tracker)

@@ -82,3 +82,5 @@ def check_method(names: Iterable[OutputName], method: Method) -> None:
             "`outputs` tokens: evit drops patches, of which no features are left; ask for the "
             "method tome."
         )
+    if "map" in names and method.merge == "ffn":
+        raise InputError("`outputs` map: with `merge` ffn each patch keeps a token of its own.")

@@ -156,7 +156,13 @@ def _choose_scales(
     runs: list[Run] = []
     watched: list[dict[float, _Watched]] = []
     for subject, variant in pairs:
-        source = Variant.of(subject.spec, variant.source, source=variant.source, compensated=False)
+        source = Variant.of(
+            subject.spec,
+            variant.source,
+            source=variant.source,
+            compensated=False,
+            merge=variant.merge,
+        )
         teacher = _Watched(subject.runner(source))
         students = {
             scale: _Watched(

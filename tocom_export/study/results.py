@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 
+from ..compression.method import Label
 from ..compression.schedule import Degree
 from ..errors import InputError
 from ..io.atomic import replace_file
@@ -19,7 +20,7 @@ from ..variant import MAX_SCALE, constant_name
 from .accuracy import Interval, find_interval
 
 FORMAT = 1
-METHODS = {"tome": "ToMe", "evit": "EViT"}
+METHODS = {"tome": "ToMe", "evit": "EViT", "tome within the FFN": "ToMe within the FFN"}
 """Each method's name in rows → its name on pages and plots."""
 _LARGEST = 10_000_000  # bytes; some 50,000 rows
 
@@ -35,7 +36,7 @@ class Row:
     """
 
     dataset: Text
-    method: Literal["tome", "evit"]
+    method: Label
     source: Degree
     """The degree that the model was trained at."""
     target: Degree | None

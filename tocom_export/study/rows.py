@@ -39,7 +39,7 @@ def make_rows(
         by_degree = variant.name == constant_name(variant.degrees) and degree <= MAX_DEGREE
         row = Row(
             dataset=name,
-            method=found.subject.method.name,
+            method=found.subject.method.label,
             source=variant.source,
             target=degree if by_degree else None,
             baseline=found.plain.accuracy,
@@ -87,14 +87,14 @@ def check_conflicts(
     for subject in subjects:
         path = subject.path
         for source in sorted({variant.source for variant in subject.variants}):
-            owner = owners.get((subject.method.name, source), path)
+            owner = owners.get((subject.method.label, source), path)
             if owner not in (path, path.name):
                 raise InputError(
                     f"{path} and {owner} are both of source {source} and seed {seed} on {name}, "
                     "and would share their rows; tell them apart by `bank_name`, `seed` or "
                     "`name`, in a run for each."
                 )
-            owners[subject.method.name, source] = path
+            owners[subject.method.label, source] = path
 
 
 def check_recordable(
