@@ -149,7 +149,7 @@ def test_a_scale_that_is_chosen_and_given(subject: Subject):
         measure([subject], DATA, Data("others"), scale=0.1)
 
 
-@pytest.mark.parametrize("chosen", [{"scale": 0.1}, {"held_out": Data("others")}], ids=str)
+@pytest.mark.parametrize("chosen", [{"scale": 0.1}, {"held_out": Data("others")}], ids=" ".join)
 def test_scales_that_are_baked_in(subject: Subject, chosen: Any):
     with pytest.raises(InputError, match=r"`scale`: .* have theirs baked in"):
         measure([replace(subject, baked=True)], DATA, **chosen)
