@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -207,8 +208,9 @@ def main() -> int:
             stuck = sum(thread.is_alive() for thread in threads)
         finally:
             status = soak.stop()
-    tenth = max(1, len(soak.memory) // 10)
-    tenths = [median(soak.memory[i : i + tenth]) for i in range(0, len(soak.memory), tenth)]
+    parts = min(10, len(soak.memory))
+    ends = [len(soak.memory) * n // parts for n in range(parts + 1)]
+    tenths = [median(soak.memory[start:end]) for start, end in pairwise(ends)]
     growth = tenths[-1] / tenths[1] - 1 if len(tenths) > 2 else None
     print(
         json.dumps(
