@@ -31,7 +31,8 @@ def programme(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[A
 
 
 def test_each_command_has_options_that_exist(programme: list[Any]):
-    root = click.Context(cli)
+    # As the command line opens it: commands remember the names of their help option.
+    root = click.Context(cli, **cli.context_settings)
     for task in programme:
         name, *arguments = task.command
         command = cli.get_command(root, name)
