@@ -1,6 +1,6 @@
 """Other ways to choose and to mix the tokens that go, at equal token counts, without training.
 
-python benchmarks/methods.py CHECKPOINT... --data FOLDER... [--bank FILE] [--limit N]
+python benchmarks/methods.py CHECKPOINT... --data FOLDER... --bank FILE
 
 Each checkpoint (of a ViT with a class token, trained at degree 0) is measured on the test images of
 the folder in the same place. All rules remove what ToMe removes in each layer, so that all cost the
@@ -147,7 +147,7 @@ def run(
 
 
 @torch.inference_mode()
-def measure(checkpoint: Path, data: str, bank: Path, limit: int) -> dict[str, list[str]]:
+def measure(checkpoint: Path, data: str, bank: Path) -> dict[str, list[str]]:
     """Accuracies of all rules at all degrees, as they are printed."""
     model = load_model(checkpoint=checkpoint)
     network = make_network(model, Method("tome"), 0.0).eval()
@@ -163,8 +163,8 @@ def measure(checkpoint: Path, data: str, bank: Path, limit: int) -> dict[str, li
 
         return call
 
-    whole = measure_accuracy([make(merge_alike, 0, False)], _Some(images, limit))[0]
-    scores = measure_accuracy([make(*each) for each in chosen], _Some(images, limit))
+    whole = measure_accuracy([make(merge_alike, 0, False)], images)[0]
+    scores = measure_accuracy([make(*each) for each in chosen], images)
     print(f"{data}: {whole.accuracy:.2f} % at degree 0, {whole.total} images", flush=True)
     found = [f"{score.accuracy:.2f}" for score in scores]
     cells = iter(zip(found[::2], found[1::2], strict=True))
@@ -173,33 +173,17 @@ def measure(checkpoint: Path, data: str, bank: Path, limit: int) -> dict[str, li
     }
 
 
-class _Some:
-    """The first batches of a set, of so many images at the most; classes take turns in none."""
-
-    def __init__(self, images: object, limit: int) -> None:
-        self.images, self.limit = images, limit
-
-    def __iter__(self) -> object:
-        seen = 0
-        for pixels, labels in self.images:  # type: ignore[attr-defined]
-            yield pixels, labels
-            seen += len(labels)
-            if seen >= self.limit:
-                return
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--bank", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=1_000_000)
     options = parser.parse_args()
     print(f"| set | rule | {' | '.join(f'r = {degree}' for degree in DEGREES)} |")
     print("|---|---|" + "---:|" * len(DEGREES))
     for checkpoint, data in zip(options.checkpoints, options.data, strict=True):
-        for name, cells in measure(checkpoint, data, options.bank, options.limit).items():
+        for name, cells in measure(checkpoint, data, options.bank).items():
             print(f"| {Path(data).parent.name} | {name} | {' | '.join(cells)} |", flush=True)
 
 

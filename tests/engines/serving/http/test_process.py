@@ -23,6 +23,7 @@ import tritonclient.http as triton
 
 from tocom_export.bundle.opening import Bundle
 
+HEAD = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 
 
@@ -55,6 +56,12 @@ def start(
         process.wait(20)
         process.stdout.close()
         process.stderr.close()
+
+
+def connect(url: str) -> socket.socket:
+    """To a server, before anything is said."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), 20)
 
 
 def make_body(images: Any) -> tuple[bytes, dict[str, str]]:
@@ -135,10 +142,8 @@ def test_a_second_signal_ends_it_at_once(bundle: Bundle, make_images: Callable[.
 @POSIX
 def test_a_second_signal_doesnt_wait_for_a_body(bundle: Bundle):
     with start(f"small={bundle.path}", "--policy", "fixed") as (process, url):
-        host, port = url.removeprefix("http://").split(":")
-        with closing(socket.create_connection((host, int(port)), 20)) as connection:
-            head = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
-            connection.sendall(head)
+        with closing(connect(url)) as connection:
+            connection.sendall(HEAD)
             time.sleep(0.5)
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
@@ -156,10 +161,8 @@ def test_a_second_signal_doesnt_wait_for_a_body(bundle: Bundle):
 @POSIX
 def test_half_a_body_is_not_waited_for(bundle: Bundle):
     with start(f"small={bundle.path}", "--policy", "fixed") as (process, url):
-        host, port = url.removeprefix("http://").split(":")
-        with closing(socket.create_connection((host, int(port)), 20)) as connection:
-            head = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
-            connection.sendall(head + b"half")
+        with closing(connect(url)) as connection:
+            connection.sendall(HEAD + b"half")
             time.sleep(0.5)
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
