@@ -124,9 +124,10 @@ class Tuner:
         else:
             probes = list_probes(spec, self._merge)
             times = self._measure([probe.removed for probe in probes])
-            model = LatencyModel.of(spec, {probe: times[probe.removed] for probe in probes})
-            cost, whole = model.predict, times[dense.removed]
+            measured = {probe: times[probe.removed] for probe in probes}
+            whole = times[dense.removed]
             limit = whole / budget.amount if budget.kind == "speedup" else budget.amount
+            cost = LatencyModel.of(spec, measured).adjust(measured, limit).predict
         if limit >= whole:
             unit = "MACs" if budget.kind == "macs" else "ms"
             raise InputError(

@@ -73,3 +73,15 @@ def test_a_latency_model_gives_back_what_it_was_made_of():
     for degrees in ((8, 8, 8, 8), (0, 20, 0, 0), (3, 9, 1, 0)):
         schedule = Schedule.of(SPEC, degrees)
         assert found.predict(schedule) == pytest.approx(true.predict(schedule), rel=1e-3)
+
+
+def test_a_latency_model_is_right_where_it_decides():
+    """Where no sum of layers explains what was measured, it is for the cheapest schedule."""
+    true = LatencyModel(SPEC, (0.5, 6.0, 2.0, 0.4, 0.3, 0.0))
+    measured = {probe: true.predict(probe) for probe in list_probes(SPEC)}
+    fastest = min(measured, key=lambda probe: measured[probe])
+    measured[fastest] *= 0.7
+    fitted = LatencyModel.of(SPEC, measured)
+    assert fitted.predict(fastest) > 1.05 * measured[fastest]
+    right = fitted.adjust(measured, measured[fastest])
+    assert right.predict(fastest) == pytest.approx(measured[fastest])
